@@ -1,0 +1,337 @@
+//! The journal: the durable truth. This is the port; adapters are its files and folders.
+//!
+//! The rules every adapter keeps, and [`contract`] proves of each:
+//! - Offsets of a topic are dense from 1, in commit order. What was refused takes none.
+//! - `append` returns when its events are durable, and not before. A batch is stored in one commit.
+//! - Nothing can be read before it is durable, and what was read can be read again until it is
+//!   superseded (states), trimmed or deleted.
+//! - `recorded_at` never goes back within a topic, whatever the clock does.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+pub mod contract;
+pub mod embedded;
+pub mod memory;
+pub mod record;
+
+pub use crate::model::resume::Head;
+use crate::model::{
+    Event, Fingerprint, NewEvent, Offset, Position, StateKey, Tenant, Timestamp, TopicKey, limits,
+};
+
+/// Ordered, durable histories of topics.
+#[async_trait]
+pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
+    /// Appends a batch to one topic in one commit, creating the topic if need be.
+    ///
+    /// Each event has its own outcome: one that is refused takes no offset and does not fail the
+    /// others. Later events of the batch see earlier ones: their ids, and the states they set.
+    /// Ephemeral events must not be handed in.
+    ///
+    /// Cancel-safe in this sense: once polled, the batch may be stored whole although the future
+    /// was dropped, never in part.
+    ///
+    /// # Errors
+    /// Nothing of the batch is readable then; it may be stored nevertheless if the store failed
+    /// while it was committing, so the caller must not tell anybody that it was not.
+    async fn append(&self, topic: &TopicKey, batch: Batch) -> Result<Appended, JournalError>;
+
+    /// Reads what follows an offset: log events, current states and tombstones in offset order.
+    ///
+    /// Serves any `after`: what was trimmed is simply absent, and the caller compares `after` with
+    /// `head.earliest`. A topic that was never written is empty, not an error.
+    async fn read(
+        &self,
+        topic: &TopicKey,
+        after: Offset,
+        limit: PageLimit,
+    ) -> Result<Page, JournalError>;
+
+    /// Reads current states by ascending offset, without tombstones.
+    async fn states(&self, topic: &TopicKey, query: StateQuery) -> Result<Page, JournalError>;
+
+    /// The topic's bounds and properties.
+    async fn describe(&self, topic: &TopicKey) -> Result<TopicInfo, JournalError>;
+
+    /// The offset after which a reader finds what `from` asks for.
+    async fn locate(&self, topic: &TopicKey, from: Locate) -> Result<Offset, JournalError>;
+
+    /// Replaces the topic's properties, creating the topic if need be.
+    async fn set_properties(
+        &self,
+        topic: &TopicKey,
+        properties: Properties,
+    ) -> Result<TopicInfo, JournalError>;
+
+    /// Deletes the topic with all its events and states. Written again, it has another epoch.
+    ///
+    /// Returns whether there was such a topic.
+    async fn delete(&self, topic: &TopicKey) -> Result<bool, JournalError>;
+
+    /// Removes log events and tombstones that exceed the retention, oldest first; states stay.
+    /// Returns the head after it. `earliest` never goes back.
+    async fn trim(
+        &self,
+        topic: &TopicKey,
+        retention: &Retention,
+        now: Timestamp,
+    ) -> Result<Head, JournalError>;
+
+    /// States whose `due_at` or `expires_at` is not after `now`, earliest first, of all tenants.
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, JournalError>;
+
+    /// Topics by ascending name.
+    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError>;
+
+    /// Why the journal takes no appends now; `None` while it works.
+    fn failure(&self) -> Option<String>;
+
+    /// Finishes what was accepted and releases the store.
+    async fn close(&self);
+}
+
+/// What is appended together.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// The events, in order.
+    pub events: Vec<Append>,
+    /// Properties that the topic gets if this batch creates it.
+    pub properties: Option<Properties>,
+    /// Whether the topic takes no more events after these. Closing twice is no error.
+    pub close: bool,
+    /// What `recorded_at` becomes, unless the topic's last event is later.
+    pub now: Timestamp,
+}
+
+/// One event to be appended.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// The event; not ephemeral.
+    pub event: Arc<NewEvent>,
+    /// The offset that the key's current state must have; 0: there must be none.
+    pub if_offset: Option<Offset>,
+    /// Whether the id may have been used before. Ids that the hub minted have not, and are not
+    /// entered into the dedup window.
+    pub dedup: Dedup,
+}
+
+/// Whether an event's id is looked up in the dedup window, and entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dedup {
+    /// The publisher chose the id.
+    ById,
+    /// The hub minted it.
+    Minted,
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone)]
+pub struct Appended {
+    /// The topic after the batch.
+    pub head: Head,
+    /// One outcome for each event, in order.
+    pub outcomes: Vec<Outcome>,
+    /// The events that were stored, by ascending offset.
+    pub events: Vec<Event>,
+}
+
+/// What became of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was stored here.
+    Stored(Position),
+    /// Its id was stored before, here.
+    Duplicate(Position),
+    /// It was not stored.
+    Refused(Refusal),
+}
+
+/// Why the journal did not store an event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// `if_offset` did not match.
+    #[error("state is not at the expected offset")]
+    Conflict {
+        /// The key's current state.
+        current: Option<Event>,
+    },
+    /// The topic was closed.
+    #[error("topic is closed")]
+    Closed,
+    /// The topic holds as many states as it may.
+    #[error("topic already holds {limit} states")]
+    StatesFull {
+        /// States per topic.
+        limit: u64,
+    },
+}
+
+/// How much of a topic is read at once. Always at least one event, whatever its size.
+#[derive(Debug, Clone, Copy)]
+pub struct PageLimit {
+    /// Events.
+    pub events: usize,
+    /// Bytes of their data.
+    pub bytes: usize,
+}
+
+impl Default for PageLimit {
+    fn default() -> Self {
+        Self { events: limits::REPLAY_PAGE_EVENTS, bytes: limits::REPLAY_PAGE_BYTES }
+    }
+}
+
+/// A part of a topic's history.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The topic as it was when the page was read; the page is consistent with it.
+    pub head: Head,
+    /// Fingerprint of the event at `after`, if the journal still knows it.
+    pub after_fingerprint: Option<Fingerprint>,
+    /// The events by ascending offset.
+    pub events: Vec<Event>,
+    /// The position up to which this page is complete: everything held in `(after, next]` is in
+    /// it. The end of the topic (for states: of the query), once there is no more; never before
+    /// `after`.
+    pub next: Position,
+}
+
+/// Which states to read.
+#[derive(Debug, Clone)]
+pub struct StateQuery {
+    /// Keys that start with this text.
+    pub prefix: String,
+    /// States after this offset …
+    pub after: Offset,
+    /// … and not after this one.
+    pub until: Offset,
+    /// How much at once.
+    pub limit: PageLimit,
+}
+
+impl StateQuery {
+    /// All states.
+    #[must_use]
+    pub fn all() -> Self {
+        Self {
+            prefix: String::new(),
+            after: Offset::ZERO,
+            until: Offset(u64::MAX),
+            limit: PageLimit::default(),
+        }
+    }
+
+    /// The state of one key and of keys that start with it.
+    #[must_use]
+    pub fn of(key: &StateKey) -> Self {
+        Self { prefix: key.as_str().to_owned(), ..Self::all() }
+    }
+}
+
+/// A place that a reader describes by something else than an offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locate {
+    /// Before the last so many events that are still held.
+    Latest(u64),
+    /// Before the first event that was recorded at or after this time.
+    Since(Timestamp),
+}
+
+/// How much of a topic is kept: whichever bound is reached first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Events recorded longer ago than this go.
+    pub age: Option<Duration>,
+    /// Log events and tombstones kept.
+    pub events: Option<u64>,
+    /// Bytes kept, as stored.
+    pub bytes: Option<u64>,
+}
+
+impl Retention {
+    /// Keeps everything.
+    pub const UNLIMITED: Self = Self { age: None, events: None, bytes: None };
+}
+
+/// What the writer that creates a topic says about it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Properties {
+    /// Subject (`sub`) that `owner` rules let in.
+    pub owner: Option<String>,
+    /// Further subjects that `owner` rules let read. At most 100.
+    pub readers: Vec<String>,
+    /// The topic is deleted when nothing was appended for so long.
+    pub ttl: Option<Duration>,
+    /// Instead of the hub's retention.
+    pub retention: Option<Retention>,
+}
+
+/// A topic in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicInfo {
+    /// Which topic.
+    pub topic: TopicKey,
+    /// Whether it was ever written (or given properties) and not deleted since.
+    pub exists: bool,
+    /// Its bounds.
+    pub head: Head,
+    /// Log events and tombstones held.
+    pub events: u64,
+    /// Bytes held in the log, as stored.
+    pub bytes: u64,
+    /// Current states held.
+    pub states: u64,
+    /// When the last event was recorded, or the topic created.
+    pub written_at: Timestamp,
+    /// What its creator said.
+    pub properties: Properties,
+}
+
+/// Which topics to list.
+#[derive(Debug, Clone)]
+pub struct TopicQuery {
+    /// Of one tenant; `None`: of all, by tenant and name.
+    pub tenant: Option<Tenant>,
+    /// Names that start with this text.
+    pub prefix: String,
+    /// After this topic.
+    pub after: Option<TopicKey>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// A state whose time has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// In which topic.
+    pub topic: TopicKey,
+    /// The state.
+    pub event: Event,
+    /// Which of its times.
+    pub why: DueKind,
+}
+
+/// Which of a state's times has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DueKind {
+    /// `expires_at`: it is to be ended by a tombstone.
+    Expired,
+    /// `due_at`: something is to be done about it.
+    Due,
+}
+
+/// Why the journal could not answer.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// It may work later: ask again after a moment, nothing needs mending here.
+    #[error("journal is unavailable: {0}")]
+    Unavailable(String),
+    /// It will not work until a person acts: the data directory is damaged, foreign, locked, from a
+    /// newer version or not permitted. The message names the file and the remedy.
+    #[error("{0}")]
+    Broken(String),
+}

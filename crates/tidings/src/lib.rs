@@ -1,0 +1,6 @@
+//! Tidings: a live-event hub.
+
+pub mod clock;
+pub mod error;
+pub mod journal;
+pub mod model;

@@ -1,0 +1,404 @@
+//! JSON text that is known to be strict and to fit on one line.
+//!
+//! The rule: what a publisher wrote is kept byte for byte, numbers and escapes included; only white
+//! space between tokens goes. Duplicate keys, NaN, lone surrogates and deep nesting are refused
+//! with the JSON pointer (RFC 6901) of the place.
+
+use std::{collections::HashSet, fmt, sync::Arc};
+
+use super::limits::JSON_DEPTH_MAX;
+
+/// One JSON value (RFC 8259) without white space between tokens.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct JsonText(Arc<str>);
+
+/// Text that is not strict JSON.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason} at byte {at}")]
+pub struct JsonError {
+    /// JSON pointer of the value that is wrong, `""` for the whole: `/items/3/name`.
+    pub pointer: String,
+    /// Byte offset in the text.
+    pub at: usize,
+    /// What is wrong, lower case.
+    pub reason: &'static str,
+}
+
+impl JsonText {
+    /// `null`.
+    #[must_use]
+    pub fn null() -> Self {
+        Self("null".into())
+    }
+
+    /// Checks the text and takes the white space out.
+    ///
+    /// # Errors
+    /// [`JsonError`] says where the text is not strict JSON.
+    pub fn parse(text: &str) -> Result<Self, JsonError> {
+        let mut scan =
+            Scan { text: text.as_bytes(), at: 0, out: Vec::with_capacity(text.len()), path: Vec::new() };
+        scan.space();
+        scan.value()?;
+        scan.space();
+        if scan.at < text.len() {
+            return Err(scan.error("has more after its value"));
+        }
+        let out = String::from_utf8(scan.out)
+            .expect("only whole ASCII tokens and whole strings are copied");
+        Ok(Self(out.into()))
+    }
+
+    /// A JSON string that holds the text, U+0000 included.
+    #[must_use]
+    pub fn string(text: &str) -> Self {
+        let mut out = String::with_capacity(text.len() + 2);
+        escape_into(&mut out, text);
+        Self(out.into())
+    }
+
+    /// Any value that serialises to JSON.
+    ///
+    /// # Errors
+    /// The serialiser's, for example a map whose keys are not strings.
+    pub fn of<T: serde::Serialize + ?Sized>(value: &T) -> Result<Self, serde_json::Error> {
+        Ok(Self(serde_json::to_string(value)?.into()))
+    }
+
+    /// Text that a `JsonText` wrote before: from the journal, under a checksum.
+    pub(crate) fn trusted(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The JSON on one line.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for JsonText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Appends the text as a JSON string, quotes included, control characters escaped.
+pub(crate) fn escape_into(out: &mut String, text: &str) {
+    out.push('"');
+    let mut plain = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        let escape = match byte {
+            b'"' => "\\\"",
+            b'\\' => "\\\\",
+            b'\n' => "\\n",
+            b'\r' => "\\r",
+            b'\t' => "\\t",
+            0..0x20 => "",
+            _ => continue,
+        };
+        out.push_str(text.get(plain..at).unwrap_or_default());
+        if escape.is_empty() {
+            use fmt::Write as _;
+            let _ = write!(out, "\\u{byte:04x}");
+        } else {
+            out.push_str(escape);
+        }
+        plain = at + 1;
+    }
+    out.push_str(text.get(plain..).unwrap_or_default());
+    out.push('"');
+}
+
+enum Step {
+    Key(String),
+    Index(usize),
+}
+
+struct Scan<'a> {
+    text: &'a [u8],
+    at: usize,
+    out: Vec<u8>,
+    path: Vec<Step>,
+}
+
+impl Scan<'_> {
+    fn error(&self, reason: &'static str) -> JsonError {
+        let mut pointer = String::new();
+        for step in &self.path {
+            pointer.push('/');
+            match step {
+                Step::Key(key) => pointer.push_str(&key.replace('~', "~0").replace('/', "~1")),
+                Step::Index(index) => pointer.push_str(&index.to_string()),
+            }
+        }
+        JsonError { pointer, at: self.at, reason }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.get(self.at).copied()
+    }
+
+    fn space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    fn copy(&mut self, from: usize) {
+        self.out.extend_from_slice(self.text.get(from..self.at).unwrap_or_default());
+    }
+
+    fn symbol(&mut self, symbol: u8, reason: &'static str) -> Result<(), JsonError> {
+        if self.peek() != Some(symbol) {
+            return Err(self.error(reason));
+        }
+        self.at += 1;
+        self.out.push(symbol);
+        Ok(())
+    }
+
+    fn value(&mut self) -> Result<(), JsonError> {
+        if self.path.len() > JSON_DEPTH_MAX {
+            return Err(self.error("is nested deeper than 64 levels"));
+        }
+        match self.peek() {
+            Some(b'{') => self.object(),
+            Some(b'[') => self.array(),
+            Some(b'"') => self.string().map(drop),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            Some(b't') => self.literal(b"true"),
+            Some(b'f') => self.literal(b"false"),
+            Some(b'n') => self.literal(b"null"),
+            Some(_) => Err(self.error("is not a JSON value")),
+            None => Err(self.error("ends where a JSON value is expected")),
+        }
+    }
+
+    fn object(&mut self) -> Result<(), JsonError> {
+        self.symbol(b'{', "is not an object")?;
+        self.space();
+        let mut keys = HashSet::new();
+        if self.peek() == Some(b'}') {
+            return self.symbol(b'}', "is not an object");
+        }
+        loop {
+            let key = self.string()?;
+            self.path.push(Step::Key(key.clone()));
+            if !keys.insert(key) {
+                return Err(self.error("has this key twice"));
+            }
+            self.space();
+            self.symbol(b':', "lacks a colon after its key")?;
+            self.space();
+            self.value()?;
+            self.path.pop();
+            self.space();
+            if self.peek() == Some(b'}') {
+                return self.symbol(b'}', "is not an object");
+            }
+            self.symbol(b',', "lacks a comma or a closing brace")?;
+            self.space();
+        }
+    }
+
+    fn array(&mut self) -> Result<(), JsonError> {
+        self.symbol(b'[', "is not an array")?;
+        self.space();
+        if self.peek() == Some(b']') {
+            return self.symbol(b']', "is not an array");
+        }
+        for index in 0.. {
+            self.path.push(Step::Index(index));
+            self.value()?;
+            self.path.pop();
+            self.space();
+            if self.peek() == Some(b']') {
+                break;
+            }
+            self.symbol(b',', "lacks a comma or a closing bracket")?;
+            self.space();
+        }
+        self.symbol(b']', "is not an array")
+    }
+
+    /// Copies a string and returns what it means.
+    fn string(&mut self) -> Result<String, JsonError> {
+        let from = self.at;
+        if self.peek() != Some(b'"') {
+            return Err(self.error("lacks a key or string in double quotes"));
+        }
+        self.at += 1;
+        let mut meaning = Vec::new();
+        loop {
+            let Some(byte) = self.peek() else {
+                return Err(self.error("ends within a string"));
+            };
+            self.at += 1;
+            match byte {
+                b'"' => break,
+                b'\\' => self.escape(&mut meaning)?,
+                0..0x20 => {
+                    self.at -= 1;
+                    return Err(self.error("has a bare control character in a string"));
+                }
+                _ => meaning.push(byte),
+            }
+        }
+        self.copy(from);
+        Ok(String::from_utf8(meaning).expect("the text is UTF-8 and escapes are whole characters"))
+    }
+
+    fn escape(&mut self, meaning: &mut Vec<u8>) -> Result<(), JsonError> {
+        let Some(byte) = self.peek() else {
+            return Err(self.error("ends within a string"));
+        };
+        self.at += 1;
+        let plain = match byte {
+            b'"' | b'\\' | b'/' => byte,
+            b'b' => 8,
+            b'f' => 12,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'u' => return self.unicode(meaning),
+            _ => return Err(self.error("has an unknown escape in a string")),
+        };
+        meaning.push(plain);
+        Ok(())
+    }
+
+    fn unicode(&mut self, meaning: &mut Vec<u8>) -> Result<(), JsonError> {
+        let first = self.hex4()?;
+        let code = if (0xd800..0xdc00).contains(&first) {
+            if self.text.get(self.at..self.at + 2) != Some(b"\\u") {
+                return Err(self.error("has half of a surrogate pair in a string"));
+            }
+            self.at += 2;
+            let second = self.hex4()?;
+            if !(0xdc00..0xe000).contains(&second) {
+                return Err(self.error("has half of a surrogate pair in a string"));
+            }
+            0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00)
+        } else {
+            first
+        };
+        let Some(character) = char::from_u32(code) else {
+            return Err(self.error("has half of a surrogate pair in a string"));
+        };
+        meaning.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+        Ok(())
+    }
+
+    fn hex4(&mut self) -> Result<u32, JsonError> {
+        let digits = self.text.get(self.at..self.at + 4).unwrap_or_default();
+        let mut code = 0;
+        for digit in digits {
+            let Some(value) = char::from(*digit).to_digit(16) else {
+                return Err(self.error("has an escape that is not four hex digits"));
+            };
+            code = code * 16 + value;
+        }
+        if digits.len() < 4 {
+            return Err(self.error("has an escape that is not four hex digits"));
+        }
+        self.at += 4;
+        Ok(code)
+    }
+
+    fn digits(&mut self) -> Result<(), JsonError> {
+        let from = self.at;
+        while matches!(self.peek(), Some(b'0'..=b'9')) {
+            self.at += 1;
+        }
+        if from == self.at { Err(self.error("has a number without digits")) } else { Ok(()) }
+    }
+
+    fn number(&mut self) -> Result<(), JsonError> {
+        let from = self.at;
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        self.copy(from);
+        Ok(())
+    }
+
+    fn literal(&mut self, literal: &'static [u8]) -> Result<(), JsonError> {
+        let from = self.at;
+        if !self.text.get(from..).unwrap_or_default().starts_with(literal) {
+            return Err(self.error("is not a JSON value"));
+        }
+        self.at += literal.len();
+        self.copy(from);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn numbers_strings_and_escapes_are_kept_as_written() {
+        let text = " { \"a\" : [ 1.50 , 1e400, -0, \"\\u0000\\/\u{2028}é\" ] , \"b\":{} } ";
+        let json = JsonText::parse(text).unwrap();
+        assert_eq!(json.as_str(), "{\"a\":[1.50,1e400,-0,\"\\u0000\\/\u{2028}é\"],\"b\":{}}");
+    }
+
+    #[test]
+    fn what_is_not_strict_is_refused_at_its_place() {
+        let cases = [
+            ("", "", "ends where a JSON value is expected"),
+            ("NaN", "", "is not a JSON value"),
+            ("[1,]", "/1", "is not a JSON value"),
+            ("{\"a\":1,\"\\u0061\":2}", "/a", "has this key twice"),
+            ("{\"x/y\":[0,{\"k\":01}]}", "/x~1y/1", "lacks a comma or a closing brace"),
+            ("\"a\nb\"", "", "has a bare control character in a string"),
+            ("\"\\ud800\"", "", "has half of a surrogate pair in a string"),
+            ("\"\\udc00\"", "", "has half of a surrogate pair in a string"),
+            ("1 2", "", "has more after its value"),
+        ];
+        for (text, pointer, reason) in cases {
+            let error = JsonText::parse(text).unwrap_err();
+            assert_eq!((error.pointer.as_str(), error.reason), (pointer, reason), "{text}");
+        }
+        assert!(JsonText::parse(&"[".repeat(1 << 20)).is_err());
+    }
+
+    #[test]
+    fn a_string_of_any_text_reads_back() {
+        let text = "quote \" slash \\ nul \0 esc \x1b line \r\n tab \t é \u{2028}";
+        let json = JsonText::string(text);
+        assert_eq!(serde_json::from_str::<String>(json.as_str()).unwrap(), text);
+        assert_eq!(JsonText::parse(json.as_str()).unwrap(), json);
+    }
+
+    proptest! {
+        #[test]
+        fn we_accept_nothing_that_serde_json_refuses(text in "[\\[\\]{}:,\"a0-9eE.+\\- \\\\u]{0,24}") {
+            if let Ok(json) = JsonText::parse(&text) {
+                let raw: Box<serde_json::value::RawValue> = serde_json::from_str(&text).unwrap();
+                prop_assert!(!json.as_str().contains('\n'));
+                drop(raw);
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Every bound of the hub that does not depend on a deployment, with its unit and its reason.
+//!
+//! Bounds that operators may change live in [`crate::settings`]; their defaults are here.
+
+use std::time::Duration;
+
+/// Segments of a topic: deep enough for `account/1/team/2/project/3/…`, and bounds pattern matching.
+pub const TOPIC_SEGMENTS_MAX: usize = 16;
+/// Bytes of one topic segment: a UUID, an e-mail address or a SHA-256 in hex fits.
+pub const SEGMENT_BYTES_MAX: usize = 128;
+/// Bytes of a whole topic name: it is part of every stored key of the topic's head.
+pub const TOPIC_BYTES_MAX: usize = 512;
+/// Bytes of a pattern in a rule or grant.
+pub const PATTERN_BYTES_MAX: usize = 512;
+/// Bytes of an event type.
+pub const EVENT_TYPE_BYTES_MAX: usize = 128;
+/// Bytes of an event id: it is stored once more in the dedup window.
+pub const EVENT_ID_BYTES_MAX: usize = 128;
+/// Bytes of a state key.
+pub const STATE_KEY_BYTES_MAX: usize = 256;
+/// Bytes of `source` and `subject`.
+pub const ATTRIBUTE_BYTES_MAX: usize = 512;
+/// CloudEvents extension attributes of one event.
+pub const EXTENSIONS_MAX: usize = 16;
+/// Nesting of JSON data: far above real payloads, far below what overflows a stack.
+pub const JSON_DEPTH_MAX: usize = 64;
+/// Data of one event, bytes. CloudEvents guarantees forwarding up to 64 KiB.
+pub const EVENT_BYTES_MAX: usize = 64 * 1024;
+/// Body of one publish request, bytes.
+pub const PUBLISH_BYTES_MAX: usize = 1024 * 1024;
+/// Events of one publish request.
+pub const PUBLISH_EVENTS_MAX: usize = 500;
+/// Topics that one connection follows: one bit each in its wake word, and bounds the cursor.
+pub const CONNECTION_TOPICS_MAX: usize = 32;
+/// Longest `Last-Event-ID` that is looked at: 32 topics take below 1.5 KiB.
+pub const CURSOR_BYTES_MAX: usize = 2048;
+/// Filters of one connection.
+pub const CONNECTION_FILTERS_MAX: usize = 32;
+/// Events of one journal page: a page is what a slow reader holds at most.
+pub const REPLAY_PAGE_EVENTS: usize = 500;
+/// Bytes of one journal page, so that 500 events of 64 KiB do not become 32 MiB.
+pub const REPLAY_PAGE_BYTES: usize = 256 * 1024;
+/// Frames that a topic keeps in memory for its readers.
+pub const RING_FRAMES_MAX: usize = 256;
+/// Bytes of the frames that a topic keeps in memory.
+pub const RING_BYTES_MAX: usize = 1024 * 1024;
+/// Publishes that wait for one topic's task: beyond it publishers wait, which is their back-pressure.
+pub const TOPIC_QUEUE_MAX: usize = 1024;
+/// Events that one journal commit takes: bounds its duration (measured 2026-11: 1.8 ms p50).
+pub const COMMIT_EVENTS_MAX: usize = 1024;
+/// Bytes that one journal commit takes.
+pub const COMMIT_BYTES_MAX: usize = 1024 * 1024;
+/// A commit that takes longer aborts the process: the store is stuck and a restart heals it
+/// (fjall issue 257), while a hub that hangs helps nobody.
+pub const COMMIT_STALL_MAX: Duration = Duration::from_secs(10);
+/// How long a repeated event id is recognised at least.
+pub const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
+/// How many of a topic's last events are recognised by id at least, however old.
+pub const DEDUP_EVENTS_MIN: u64 = 10_000;
+/// Longest wait of a long-poll.
+pub const LONG_POLL_WAIT_MAX: Duration = Duration::from_secs(25);
+/// A topic without readers and publishers leaves memory after this long.
+pub const TOPIC_IDLE: Duration = Duration::from_secs(10);
+/// A ticket is to be used within this time.
+pub const TICKET_LIFE: Duration = Duration::from_secs(30);
+/// Clock difference that token checks forgive.
+pub const TOKEN_LEEWAY: Duration = Duration::from_secs(60);
+/// Bytes of a request's head.
+pub const HEAD_BYTES_MAX: usize = 32 * 1024;
