@@ -1,6 +1,22 @@
-//! Tidings: a live-event hub.
+//! Tidings: a live-event hub for web applications, to embed or to run.
+//!
+//! Workers publish events to topics; readers follow topics and resume exactly where they stopped,
+//! or are told what is gone. Start at [`Hub`].
 
 pub mod clock;
+pub mod connection;
+mod due;
 pub mod error;
+mod hub;
 pub mod journal;
+pub mod metrics;
 pub mod model;
+pub mod publish;
+mod retention;
+mod ring;
+pub mod settings;
+pub mod sse;
+pub mod subscribe;
+mod topic_task;
+
+pub use hub::{Hub, HubBuilder};

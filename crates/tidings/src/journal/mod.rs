@@ -11,14 +11,17 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+#[cfg(any(test, feature = "contract"))]
 pub mod contract;
 pub mod embedded;
 pub mod memory;
+mod page;
 pub mod record;
 
 pub use crate::model::resume::Head;
 use crate::model::{
-    Event, Fingerprint, NewEvent, Offset, Position, StateKey, Tenant, Timestamp, TopicKey, limits,
+    Epoch, Event, Fingerprint, NewEvent, Offset, Position, StateKey, Tenant, Timestamp, TopicKey,
+    limits,
 };
 
 /// Ordered, durable histories of topics.
@@ -80,7 +83,12 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
     ) -> Result<Head, JournalError>;
 
     /// States whose `due_at` or `expires_at` is not after `now`, earliest first, of all tenants.
-    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, JournalError>;
+    async fn due(
+        &self,
+        kind: DueKind,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Due>, JournalError>;
 
     /// Topics by ascending name.
     async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError>;
@@ -269,6 +277,49 @@ pub struct Properties {
     pub retention: Option<Retention>,
 }
 
+/// What a deployment decides about its journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalSettings {
+    /// States that one topic may hold; the hub's own topics (`$…`) may hold any number.
+    pub states_per_topic: u64,
+    /// How long a repeated event id is recognised at least …
+    pub dedup_window: Duration,
+    /// … and among how many last events of the topic, however old.
+    pub dedup_events: u64,
+}
+
+impl Default for JournalSettings {
+    fn default() -> Self {
+        Self {
+            states_per_topic: limits::STATES_PER_TOPIC,
+            dedup_window: limits::DEDUP_WINDOW,
+            dedup_events: limits::DEDUP_EVENTS_MIN,
+        }
+    }
+}
+
+impl JournalSettings {
+    /// States that this topic may hold.
+    #[must_use]
+    pub fn states_max(&self, topic: &TopicKey) -> u64 {
+        if topic.topic.is_reserved() { u64::MAX } else { self.states_per_topic }
+    }
+
+    /// Whether an id that was stored at `offset` and `at` is still recognised by an event that
+    /// would be stored at `tail` and `now`. Once it is not, it never is again.
+    #[must_use]
+    pub fn recognises(&self, offset: Offset, at: Timestamp, tail: Offset, now: Timestamp) -> bool {
+        at.until(now) < self.dedup_window || tail.0.saturating_sub(offset.0) <= self.dedup_events
+    }
+}
+
+/// The epoch of a topic that was deleted so many times: known before it is ever written, another
+/// one after each deletion, and another one in another store.
+pub(crate) const fn topic_epoch(store_epoch: u32, incarnation: u32) -> Epoch {
+    // A product with an odd number takes each value once, so no two incarnations share an epoch.
+    Epoch(store_epoch ^ incarnation.wrapping_mul(0x9e37_79b1))
+}
+
 /// A topic in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicInfo {
@@ -288,6 +339,23 @@ pub struct TopicInfo {
     pub written_at: Timestamp,
     /// What its creator said.
     pub properties: Properties,
+}
+
+impl TopicInfo {
+    /// A topic that was never written, in the given history.
+    #[must_use]
+    pub fn absent(topic: TopicKey, epoch: Epoch) -> Self {
+        Self {
+            topic,
+            exists: false,
+            head: Head::empty(epoch),
+            events: 0,
+            bytes: 0,
+            states: 0,
+            written_at: Timestamp::default(),
+            properties: Properties::default(),
+        }
+    }
 }
 
 /// Which topics to list.

@@ -3,10 +3,11 @@
 //! The rule: a cursor is keyed by topic, not by place in the request, so topics may be added,
 //! dropped and reordered between connections without disturbing each other's position.
 //!
-//! Bytes, before base64url without padding: a version byte `1`, then for each topic
-//! its name's hash (8, SHA-256 truncated), epoch (4), fingerprint (4), offset (LEB128) doubled plus
-//! one bit that says whether the states before that offset are still being sent, and if so after
-//! which offset (LEB128). One topic takes at most 37 bytes, 50 characters.
+//! Bytes, before base64url without padding: a version byte (`1`, or `2` and then the 6 bytes of a
+//! ticket's tag), then for each topic its name's hash (8, SHA-256 truncated), epoch (4), fingerprint
+//! (4), offset (LEB128) doubled plus one bit that says whether the states before that offset are
+//! still being sent, and if so after which offset (LEB128). One topic takes at most 43 bytes, 58
+//! characters.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use sha2::{Digest as _, Sha256};
@@ -16,7 +17,11 @@ use super::{
     limits::{CONNECTION_TOPICS_MAX, CURSOR_BYTES_MAX},
 };
 
-const VERSION: u8 = 1;
+const PLAIN: u8 = 1;
+const TAGGED: u8 = 2;
+
+/// Proves that a cursor was sent on a connection of one ticket: random, minted at its first use.
+pub type TicketTag = [u8; 6];
 
 /// A topic's name as cursors hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +55,7 @@ impl From<Position> for Mark {
 /// Positions in all topics of a connection; opaque, URL-safe text outside.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cursor {
+    tag: Option<TicketTag>,
     marks: Vec<(TopicHash, Mark)>,
 }
 
@@ -61,14 +67,27 @@ pub struct CursorError;
 impl Cursor {
     /// A cursor over the given topics.
     #[must_use]
-    pub fn new(marks: Vec<(TopicHash, Mark)>) -> Self {
-        Self { marks }
+    pub const fn new(marks: Vec<(TopicHash, Mark)>) -> Self {
+        Self { tag: None, marks }
+    }
+
+    /// Binds the cursor to a ticket.
+    #[must_use]
+    pub const fn tagged(mut self, tag: Option<TicketTag>) -> Self {
+        self.tag = tag;
+        self
+    }
+
+    /// The ticket's tag, if the cursor was sent on a ticket's connection.
+    #[must_use]
+    pub const fn tag(&self) -> Option<TicketTag> {
+        self.tag
     }
 
     /// A cursor over one topic.
     #[must_use]
     pub fn single(topic: &Topic, mark: Mark) -> Self {
-        Self { marks: vec![(topic.into(), mark)] }
+        Self::new(vec![(topic.into(), mark)])
     }
 
     /// How far the reader was in the topic, if the cursor covers it.
@@ -95,9 +114,11 @@ impl Cursor {
         }
         let bytes = BASE64.decode(text).map_err(|_| CursorError)?;
         let mut rest = Bytes(&bytes);
-        if rest.take::<1>()? != [VERSION] {
-            return Err(CursorError);
-        }
+        let tag = match rest.take::<1>()? {
+            [PLAIN] => None,
+            [TAGGED] => Some(rest.take()?),
+            _ => return Err(CursorError),
+        };
         let mut marks = Vec::new();
         while !rest.0.is_empty() {
             if marks.len() == CONNECTION_TOPICS_MAX {
@@ -114,7 +135,7 @@ impl Cursor {
             }
             marks.push((hash, Mark { position, states_after }));
         }
-        Ok(Self { marks })
+        Ok(Self { tag, marks })
     }
 
     /// Writes the cursor: base64url, at most 64 characters for one topic.
@@ -127,8 +148,14 @@ impl Cursor {
 
     /// Writes the cursor behind what the buffer holds.
     pub fn encode_into(&self, text: &mut String) {
-        let mut bytes = Vec::with_capacity(1 + self.marks.len() * 36);
-        bytes.push(VERSION);
+        let mut bytes = Vec::with_capacity(7 + self.marks.len() * 36);
+        match self.tag {
+            None => bytes.push(PLAIN),
+            Some(tag) => {
+                bytes.push(TAGGED);
+                bytes.extend(tag);
+            }
+        }
         for (hash, mark) in &self.marks {
             bytes.extend(hash.0);
             bytes.extend(mark.position.epoch.0.to_be_bytes());
@@ -199,11 +226,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_comes_back_as_it_was(list in proptest::collection::vec(marks(), 0..32)) {
+        fn a_cursor_comes_back_as_it_was(
+            list in proptest::collection::vec(marks(), 0..32),
+            tag in proptest::option::of(any::<TicketTag>()),
+        ) {
             let topic = |n: usize| Topic::parse(&format!("t/{n}")).unwrap();
             let cursor = Cursor::new(
                 list.iter().enumerate().map(|(n, mark)| ((&topic(n)).into(), *mark)).collect(),
-            );
+            )
+            .tagged(tag);
             let text = cursor.encode();
             prop_assert!(text.len() <= CURSOR_BYTES_MAX);
             let back = Cursor::decode(&text).unwrap();
@@ -215,8 +246,8 @@ mod tests {
         }
 
         #[test]
-        fn one_topic_takes_at_most_64_characters(mark in marks()) {
-            let cursor = Cursor::single(&Topic::parse("user/42").unwrap(), mark);
+        fn one_topic_takes_at_most_64_characters(mark in marks(), tag in any::<TicketTag>()) {
+            let cursor = Cursor::single(&Topic::parse("user/42").unwrap(), mark).tagged(Some(tag));
             prop_assert!(cursor.encode().len() <= 64);
         }
 
@@ -229,7 +260,7 @@ mod tests {
 
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let mut versioned = vec![VERSION];
+            let mut versioned = vec![PLAIN];
             versioned.extend(bytes);
             let text = BASE64.encode(&versioned);
             if let Ok(cursor) = Cursor::decode(&text) {

@@ -6,9 +6,7 @@ use bytes::Bytes;
 
 use super::{
     Fingerprint, JsonText, NameError, Offset, Timestamp,
-    limits::{
-        ATTRIBUTE_BYTES_MAX, EVENT_ID_BYTES_MAX, EVENT_TYPE_BYTES_MAX, STATE_KEY_BYTES_MAX,
-    },
+    limits::{ATTRIBUTE_BYTES_MAX, EVENT_ID_BYTES_MAX, EVENT_TYPE_BYTES_MAX, STATE_KEY_BYTES_MAX},
     name,
 };
 

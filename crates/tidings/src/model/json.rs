@@ -36,8 +36,12 @@ impl JsonText {
     /// # Errors
     /// [`JsonError`] says where the text is not strict JSON.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
-        let mut scan =
-            Scan { text: text.as_bytes(), at: 0, out: Vec::with_capacity(text.len()), path: Vec::new() };
+        let mut scan = Scan {
+            text: text.as_bytes(),
+            at: 0,
+            out: Vec::with_capacity(text.len()),
+            path: Vec::new(),
+        };
         scan.space();
         scan.value()?;
         scan.space();

@@ -57,6 +57,8 @@ pub const COMMIT_STALL_MAX: Duration = Duration::from_secs(10);
 pub const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 /// How many of a topic's last events are recognised by id at least, however old.
 pub const DEDUP_EVENTS_MIN: u64 = 10_000;
+/// States that one topic may hold: a snapshot of them is 20 pages.
+pub const STATES_PER_TOPIC: u64 = 10_000;
 /// Longest wait of a long-poll.
 pub const LONG_POLL_WAIT_MAX: Duration = Duration::from_secs(25);
 /// A topic without readers and publishers leaves memory after this long.

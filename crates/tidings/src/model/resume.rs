@@ -212,7 +212,8 @@ mod tests {
     fn another_epoch_the_future_and_another_fingerprint_are_resets() {
         let mut other = at(12);
         other.position.epoch = Epoch(8);
-        for (mark, held) in [(other, Some(12)), (at(20), None), (at(12), Some(13)), (at(12), None)] {
+        for (mark, held) in [(other, Some(12)), (at(20), None), (at(12), Some(13)), (at(12), None)]
+        {
             let answer = judge(mark, held);
             assert_eq!(answer, reset(GapReason::Epoch, &HEAD, Restart::Earliest));
             assert_eq!(answer.mark.position, HEAD.floor());

@@ -155,7 +155,8 @@ mod tests {
         }
         let long = "x".repeat(129);
         let deep = "s/".repeat(16) + "s";
-        for bad in ["", "/", "a/", "/a", "a//b", ".", "a/..", "ü", "a b", "a\n", "a/$b", "*", &long, &deep]
+        for bad in
+            ["", "/", "a/", "/a", "a//b", ".", "a/..", "ü", "a b", "a\n", "a/$b", "*", &long, &deep]
         {
             assert!(Topic::parse(bad).is_err(), "{bad:?}");
         }

@@ -1,0 +1,528 @@
+//! A connection: a subscription written as bytes, with heartbeats, and its end announced.
+//!
+//! The rule: whatever ends a connection, the last cursor sent is one from which nothing is lost.
+
+use std::{future::Future as _, pin::Pin, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::{
+    error::{ErrorCode, Problem},
+    hub::Hub,
+    journal::JournalError,
+    metrics::Metrics,
+    model::{Class, Cursor, Mark, Timestamp, TopicKey},
+    sse::{Control, Frame, GoAway},
+    subscribe::{Follow, Item, Subscription},
+};
+
+/// Before a credential ends, its reader is told so this early, to refresh it in time.
+const EXPIRY_NOTICE: Duration = Duration::from_secs(60);
+
+/// How a connection writes events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `text/event-stream` (WHATWG HTML §9.2).
+    Sse,
+    /// `application/x-ndjson`: each line an object, its cursor a member.
+    Ndjson,
+}
+
+/// What of an event is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Envelope {
+    /// The whole, as CloudEvents JSON.
+    CloudEvents,
+    /// Its data alone.
+    None,
+}
+
+/// How a connection is to be served.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionOptions {
+    /// How events are written.
+    pub format: Format,
+    /// What of them.
+    pub envelope: Envelope,
+    /// When the credential ends, and delivery with it.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A reader's connection: a source of bytes until it ends.
+#[derive(Debug)]
+pub struct Connection {
+    hub: Hub,
+    id: String,
+    phase: Phase,
+    encoder: Encoder,
+    timers: Timers,
+    options: ConnectionOptions,
+    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    _counted: Counted,
+}
+
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a connection is in its last variant nearly always")]
+enum Phase {
+    New(Follow),
+    Start(Follow),
+    Run(Subscription),
+    Ended,
+}
+
+impl Connection {
+    /// Opens a connection. Nothing is read before its bytes are asked for.
+    #[must_use]
+    pub fn open(hub: &Hub, follow: Follow, options: ConnectionOptions) -> Self {
+        let settings = hub.settings();
+        let age = jitter(settings.connection_age_max, 10);
+        let timers = Timers::new(hub, jitter(settings.heartbeat, 20), age, options.expires_at);
+        hub.metrics().connections.inc();
+        Self {
+            hub: hub.clone(),
+            id: uuid::Uuid::now_v7().simple().to_string(),
+            phase: Phase::New(follow),
+            encoder: Encoder::new(options),
+            timers,
+            options,
+            draining: Box::pin(hub.draining().clone().cancelled_owned()),
+            _counted: Counted(hub.clone()),
+        }
+    }
+
+    /// The connection's id, as its first frame tells it.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Waits for the next bytes; `None` once the connection has ended.
+    ///
+    /// Cancel-safe.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            match std::mem::replace(&mut self.phase, Phase::Ended) {
+                Phase::New(follow) => {
+                    // Before any storage access: the reader learns that the way is clear.
+                    self.phase = Phase::Start(follow);
+                    if self.options.format == Format::Sse {
+                        return Some(Bytes::from_static(b": ok\n\n"));
+                    }
+                }
+                Phase::Start(follow) => {
+                    // Put back first: dropped while it starts, this starts anew.
+                    self.phase = Phase::Start(follow.clone());
+                    let started = self.hub.subscribe(follow).await;
+                    let (subscription, started) = match started {
+                        Ok(started) => started,
+                        Err(error) => return Some(self.fail(&error)),
+                    };
+                    self.encoder.cursor = subscription.cursor().clone();
+                    self.encoder.topics = subscription.topics().cloned().collect();
+                    let heads = started.heads.into_iter();
+                    let heartbeat = self.hub.settings().heartbeat.mul_f64(1.2);
+                    let hello = Control::Hello {
+                        connection: &self.id,
+                        heartbeat_ms: millis(heartbeat),
+                        resumed: started.resumed.as_str(),
+                        topics: subscription.topics().zip(heads).collect(),
+                    };
+                    let retry = self.hub.settings().retry;
+                    self.encoder.control(&hello, Cursored::Yes, Some(retry));
+                    self.phase = Phase::Run(subscription);
+                    return Some(self.encoder.take());
+                }
+                Phase::Run(subscription) => {
+                    self.phase = Phase::Run(subscription);
+                    return Some(self.run().await);
+                }
+                Phase::Ended => return None,
+            }
+        }
+    }
+
+    async fn run(&mut self) -> Bytes {
+        let Self { phase: Phase::Run(subscription), timers, draining, .. } = self else {
+            return Bytes::new();
+        };
+        let happening = tokio::select! {
+            // Events first: a connection that is to end hands out what it has already found.
+            biased;
+            items = subscription.next() => Happening::Items(items),
+            happening = timers.next() => happening,
+            () = draining, if !timers.is_draining => Happening::Drain,
+        };
+        match happening {
+            Happening::Items(Ok(items)) => {
+                let delivered = self.encoder.items(items, subscription);
+                self.hub.metrics().events_delivered.inc_by(delivered);
+                self.timers.wrote();
+                if subscription.is_finished() {
+                    self.go_away(GoAway::Closed, self.hub.settings().retry);
+                }
+            }
+            Happening::Items(Err(error)) => return self.fail(&error),
+            Happening::Ping => {
+                let now = self.hub.clock().now();
+                self.encoder.control(&Control::Ping(now), Cursored::No, None);
+                self.timers.wrote();
+            }
+            Happening::Notice(expires_at) => {
+                self.encoder.control(&Control::Auth { expires_at }, Cursored::No, None);
+            }
+            Happening::Drain => {
+                // Readers come back spread over half the window, and are let go over the other.
+                let window = self.hub.settings().drain_window;
+                self.timers.drain(window.mul_f64(0.8 * random()));
+                return Bytes::new();
+            }
+            Happening::End(reason) => {
+                let window = self.hub.settings().retry;
+                self.go_away(reason, window.mul_f64(0.5 + random()));
+            }
+        }
+        self.encoder.take()
+    }
+
+    /// Tells why the connection ends and where the reader is, and ends it.
+    fn go_away(&mut self, reason: GoAway, retry: Duration) {
+        let control = Control::GoAway { reason, retry_ms: millis(retry) };
+        self.encoder.control(&Control::Checkpoint, Cursored::Yes, None);
+        self.encoder.control(&control, Cursored::No, Some(retry));
+        Metrics::count(&self.hub.metrics().connections_ended, reason.as_str());
+        self.phase = Phase::Ended;
+    }
+
+    /// Ends the connection after a failure. The cursor stays where it was.
+    fn fail(&mut self, error: &JournalError) -> Bytes {
+        tracing::error!(%error, "reading for a connection failed");
+        let problem = Problem::from(error.clone());
+        debug_assert!(problem.code == ErrorCode::Unavailable);
+        self.encoder.control(&Control::Problem(&problem), Cursored::No, None);
+        let retry = self.hub.settings().retry.mul_f64(0.5 + random());
+        let control = Control::GoAway { reason: GoAway::Unavailable, retry_ms: millis(retry) };
+        self.encoder.control(&control, Cursored::No, Some(retry));
+        Metrics::count(&self.hub.metrics().connections_ended, GoAway::Unavailable.as_str());
+        self.phase = Phase::Ended;
+        self.encoder.take()
+    }
+}
+
+enum Happening {
+    Items(Result<Vec<Item>, JournalError>),
+    Ping,
+    Notice(Timestamp),
+    Drain,
+    End(GoAway),
+}
+
+/// Everything that happens to a connection by time, on one timer.
+#[derive(Debug)]
+struct Timers {
+    timer: Pin<Box<Sleep>>,
+    heartbeat: Duration,
+    wrote_at: Instant,
+    notice: Option<(Instant, Timestamp)>,
+    ends: Vec<(Instant, GoAway)>,
+    is_draining: bool,
+}
+
+impl Timers {
+    fn new(hub: &Hub, heartbeat: Duration, age: Duration, expires_at: Option<Timestamp>) -> Self {
+        let now = Instant::now();
+        let mut ends = vec![(now + age, GoAway::MaxAge)];
+        let mut notice = None;
+        if let Some(at) = expires_at {
+            let left = hub.clock().now().until(at);
+            // Beyond a year a timer would overflow, and the connection's age ends it long before.
+            if left < Duration::from_secs(366 * 24 * 60 * 60) {
+                ends.push((now + left, GoAway::Expired));
+                notice = left.checked_sub(EXPIRY_NOTICE).map(|left| (now + left, at));
+            }
+        }
+        let timer = Box::pin(tokio::time::sleep_until(now));
+        Self { timer, heartbeat, wrote_at: now, notice, ends, is_draining: false }
+    }
+
+    fn wrote(&mut self) {
+        // The timer is not touched: it looks when it fires, and fires later if it must.
+        self.wrote_at = Instant::now();
+    }
+
+    fn drain(&mut self, after: Duration) {
+        self.is_draining = true;
+        self.ends.push((Instant::now() + after, GoAway::Drain));
+        self.timer.as_mut().reset(Instant::now());
+    }
+
+    async fn next(&mut self) -> Happening {
+        loop {
+            std::future::poll_fn(|context| self.timer.as_mut().poll(context)).await;
+            let now = Instant::now();
+            let ended = self.ends.iter().filter(|(at, _)| *at <= now).min_by_key(|(at, _)| *at);
+            if let Some((_, reason)) = ended {
+                return Happening::End(*reason);
+            }
+            if let Some((_, expires_at)) = self.notice.take_if(|(at, _)| *at <= now) {
+                return Happening::Notice(expires_at);
+            }
+            let ping = self.wrote_at + self.heartbeat;
+            if ping <= now {
+                return Happening::Ping;
+            }
+            let times = self.ends.iter().map(|(at, _)| *at).chain(self.notice.map(|(at, _)| at));
+            self.timer.as_mut().reset(times.fold(ping, Instant::min));
+        }
+    }
+}
+
+/// Whether a control frame moves the cursor.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cursored {
+    Yes,
+    No,
+}
+
+/// Writes frames in a connection's format with the connection's own cursor.
+#[derive(Debug)]
+struct Encoder {
+    format: Format,
+    envelope: Envelope,
+    topics: Vec<TopicKey>,
+    cursor: Cursor,
+    out: BytesMut,
+    text: String,
+}
+
+impl Encoder {
+    fn new(options: ConnectionOptions) -> Self {
+        Self {
+            format: options.format,
+            envelope: options.envelope,
+            topics: Vec::new(),
+            cursor: Cursor::default(),
+            out: BytesMut::new(),
+            text: String::new(),
+        }
+    }
+
+    fn take(&mut self) -> Bytes {
+        self.out.split().freeze()
+    }
+
+    /// Writes items and returns how many events were among them.
+    fn items(&mut self, items: Vec<Item>, subscription: &Subscription) -> u64 {
+        let mut events = 0;
+        for item in items {
+            match item {
+                Item::Event { place, frame, mark } => {
+                    events += 1;
+                    self.event(place, &frame, mark);
+                }
+                Item::Gap { place, gap, mark } => {
+                    self.cursor.set(place, mark);
+                    let Some(topic) = self.topics.get(place).cloned() else { continue };
+                    self.control(&Control::Gap(&topic, gap), Cursored::Yes, None);
+                }
+                Item::Checkpoint { place, mark } => {
+                    self.cursor.set(place, mark);
+                    self.control(&Control::Checkpoint, Cursored::Yes, None);
+                }
+                Item::CaughtUp => {
+                    let offsets = subscription.offsets().collect();
+                    self.control(&Control::CaughtUp(offsets), Cursored::No, None);
+                }
+                Item::Closed { place } => {
+                    let Some(topic) = self.topics.get(place).cloned() else { continue };
+                    self.control(&Control::Closed(&topic), Cursored::No, None);
+                }
+            }
+        }
+        events
+    }
+
+    fn event(&mut self, place: usize, frame: &Frame, mark: Option<Mark>) {
+        if let Some(mark) = mark {
+            self.cursor.set(place, mark);
+        }
+        match (self.format, self.envelope) {
+            (Format::Sse, envelope) => {
+                // A connection that follows one topic without a ticket shares the frame whole.
+                let shared = self.topics.len() == 1
+                    && self.cursor.tag().is_none()
+                    && mark.is_none_or(|mark| mark.states_after.is_none());
+                if shared && envelope == Envelope::CloudEvents {
+                    self.out.extend_from_slice(frame.bytes());
+                    return;
+                }
+                if mark.is_some() {
+                    self.out.extend_from_slice(b"id: ");
+                    self.put_cursor();
+                    self.out.extend_from_slice(b"\n");
+                }
+                self.out.extend_from_slice(b"data: ");
+                self.payload(frame);
+                self.out.extend_from_slice(b"\n\n");
+            }
+            (Format::Ndjson, Envelope::None) => {
+                self.payload(frame);
+                self.out.extend_from_slice(b"\n");
+            }
+            (Format::Ndjson, Envelope::CloudEvents) => {
+                let json = frame.json();
+                if mark.is_some() {
+                    self.out.extend_from_slice(b"{\"cursor\":\"");
+                    self.put_cursor();
+                    self.out.extend_from_slice(b"\",");
+                    self.out.extend_from_slice(json.get(1..).unwrap_or_default());
+                } else {
+                    self.out.extend_from_slice(&json);
+                }
+                self.out.extend_from_slice(b"\n");
+            }
+        }
+    }
+
+    fn payload(&mut self, frame: &Frame) {
+        match self.envelope {
+            Envelope::CloudEvents => self.out.extend_from_slice(&frame.json()),
+            Envelope::None => self.out.extend_from_slice(&frame.data()),
+        }
+    }
+
+    fn put_cursor(&mut self) {
+        self.text.clear();
+        self.cursor.encode_into(&mut self.text);
+        self.out.extend_from_slice(self.text.as_bytes());
+    }
+
+    fn control(&mut self, control: &Control<'_>, cursored: Cursored, retry: Option<Duration>) {
+        match self.format {
+            Format::Sse => self.control_sse(control, cursored, retry),
+            Format::Ndjson if self.envelope == Envelope::CloudEvents => {
+                let mut line = serde_json::Map::new();
+                line.insert("type".to_owned(), control.name().into());
+                if cursored == Cursored::Yes {
+                    line.insert("cursor".to_owned(), self.cursor.encode().into());
+                }
+                line.insert("data".to_owned(), control.data());
+                let line = serde_json::Value::Object(line).to_string();
+                self.out.extend_from_slice(line.as_bytes());
+                self.out.extend_from_slice(b"\n");
+            }
+            // Bare data has no room for the hub's own words.
+            Format::Ndjson => {}
+        }
+    }
+
+    fn control_sse(&mut self, control: &Control<'_>, cursored: Cursored, retry: Option<Duration>) {
+        if let Some(retry) = retry {
+            let line = format!("retry: {}\n", millis(retry));
+            self.out.extend_from_slice(line.as_bytes());
+        }
+        let is_checkpoint = matches!(control, Control::Checkpoint);
+        if !is_checkpoint {
+            let line = format!("event: {}\n", control.name());
+            self.out.extend_from_slice(line.as_bytes());
+        }
+        if cursored == Cursored::Yes {
+            self.out.extend_from_slice(b"id: ");
+            self.put_cursor();
+            self.out.extend_from_slice(b"\n");
+        }
+        if !is_checkpoint {
+            let line = format!("data: {}\n", control.data());
+            self.out.extend_from_slice(line.as_bytes());
+        }
+        self.out.extend_from_slice(b"\n");
+    }
+}
+
+/// A page of events for a reader that asks again and again (long-poll).
+#[derive(Debug)]
+pub struct LongPoll {
+    /// The events as CloudEvents JSON, or their data.
+    pub events: Vec<Bytes>,
+    /// Gaps among them, as the stream's frames write them.
+    pub gaps: Vec<serde_json::Value>,
+    /// Where to go on.
+    pub cursor: String,
+    /// Whether nothing can follow.
+    pub closed: bool,
+}
+
+impl Hub {
+    /// Reads what follows a cursor, waiting for it at most so long. Ephemeral events are left out.
+    ///
+    /// # Errors
+    /// The journal's; the reader's cursor is still good.
+    pub async fn poll(
+        &self,
+        follow: Follow,
+        envelope: Envelope,
+        wait: Duration,
+    ) -> Result<LongPoll, JournalError> {
+        let deadline = Instant::now() + wait;
+        let (mut subscription, _) = self.subscribe(follow).await?;
+        let mut page =
+            LongPoll { events: Vec::new(), gaps: Vec::new(), cursor: String::new(), closed: false };
+        loop {
+            let items = tokio::select! {
+                biased;
+                items = subscription.next() => items?,
+                () = tokio::time::sleep_until(deadline) => break,
+                () = self.draining().cancelled() => break,
+            };
+            for item in &items {
+                match item {
+                    Item::Event { frame, .. } if frame.class != Class::Ephemeral => {
+                        page.events.push(match envelope {
+                            Envelope::CloudEvents => frame.json(),
+                            Envelope::None => frame.data(),
+                        });
+                    }
+                    Item::Gap { place, gap, .. } => {
+                        if let Some(topic) = subscription.topics().nth(*place) {
+                            page.gaps.push(Control::Gap(topic, *gap).data());
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            if !page.events.is_empty() || !page.gaps.is_empty() || subscription.is_finished() {
+                break;
+            }
+        }
+        page.cursor = subscription.cursor().encode();
+        page.closed = subscription.is_finished();
+        self.metrics().events_delivered.inc_by(page.events.len() as u64);
+        Ok(page)
+    }
+}
+
+/// Counts the connection as open until it is dropped.
+#[derive(Debug)]
+struct Counted(Hub);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.metrics().connections.dec();
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A number in [0, 1): spreads what would otherwise happen at once.
+fn random() -> f64 {
+    f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / (f64::from(u32::MAX) + 1.0)
+}
+
+/// The duration, up to so many percent shorter or longer.
+fn jitter(duration: Duration, percent: u32) -> Duration {
+    let spread = f64::from(percent) / 100.0;
+    duration.mul_f64(1.0 - spread + 2.0 * spread * random())
+}

@@ -1,0 +1,264 @@
+//! The hub: journal, active topics and background work, put together.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    clock::{Clock, SystemClock},
+    due,
+    journal::{
+        Journal, JournalError, Properties, StateQuery, TopicInfo, TopicQuery, memory::MemoryJournal,
+    },
+    metrics::Metrics,
+    model::{Cursor, Mark, TopicKey},
+    retention,
+    ring::RingLimit,
+    settings::Settings,
+    sse::Frame,
+    subscribe::{Follow, Started, Subscription},
+    topic_task::{Shared, Topics},
+};
+
+/// Hints to retention that may wait; more are dropped, and the sweep finds those topics.
+const RETENTION_HINTS_MAX: usize = 1024;
+
+/// A running hub. Cloning is cheap and gives the same hub.
+///
+/// ```
+/// use tidings::{Hub, model::{EventType, NewEvent, Tenant, Topic}, publish::Publish};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let hub = Hub::builder().start();
+/// let tenant = Tenant::parse("default")?;
+/// let event = NewEvent::new(EventType::parse("job.done")?);
+/// let published = hub.publish_one(&tenant, Publish::new(Topic::parse("user/42")?, event)).await?;
+/// assert_eq!(published.position.map(|position| position.offset.0), Some(1));
+/// hub.shutdown().await;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Hub(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    topics: Arc<Topics>,
+    tasks: TaskTracker,
+    draining: CancellationToken,
+    stopped: CancellationToken,
+}
+
+/// What a hub is made of.
+#[derive(Debug)]
+pub struct HubBuilder {
+    settings: Settings,
+    journal: Option<Arc<dyn Journal>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl HubBuilder {
+    /// Replaces the settings.
+    #[must_use]
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// Keeps events in this journal; without it they are kept in memory and end with the process.
+    #[must_use]
+    pub fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
+        self.journal = Some(journal);
+        self
+    }
+
+    /// Tells time by this clock instead of the machine's.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Starts the hub's background work. Needs a running Tokio runtime.
+    #[must_use]
+    pub fn start(self) -> Hub {
+        let journal =
+            self.journal.unwrap_or_else(|| Arc::new(MemoryJournal::new(Default::default())));
+        let (appended, grown) = mpsc::channel(RETENTION_HINTS_MAX);
+        let ring = RingLimit {
+            frames: self.settings.ring_frames_max,
+            bytes: self.settings.ring_bytes_max,
+        };
+        let metrics = Arc::new(Metrics::new());
+        let shared = Shared { journal, clock: self.clock, metrics, ring, appended };
+        let tasks = TaskTracker::new();
+        let stopped = CancellationToken::new();
+        let hub = Hub(Arc::new(Inner {
+            settings: self.settings,
+            topics: Topics::new(Arc::new(shared), tasks.clone()),
+            tasks,
+            draining: CancellationToken::new(),
+            stopped,
+        }));
+        hub.background(retention::run(hub.clone(), grown));
+        hub.background(due::run(hub.clone()));
+        hub
+    }
+}
+
+impl Hub {
+    /// Begins to put a hub together.
+    #[must_use]
+    pub fn builder() -> HubBuilder {
+        HubBuilder { settings: Settings::default(), journal: None, clock: Arc::new(SystemClock) }
+    }
+
+    fn background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stopped = self.0.stopped.clone();
+        self.0.tasks.spawn(async move { stopped.run_until_cancelled(work).await });
+    }
+
+    /// Follows topics; see [`Connection`](crate::connection::Connection) for the same as bytes.
+    ///
+    /// # Errors
+    /// The journal's, if it cannot say where the topics stand.
+    pub async fn subscribe(&self, follow: Follow) -> Result<(Subscription, Started), JournalError> {
+        Subscription::start(Arc::clone(self.topics()), follow).await
+    }
+
+    /// The current states of a topic whose keys start with a text, and a cursor behind them.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn states(
+        &self,
+        topic: &TopicKey,
+        prefix: &str,
+    ) -> Result<(Vec<Frame>, Cursor), JournalError> {
+        let head = self.journal().describe(topic).await?.head;
+        let mut frames = Vec::new();
+        let mut query =
+            StateQuery { prefix: prefix.to_owned(), until: head.end().offset, ..StateQuery::all() };
+        loop {
+            let page = self.journal().states(topic, query.clone()).await?;
+            let Some(last) = page.events.last() else { break };
+            query.after = last.offset;
+            frames.extend(page.events.iter().map(|event| Frame::of(topic, page.head.epoch, event)));
+        }
+        Ok((frames, Cursor::single(&topic.topic, Mark::from(head.end()))))
+    }
+
+    /// Where a topic stands, and its properties.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn describe(&self, topic: &TopicKey) -> Result<TopicInfo, JournalError> {
+        self.journal().describe(topic).await
+    }
+
+    /// Topics by name.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn list(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
+        self.journal().topics(query).await
+    }
+
+    /// Replaces a topic's properties, creating it if need be.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn set_properties(
+        &self,
+        topic: &TopicKey,
+        properties: Properties,
+    ) -> Result<TopicInfo, JournalError> {
+        self.topics().set_properties(topic, properties).await
+    }
+
+    /// Closes a topic: it takes no more events, and its readers are told at its end.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn close(&self, topic: &TopicKey) -> Result<(), JournalError> {
+        self.topics().append(topic, Vec::new(), None, true).await.map(drop)
+    }
+
+    /// Deletes a topic; its readers are told that its history ended. Returns whether there was one.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn delete(&self, topic: &TopicKey) -> Result<bool, JournalError> {
+        self.topics().delete(topic).await
+    }
+
+    /// Whether the topics are all closed and the cursor is at the end of each: nothing can follow.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn is_finished(
+        &self,
+        topics: &[TopicKey],
+        cursor: &Cursor,
+    ) -> Result<bool, JournalError> {
+        for topic in topics {
+            let Some(mark) = cursor.mark(&topic.topic) else { return Ok(false) };
+            let head = self.journal().describe(topic).await?.head;
+            if !head.closed || mark != Mark::from(head.end()) {
+                return Ok(false);
+            }
+        }
+        Ok(!topics.is_empty())
+    }
+
+    /// The hub's numbers.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// What the hub counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.topics.shared().metrics
+    }
+
+    /// The hub's clock.
+    #[must_use]
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.0.topics.shared().clock
+    }
+
+    /// Why the hub takes no events now; `None` while it does.
+    #[must_use]
+    pub fn unready(&self) -> Option<String> {
+        if self.0.draining.is_cancelled() {
+            return Some("draining".to_owned());
+        }
+        self.journal().failure()
+    }
+
+    /// Cancelled once the hub is draining: connections end by themselves within the window.
+    #[must_use]
+    pub fn draining(&self) -> &CancellationToken {
+        &self.0.draining
+    }
+
+    /// Ends the hub: lets go of connections, finishes what was accepted and closes the journal.
+    ///
+    /// Stop accepting requests before, and wait for those that run.
+    pub async fn shutdown(&self) {
+        self.0.draining.cancel();
+        self.0.stopped.cancel();
+        self.journal().close().await;
+    }
+
+    pub(crate) fn journal(&self) -> &dyn Journal {
+        &*self.0.topics.shared().journal
+    }
+
+    pub(crate) fn topics(&self) -> &Arc<Topics> {
+        &self.0.topics
+    }
+}

@@ -1,0 +1,246 @@
+//! Publishing: from checked events to durable positions.
+//!
+//! The rule: an answer is given when the event is durable, and one event's refusal is its own.
+
+use std::{collections::HashMap, sync::Arc};
+
+use futures_util::future::join_all;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    error::{ErrorCode, Problem},
+    hub::Hub,
+    journal::{Append, Dedup, Outcome, Properties},
+    metrics::Metrics,
+    model::{
+        Class, Cursor, EventId, EventType, JsonText, NewEvent, Offset, Position, StateKey, Tenant,
+        Topic, TopicKey, limits::DEDUP_WINDOW,
+    },
+    topic_task::problem,
+};
+
+/// An event on its way to a topic.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// Where to.
+    pub topic: Topic,
+    /// What.
+    pub event: NewEvent,
+    /// The offset that the key's current state must have; 0: there must be none.
+    pub if_offset: Option<Offset>,
+    /// Whether the publisher chose the event's id, so that it may be a repeat.
+    pub dedup: Dedup,
+    /// Properties of the topic, if this event creates it.
+    pub properties: Option<Properties>,
+    /// Whether the topic is closed after this event, in the same commit.
+    pub close: bool,
+}
+
+impl Publish {
+    /// An event with a minted id, without conditions.
+    #[must_use]
+    pub const fn new(topic: Topic, event: NewEvent) -> Self {
+        Self { topic, event, if_offset: None, dedup: Dedup::Minted, properties: None, close: false }
+    }
+}
+
+/// Where an event is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The event's id.
+    pub id: EventId,
+    /// Its topic.
+    pub topic: Topic,
+    /// Its place; `None` for ephemeral events.
+    pub position: Option<Position>,
+    /// Whether its id was stored before; the position is the first one's.
+    pub duplicate: bool,
+}
+
+impl Published {
+    /// A cursor behind the event, for a reader of its topic.
+    #[must_use]
+    pub fn cursor(&self) -> Option<String> {
+        self.position.map(|position| Cursor::single(&self.topic, position.into()).encode())
+    }
+}
+
+impl Hub {
+    /// Publishes events, answering each in order once it is durable.
+    ///
+    /// Events of one topic are stored in their order, in one commit if they fit; topics are
+    /// independent of each other.
+    ///
+    /// Cancel-safe in this sense: dropped, each topic's events may be stored or not.
+    pub async fn publish(
+        &self,
+        tenant: &Tenant,
+        events: Vec<Publish>,
+    ) -> Vec<Result<Published, Problem>> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut by_topic: HashMap<Topic, usize> = HashMap::new();
+        let mut results = Vec::new();
+        for (number, publish) in events.into_iter().enumerate() {
+            let id = publish.event.id.clone();
+            let topic = publish.topic.clone();
+            if publish.event.class == Class::Ephemeral {
+                let key = TopicKey::new(tenant.clone(), topic.clone());
+                self.topics().announce(&key, Arc::new(publish.event));
+                self.count("ephemeral");
+                results.push(Ok(Published { id, topic, position: None, duplicate: false }));
+                continue;
+            }
+            results.push(Err(Problem::new(ErrorCode::Internal, "event was not answered")));
+            // A group ends where it closes its topic: what follows must be refused.
+            let open = by_topic.get(&topic).copied();
+            let place = open.filter(|at| groups.get(*at).is_some_and(|group| !group.close));
+            let place = place.unwrap_or_else(|| {
+                groups.push(Group::new(TopicKey::new(tenant.clone(), topic.clone())));
+                by_topic.insert(topic, groups.len() - 1);
+                groups.len() - 1
+            });
+            if let Some(group) = groups.get_mut(place) {
+                group.add(number, publish);
+            }
+        }
+        // Groups of one topic are sent in order, and its task keeps the order.
+        let answers = join_all(groups.into_iter().map(|group| self.append(group))).await;
+        for (number, answer) in answers.into_iter().flatten() {
+            if let Some(slot) = results.get_mut(number) {
+                *slot = answer;
+            }
+        }
+        results
+    }
+
+    /// Publishes one event.
+    ///
+    /// # Errors
+    /// The problem says what to do.
+    pub async fn publish_one(
+        &self,
+        tenant: &Tenant,
+        publish: Publish,
+    ) -> Result<Published, Problem> {
+        let answer = self.publish(tenant, vec![publish]).await.pop();
+        answer.unwrap_or_else(|| Err(Problem::new(ErrorCode::Internal, "event was not answered")))
+    }
+
+    async fn append(&self, group: Group) -> Vec<(usize, Result<Published, Problem>)> {
+        let Group { topic, numbers, appends, properties, close } = group;
+        let ids: Vec<EventId> = appends.iter().map(|append| append.event.id.clone()).collect();
+        let outcomes = self.topics().append(&topic, appends, properties, close).await;
+        let (epoch, outcomes) = match outcomes {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                let failed = |number: usize| {
+                    self.count(ErrorCode::Unavailable.as_str());
+                    (number, Err(Problem::from(error.clone())))
+                };
+                return numbers.into_iter().map(failed).collect();
+            }
+        };
+        let answer = |((number, id), outcome): ((usize, EventId), Outcome)| {
+            let published = |position, duplicate| {
+                self.count(if duplicate { "duplicate" } else { "stored" });
+                Published { id, topic: topic.topic.clone(), position: Some(position), duplicate }
+            };
+            let answer = match outcome {
+                Outcome::Stored(position) => Ok(published(position, false)),
+                Outcome::Duplicate(position) => Ok(published(position, true)),
+                Outcome::Refused(refusal) => {
+                    let problem = problem(&refusal, &topic, epoch);
+                    self.count(problem.code.as_str());
+                    Err(problem)
+                }
+            };
+            (number, answer)
+        };
+        numbers.into_iter().zip(ids).zip(outcomes).map(answer).collect()
+    }
+
+    fn count(&self, result: &'static str) {
+        Metrics::count(&self.metrics().events_published, result);
+    }
+
+    /// Makes a request repeatable as a whole: its events get ids that follow from the key, and the
+    /// key is bound to the request's hash for as long as ids are recognised.
+    ///
+    /// `scope` separates the keys of different credentials. Call it before [`Hub::publish`], which
+    /// then answers a repeat with the first positions.
+    ///
+    /// # Errors
+    /// [`ErrorCode::IdempotencyKeyReused`] if the key was used with another body.
+    pub async fn bind_idempotency_key(
+        &self,
+        tenant: &Tenant,
+        scope: &str,
+        key: &str,
+        body: &[u8],
+        events: &mut [Publish],
+    ) -> Result<(), Problem> {
+        let name = hex(&Sha256::new().chain_update(scope).chain_update([0]).chain_update(key));
+        let hash = hex(&Sha256::new().chain_update(body));
+        let shard = name.get(..2).unwrap_or_default();
+        let topic = Topic::parse(&format!("$hub/idempotency/{shard}"))?;
+        let state = NewEvent {
+            expires_at: Some(self.clock().now().plus(DEDUP_WINDOW)),
+            ..NewEvent::new(EventType::parse("idempotency_key")?)
+                .state(StateKey::parse(&name)?)
+                .data(JsonText::string(&hash))
+        };
+        let bind = Publish { if_offset: Some(Offset::ZERO), ..Publish::new(topic, state) };
+        if let Err(problem) = self.publish_one(tenant, bind).await {
+            let current = problem.current.as_ref().filter(|_| problem.code == ErrorCode::Conflict);
+            let Some(current) = current else { return Err(problem) };
+            let first: serde_json::Value =
+                serde_json::from_str(current.as_str()).unwrap_or_default();
+            if first.get("data").and_then(serde_json::Value::as_str) != Some(&hash) {
+                let detail = "this idempotency key was used with another body; use a new key";
+                let problem = Problem::new(ErrorCode::IdempotencyKeyReused, detail);
+                return Err(problem.at("Idempotency-Key"));
+            }
+        }
+        for (number, publish) in events.iter_mut().enumerate() {
+            if publish.dedup == Dedup::Minted {
+                publish.event.id = EventId::parse(&format!("idempotent:{name}:{number}"))?;
+                publish.dedup = Dedup::ById;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hex(digest: &Sha256) -> String {
+    use std::fmt::Write as _;
+    digest.clone().finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Events of one request that go to one topic.
+struct Group {
+    topic: TopicKey,
+    numbers: Vec<usize>,
+    appends: Vec<Append>,
+    properties: Option<Properties>,
+    close: bool,
+}
+
+impl Group {
+    const fn new(topic: TopicKey) -> Self {
+        Self { topic, numbers: Vec::new(), appends: Vec::new(), properties: None, close: false }
+    }
+
+    fn add(&mut self, number: usize, publish: Publish) {
+        self.numbers.push(number);
+        self.close = publish.close;
+        self.properties = self.properties.take().or(publish.properties);
+        self.appends.push(Append {
+            event: Arc::new(publish.event),
+            if_offset: publish.if_offset,
+            dedup: publish.dedup,
+        });
+    }
+}

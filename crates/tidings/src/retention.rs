@@ -1,0 +1,108 @@
+//! Retention: busy topics are trimmed as they grow, all topics now and then for age and ttl.
+//!
+//! The rule: trimming only ever moves a topic's `earliest` up; readers learn of it from the journal.
+
+use std::collections::HashMap;
+
+use tokio::sync::mpsc;
+
+use crate::{
+    hub::Hub,
+    journal::{JournalError, Retention, TopicInfo, TopicQuery},
+    model::TopicKey,
+};
+
+/// A topic is trimmed after this share of what it may keep was appended: bounds the excess.
+const SLACK: u64 = 10;
+/// Topics looked at before others get their turn.
+const SWEEP_PAGE: usize = 500;
+/// Busy topics remembered at once; one that does not fit waits for the sweep.
+const BUSY_MAX: usize = 65_536;
+
+/// Trims until the hub is shut down.
+pub(crate) async fn run(hub: Hub, mut appended: mpsc::Receiver<(TopicKey, u64)>) {
+    let mut counts: HashMap<TopicKey, u64> = HashMap::new();
+    let mut sweep = tokio::time::interval(hub.settings().retention_sweep);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let result = tokio::select! {
+            _ = sweep.tick() => {
+                counts.clear();
+                hub.sweep().await
+            }
+            Some((topic, count)) = appended.recv() => {
+                grown(&hub, &mut counts, topic, count).await
+            }
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "retention did not run; trying again");
+        }
+    }
+}
+
+/// Counts what a topic got, and trims it when that is a share of what it may keep.
+async fn grown(
+    hub: &Hub,
+    counts: &mut HashMap<TopicKey, u64>,
+    topic: TopicKey,
+    count: u64,
+) -> Result<(), JournalError> {
+    if counts.len() >= BUSY_MAX && !counts.contains_key(&topic) {
+        return Ok(());
+    }
+    let grown = counts.entry(topic.clone()).or_default();
+    *grown += count;
+    // By default 1 000 events; a topic with bounds of its own is looked at as often.
+    if *grown < (hub.settings().retention.events.unwrap_or(10_000) / SLACK).max(1) {
+        return Ok(());
+    }
+    counts.remove(&topic);
+    let info = hub.journal().describe(&topic).await?;
+    hub.retain(&info).await
+}
+
+impl Hub {
+    /// Applies every topic's retention and ttl.
+    ///
+    /// # Errors
+    /// The journal's; the rest is done next time.
+    pub async fn sweep(&self) -> Result<(), JournalError> {
+        let mut after = None;
+        loop {
+            let query =
+                TopicQuery { tenant: None, prefix: String::new(), after, limit: SWEEP_PAGE };
+            let page = self.journal().topics(query).await?;
+            for info in &page {
+                self.retain(info).await?;
+            }
+            match page.into_iter().next_back() {
+                Some(last) => after = Some(last.topic),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn retain(&self, info: &TopicInfo) -> Result<(), JournalError> {
+        let now = self.clock().now();
+        let ttl = info.properties.ttl.filter(|ttl| info.written_at.plus(*ttl) <= now);
+        if ttl.is_some() {
+            return self.topics().delete(&info.topic).await.map(drop);
+        }
+        let retention = info.properties.retention.unwrap_or(self.settings().retention);
+        if info.events == 0 || !exceeds(info, &retention) {
+            return Ok(());
+        }
+        let head = self.journal().trim(&info.topic, &retention, now).await?;
+        if head != info.head {
+            self.topics().trimmed(&info.topic, head);
+        }
+        Ok(())
+    }
+}
+
+/// Whether trimming may find something: age is not known without looking.
+fn exceeds(info: &TopicInfo, retention: &Retention) -> bool {
+    retention.age.is_some()
+        || retention.events.is_some_and(|most| info.events > most)
+        || retention.bytes.is_some_and(|most| info.bytes > most)
+}

@@ -1,0 +1,681 @@
+//! A subscription: positions in topics, and the one loop that serves replay, follow and recovery.
+//!
+//! The rule: a reader is a position, not a queue. Every step asks "what follows my position?", of
+//! the ring if it reaches back that far and of the journal otherwise, and every journal page is
+//! judged by the resume table. So a first replay, a slow reader, a topic that lost its history and
+//! the seam between replay and follow are the same code.
+
+use std::{future::poll_fn, sync::Arc};
+
+use crate::{
+    journal::{Journal, JournalError, Locate, Page, PageLimit, StateQuery},
+    metrics::Metrics,
+    model::{
+        Class, Cursor, EventType, Mark, Offset, StateKey, Timestamp, Topic, TopicKey,
+        cursor::TicketTag,
+        resume::{Gap, GapReason, Head, Restart, Resume, reset, resume},
+    },
+    sse::Frame,
+    topic_task::{Live, Look, Registration, Topics, Waker},
+};
+
+/// Events handed out at once: a connection writes them in one go, then it is another's turn.
+const BATCH_EVENTS_MAX: usize = 128;
+/// Bytes handed out at once, apart from the last event.
+const BATCH_BYTES_MAX: usize = 64 * 1024;
+/// The first page, read while it is found out where a reader starts; kept until it is sent.
+const START_PAGE: PageLimit = PageLimit { events: 32, bytes: 32 * 1024 };
+/// Events that may be filtered out before a reader's cursor is moved past them by a checkpoint.
+const FILTERED_EVENTS_MAX: u64 = 500;
+
+/// What a reader asks for.
+#[derive(Debug, Clone)]
+pub struct Follow {
+    /// The topics, each once, at most [`limits::CONNECTION_TOPICS_MAX`](crate::model::limits).
+    pub topics: Vec<TopicKey>,
+    /// The cursor it comes back with, as text from outside.
+    pub cursor: Option<String>,
+    /// Where topics start that the cursor does not cover. Asked for explicitly as
+    /// [`Since::Now`], it is also where they go on after a reset.
+    pub since: Option<Since>,
+    /// Which events it wants.
+    pub filter: Filter,
+    /// Whether the current states come first.
+    pub states: States,
+    /// Binds its cursors to a ticket.
+    pub tag: Option<TicketTag>,
+}
+
+impl Follow {
+    /// Follows topics from now on, after their current states.
+    #[must_use]
+    pub fn new(topics: Vec<TopicKey>) -> Self {
+        Self {
+            topics,
+            cursor: None,
+            since: None,
+            filter: Filter::default(),
+            states: States::First,
+            tag: None,
+        }
+    }
+}
+
+/// Where a reader without a position starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// The tail.
+    Now,
+    /// The first event still held.
+    Earliest,
+    /// Before the last so many events.
+    Latest(u64),
+    /// Before the first event recorded at or after this time.
+    At(Timestamp),
+}
+
+/// Whether a reader that starts after the beginning is sent the states before its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum States {
+    /// Yes, before everything else.
+    First,
+    /// No.
+    Skip,
+}
+
+/// Which events a reader wants: one of each list that is not empty.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Types: `job.done`, or `job.*` for all that begin with `job.`.
+    pub types: Vec<String>,
+    /// Keys: `run/1`, or `run/*` for all that begin with `run/`.
+    pub keys: Vec<String>,
+    /// Classes.
+    pub classes: Vec<Class>,
+}
+
+impl Filter {
+    fn wants(&self, frame: &Frame) -> bool {
+        let one_of = |filters: &[String], text: Option<&str>| {
+            filters.is_empty()
+                || text.is_some_and(|text| {
+                    filters.iter().any(|filter| match filter.strip_suffix('*') {
+                        Some(prefix) => text.starts_with(prefix),
+                        None => text == filter,
+                    })
+                })
+        };
+        (self.classes.is_empty() || self.classes.contains(&frame.class))
+            && one_of(&self.types, Some(frame.event_type.as_str()))
+            && one_of(&self.keys, frame.key.as_ref().map(StateKey::as_str))
+    }
+}
+
+/// Something for the reader. `place` is the topic's number in [`Follow::topics`].
+#[derive(Debug, Clone)]
+pub enum Item {
+    /// An event, and where the reader is once it has it; `None` for ephemeral events.
+    Event {
+        /// Of which topic.
+        place: usize,
+        /// The event.
+        frame: Arc<Frame>,
+        /// Where the reader is after it.
+        mark: Option<Mark>,
+    },
+    /// Events are missing.
+    Gap {
+        /// Of which topic.
+        place: usize,
+        /// Which, and why.
+        gap: Gap,
+        /// Where the reader goes on.
+        mark: Mark,
+    },
+    /// Nothing but a position, after events that the filter held back or states that were sent.
+    Checkpoint {
+        /// Of which topic.
+        place: usize,
+        /// Where the reader is.
+        mark: Mark,
+    },
+    /// Everything there was has been handed out; what follows is live.
+    CaughtUp,
+    /// A closed topic was read to its end.
+    Closed {
+        /// Which topic.
+        place: usize,
+    },
+}
+
+/// How a subscription began.
+#[derive(Debug, Clone)]
+pub struct Started {
+    /// Whether the cursor could be followed exactly.
+    pub resumed: Resumed,
+    /// The topics' bounds, in the order of [`Follow::topics`].
+    pub heads: Vec<Head>,
+}
+
+/// Whether a reader came back where it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resumed {
+    /// Yes.
+    Exact,
+    /// No; gaps follow.
+    Gap,
+    /// It brought no cursor.
+    Fresh,
+}
+
+impl Resumed {
+    /// As the wire names it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Gap => "gap",
+            Self::Fresh => "fresh",
+        }
+    }
+}
+
+/// Positions in topics, and what follows them.
+#[derive(Debug)]
+pub struct Subscription {
+    topics: Arc<Topics>,
+    filter: Filter,
+    policy: Policy,
+    waker: Arc<Waker>,
+    readers: Vec<Reader>,
+    cursor: Cursor,
+    /// Bits of topics that may have something.
+    dirty: u32,
+    /// Which topic's turn it is, so that a busy one does not starve the others.
+    turn: usize,
+    /// What was found and not handed out yet: kept here so that dropping `next` loses nothing.
+    items: Vec<Item>,
+    item_bytes: usize,
+    caught_up: bool,
+}
+
+/// How a reader goes on after a gap.
+#[derive(Debug, Clone, Copy)]
+struct Policy {
+    restart: Restart,
+    states: States,
+}
+
+impl Policy {
+    /// What the resume table says, less the states if they are not wanted.
+    fn judge(self, mark: Mark, page: &Page) -> Resume {
+        self.trim(resume(mark, &page.head, page.after_fingerprint, self.restart))
+    }
+
+    fn trim(self, mut resume: Resume) -> Resume {
+        if resume.gap.is_some() && self.states == States::Skip {
+            resume.mark.states_after = None;
+        }
+        resume
+    }
+}
+
+#[derive(Debug)]
+struct Reader {
+    key: TopicKey,
+    registration: Registration,
+    mark: Mark,
+    /// The first page, if finding the start needed one.
+    page: Option<Page>,
+    /// It stands at the end of its topic.
+    at_end: bool,
+    finished: bool,
+    /// It was connected before: what is missing now, retention took while it read.
+    connected: bool,
+    filtered: u64,
+}
+
+impl Subscription {
+    /// Attaches to the topics and finds where to start in each.
+    pub(crate) async fn start(
+        topics: Arc<Topics>,
+        follow: Follow,
+    ) -> Result<(Self, Started), JournalError> {
+        let waker = Arc::new(Waker::default());
+        let cursor = follow.cursor.as_deref().map(Cursor::decode);
+        let restart = match follow.since {
+            Some(Since::Now) => Restart::Now,
+            _ => Restart::Earliest,
+        };
+        let policy = Policy { restart, states: follow.states };
+        let mut gaps = Vec::new();
+        let mut heads = Vec::new();
+        let mut readers = Vec::new();
+        for (place, key) in follow.topics.into_iter().enumerate() {
+            // Attach first: what is appended from here on wakes this reader, however long the
+            // journal takes to say where it starts.
+            let number = u32::try_from(place).unwrap_or(u32::MAX);
+            let registration = topics.attach(&key, &waker, number);
+            let journal = &*topics.shared().journal;
+            let start = match &cursor {
+                Some(Err(_)) => {
+                    let head = registration.live.head(journal).await?;
+                    let start = policy.trim(reset(GapReason::UnknownCursor, &head, restart));
+                    Start { head, gap: start.gap, mark: start.mark, page: None }
+                }
+                Some(Ok(cursor)) if let Some(mark) = cursor.mark(&key.topic) => {
+                    Start::resume(journal, &registration.live, mark, policy).await?
+                }
+                _ => {
+                    let since = follow.since.unwrap_or(Since::Now);
+                    Start::fresh(journal, &registration.live, since, follow.states).await?
+                }
+            };
+            if let Some(gap) = start.gap {
+                gaps.push(Item::Gap { place, gap, mark: start.mark });
+            }
+            heads.push(start.head);
+            readers.push(Reader {
+                key,
+                registration,
+                mark: start.mark,
+                page: start.page,
+                at_end: false,
+                finished: false,
+                connected: false,
+                filtered: 0,
+            });
+        }
+        let resumed = match (&cursor, gaps.is_empty()) {
+            (_, false) => Resumed::Gap,
+            (None, _) => Resumed::Fresh,
+            (Some(_), _) => Resumed::Exact,
+        };
+        let metrics = &topics.shared().metrics;
+        Metrics::count(&metrics.resumes, resumed.as_str());
+        for item in &gaps {
+            if let Item::Gap { gap, .. } = item {
+                Metrics::count(&metrics.gaps, gap.reason.as_str());
+            }
+        }
+        let marks = readers.iter().map(|r: &Reader| ((&r.key.topic).into(), r.mark)).collect();
+        let dirty = u32::MAX >> (32 - readers.len().clamp(1, 32));
+        let subscription = Self {
+            topics,
+            filter: follow.filter,
+            policy,
+            waker,
+            readers,
+            cursor: Cursor::new(marks).tagged(follow.tag),
+            dirty,
+            turn: 0,
+            items: gaps,
+            item_bytes: 0,
+            caught_up: false,
+        };
+        Ok((subscription, Started { resumed, heads }))
+    }
+
+    /// The topics, in the order of [`Follow::topics`].
+    pub fn topics(&self) -> impl Iterator<Item = &TopicKey> {
+        self.readers.iter().map(|reader| &reader.key)
+    }
+
+    /// Where the reader is after everything that was handed out.
+    #[must_use]
+    pub const fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    /// The last offset of each topic up to which everything was handed out.
+    pub fn offsets(&self) -> impl Iterator<Item = (&TopicKey, Offset)> {
+        self.readers.iter().map(|reader| (&reader.key, reader.mark.position.offset))
+    }
+
+    /// Whether all topics are closed and were read to their end: nothing can follow.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.readers.iter().all(|reader| reader.finished)
+    }
+
+    /// Waits for what follows: at least one item, at most about 64 KiB or one page of the journal.
+    ///
+    /// Cancel-safe: what was found is kept.
+    ///
+    /// # Errors
+    /// The journal's; the cursor has not moved past what was handed out, so coming back with it
+    /// loses nothing.
+    pub async fn next(&mut self) -> Result<Vec<Item>, JournalError> {
+        loop {
+            while self.dirty != 0 && !self.is_full() {
+                self.step().await?;
+            }
+            if self.dirty == 0 && !self.caught_up {
+                self.caught_up = true;
+                self.items.push(Item::CaughtUp);
+            }
+            if !self.items.is_empty() {
+                return Ok(self.hand_out());
+            }
+            self.dirty = poll_fn(|context| self.waker.poll(context)).await;
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.len() >= BATCH_EVENTS_MAX || self.item_bytes >= BATCH_BYTES_MAX
+    }
+
+    fn hand_out(&mut self) -> Vec<Item> {
+        self.item_bytes = 0;
+        for item in &self.items {
+            match item {
+                Item::Gap { place, mark, .. } => {
+                    self.cursor.set(*place, *mark);
+                    self.caught_up = false;
+                }
+                Item::Event { place, mark: Some(mark), .. } | Item::Checkpoint { place, mark } => {
+                    self.cursor.set(*place, *mark)
+                }
+                Item::Event { mark: None, .. } | Item::CaughtUp | Item::Closed { .. } => {}
+            }
+        }
+        std::mem::take(&mut self.items)
+    }
+
+    /// Takes one turn with one topic that may have something.
+    async fn step(&mut self) -> Result<(), JournalError> {
+        let count = self.readers.len();
+        let turn = (0..count)
+            .map(|ahead| (self.turn + ahead) % count)
+            .find(|place| self.dirty & (1 << place) != 0);
+        let Some(place) = turn else {
+            self.dirty = 0;
+            return Ok(());
+        };
+        self.turn = (place + 1) % count;
+        // The bit goes first: what happens while this topic is looked at sets it again.
+        self.dirty &= !(1 << place);
+        let shared = self.topics.shared();
+        let Some(reader) = self.readers.get_mut(place) else { return Ok(()) };
+        let mut found = Found {
+            place,
+            filter: &self.filter,
+            items: &mut self.items,
+            bytes: &mut self.item_bytes,
+        };
+        let more = reader.advance(&*shared.journal, &shared.metrics, self.policy, &mut found).await;
+        match more {
+            Ok(true) => self.dirty |= 1 << place,
+            Ok(false) => {}
+            Err(error) => {
+                self.dirty |= 1 << place;
+                return Err(error);
+            }
+        }
+        if reader.mark.states_after.is_some() || !reader.at_end {
+            return Ok(());
+        }
+        if reader.registration.live.is_finished(reader.mark.position.offset) && !reader.finished {
+            reader.finished = true;
+            self.items.push(Item::Closed { place });
+        }
+        Ok(())
+    }
+}
+
+/// Where a reader of one topic starts.
+struct Start {
+    head: Head,
+    gap: Option<Gap>,
+    mark: Mark,
+    page: Option<Page>,
+}
+
+impl Start {
+    async fn resume(
+        journal: &dyn Journal,
+        live: &Live,
+        mark: Mark,
+        policy: Policy,
+    ) -> Result<Self, JournalError> {
+        let head = live.head(journal).await?;
+        if head.end() == mark.position {
+            return Ok(Self { head, gap: None, mark, page: None });
+        }
+        let page = journal.read(&live.topic, mark.position.offset, START_PAGE).await?;
+        let resume = policy.judge(mark, &page);
+        let head = page.head;
+        let page = (resume.mark == mark && mark.states_after.is_none()).then_some(page);
+        Ok(Self { head, gap: resume.gap, mark: resume.mark, page })
+    }
+
+    async fn fresh(
+        journal: &dyn Journal,
+        live: &Live,
+        since: Since,
+        states: States,
+    ) -> Result<Self, JournalError> {
+        let states_after = (states == States::First).then_some(Offset::ZERO);
+        let located = match since {
+            Since::Now => {
+                let head = live.head(journal).await?;
+                let states_after = states_after.filter(|_| head.tail > Offset(1));
+                let mark = Mark { position: head.end(), states_after };
+                return Ok(Self { head, gap: None, mark, page: None });
+            }
+            Since::Earliest => Offset::ZERO,
+            Since::Latest(count) => journal.locate(&live.topic, Locate::Latest(count)).await?,
+            Since::At(time) => journal.locate(&live.topic, Locate::Since(time)).await?,
+        };
+        let page = journal.read(&live.topic, located, START_PAGE).await?;
+        let head = page.head;
+        let floor = head.floor();
+        // What was trimmed may have been among what was asked for; `latest` asks only for what is
+        // held.
+        let trimmed = floor.offset > Offset::ZERO
+            && located <= floor.offset
+            && !matches!(since, Since::Latest(_));
+        let (position, page) = match page.after_fingerprint {
+            Some(fingerprint) if located > floor.offset => {
+                let position = crate::model::Position { fingerprint, offset: located, ..floor };
+                (position, Some(page))
+            }
+            _ => (floor, None),
+        };
+        let gap = trimmed.then_some(Gap {
+            reason: GapReason::Trimmed,
+            from: (since == Since::Earliest).then_some(Offset(1)),
+            to: Some(floor.offset),
+        });
+        let states_after = states_after.filter(|_| position.offset > Offset::ZERO);
+        let page = page.filter(|_| states_after.is_none());
+        Ok(Self { head, gap, mark: Mark { position, states_after }, page })
+    }
+}
+
+/// Where a reader puts what it finds.
+struct Found<'a> {
+    place: usize,
+    filter: &'a Filter,
+    items: &'a mut Vec<Item>,
+    bytes: &'a mut usize,
+}
+
+impl Found<'_> {
+    /// Returns whether the reader wants the event.
+    fn event(&mut self, frame: &Arc<Frame>, mark: Option<Mark>) -> bool {
+        let wanted = self.filter.wants(frame);
+        if wanted {
+            *self.bytes += frame.bytes().len();
+            self.items.push(Item::Event { place: self.place, frame: Arc::clone(frame), mark });
+        }
+        wanted
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.len() >= BATCH_EVENTS_MAX || *self.bytes >= BATCH_BYTES_MAX
+    }
+}
+
+impl Reader {
+    /// Looks once for what follows. Returns whether there may be more.
+    async fn advance(
+        &mut self,
+        journal: &dyn Journal,
+        metrics: &Metrics,
+        policy: Policy,
+        found: &mut Found<'_>,
+    ) -> Result<bool, JournalError> {
+        if let Some(after) = self.mark.states_after {
+            self.states(journal, metrics, policy, after, found).await?;
+            return Ok(true);
+        }
+        let live = Arc::clone(&self.registration.live);
+        let from = self.registration.ephemeral_next;
+        self.registration.ephemeral_next = live.look_ephemeral(from, |frame| {
+            found.event(frame, None);
+        });
+        let position = self.mark.position;
+        let look = live.look(position.epoch, position.offset, position.fingerprint, |frame| {
+            self.take(frame, found);
+            !found.is_full()
+        });
+        match look {
+            Look::End => {
+                self.connected = true;
+                self.at_end = true;
+                if self.filtered > 0 {
+                    self.checkpoint(found);
+                }
+                Ok(false)
+            }
+            Look::Frames => {
+                self.page = None;
+                Ok(true)
+            }
+            Look::Behind => self.replay(journal, metrics, policy, found).await,
+        }
+    }
+
+    /// Takes a frame that follows the position.
+    fn take(&mut self, frame: &Arc<Frame>, found: &mut Found<'_>) {
+        let Some(position) = frame.position else { return };
+        self.mark = position.into();
+        if found.event(frame, Some(self.mark)) {
+            self.filtered = 0;
+        } else {
+            self.filtered += 1;
+            if self.filtered >= FILTERED_EVENTS_MAX {
+                self.checkpoint(found);
+            }
+        }
+    }
+
+    fn checkpoint(&mut self, found: &mut Found<'_>) {
+        self.filtered = 0;
+        found.items.push(Item::Checkpoint { place: found.place, mark: self.mark });
+    }
+
+    /// Reads a page of the journal.
+    async fn replay(
+        &mut self,
+        journal: &dyn Journal,
+        metrics: &Metrics,
+        policy: Policy,
+        found: &mut Found<'_>,
+    ) -> Result<bool, JournalError> {
+        self.at_end = false;
+        let page = match self.page.take() {
+            Some(page) => page,
+            None => {
+                let after = self.mark.position.offset;
+                journal.read(&self.key, after, PageLimit::default()).await?
+            }
+        };
+        if self.judge(&page, metrics, policy, found) {
+            return Ok(true);
+        }
+        let before = self.mark;
+        metrics.events_replayed.inc_by(page.events.len() as u64);
+        for event in &page.events {
+            let frame = Arc::new(Frame::of(&self.key, page.head.epoch, event));
+            self.take(&frame, found);
+        }
+        if self.mark.position != page.next {
+            // Superseded states at the page's end.
+            self.mark = page.next.into();
+            self.filtered += 1;
+        }
+        // A page that has nothing, although the ring thought so: the topic will wake this reader
+        // when it has heard of it.
+        self.at_end = self.mark == before;
+        Ok(!self.at_end)
+    }
+
+    /// Reads a page of the states before the position.
+    async fn states(
+        &mut self,
+        journal: &dyn Journal,
+        metrics: &Metrics,
+        policy: Policy,
+        after: Offset,
+        found: &mut Found<'_>,
+    ) -> Result<(), JournalError> {
+        let until = self.mark.position.offset;
+        let query = StateQuery { after, until, ..StateQuery::all() };
+        let page = journal.states(&self.key, query).await?;
+        if page.head.epoch != self.mark.position.epoch {
+            self.judge(&page, metrics, policy, found);
+            return Ok(());
+        }
+        metrics.events_replayed.inc_by(page.events.len() as u64);
+        for event in &page.events {
+            let frame = Arc::new(Frame::of(&self.key, page.head.epoch, event));
+            self.mark.states_after = Some(event.offset);
+            found.event(&frame, Some(self.mark));
+        }
+        if page.next.offset >= until || page.events.is_empty() {
+            self.mark.states_after = None;
+            if until > Offset::ZERO {
+                self.checkpoint(found);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the position with the journal. Returns whether the reader was moved by a gap.
+    fn judge(
+        &mut self,
+        page: &Page,
+        metrics: &Metrics,
+        policy: Policy,
+        found: &mut Found<'_>,
+    ) -> bool {
+        let resume = policy.judge(self.mark, page);
+        let Some(mut gap) = resume.gap else { return false };
+        if self.connected && gap.reason == GapReason::Trimmed {
+            gap.reason = GapReason::Lagged;
+        }
+        Metrics::count(&metrics.gaps, gap.reason.as_str());
+        self.mark = resume.mark;
+        self.page = None;
+        self.finished = false;
+        found.items.push(Item::Gap { place: found.place, gap, mark: self.mark });
+        true
+    }
+}
+
+/// Checks the text of a type filter: `job.*` or an event type.
+#[must_use]
+pub fn is_type_filter(text: &str) -> bool {
+    match text.strip_suffix(".*") {
+        Some(prefix) => EventType::parse(prefix).is_ok(),
+        None => text == "*" || EventType::parse(text).is_ok(),
+    }
+}
+
+/// Pairs a tenant with the topic names that one of its readers asked for.
+#[must_use]
+pub fn keys(tenant: &crate::model::Tenant, topics: &[Topic]) -> Vec<TopicKey> {
+    topics.iter().map(|topic| TopicKey::new(tenant.clone(), topic.clone())).collect()
+}

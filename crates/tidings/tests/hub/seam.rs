@@ -1,0 +1,159 @@
+//! Races at their seams: a journal that acts in the very gap that a wrong order would leave.
+//!
+//! Each was seen to fail when the code was broken on purpose; how, stands at each test.
+
+use std::sync::Arc;
+
+use tidings::{
+    Hub,
+    journal::{Journal, JournalSettings, memory::MemoryJournal},
+    settings::Settings,
+    subscribe::{Follow, Since},
+};
+
+use crate::support::{
+    Got, Seam, SeamJournal, catch_up, event, follow, key, log, publish, state, take, trim,
+};
+
+fn hub() -> (Hub, Arc<SeamJournal>, Arc<MemoryJournal>) {
+    let memory = Arc::new(MemoryJournal::new(JournalSettings::default()));
+    let journal = SeamJournal::new(Arc::clone(&memory) as Arc<_>);
+    let settings = Settings { ring_frames_max: 2, ..Settings::default() };
+    let hub = Hub::builder().journal(Arc::clone(&journal) as Arc<_>).settings(settings).start();
+    (hub, journal, memory)
+}
+
+fn earliest() -> Follow {
+    Follow { since: Some(Since::Earliest), ..Follow::new(vec![key("a")]) }
+}
+
+/// Broken on purpose: in `Subscription::start`, attach after the start was found.
+#[tokio::test]
+async fn an_event_published_while_the_start_is_found_is_delivered_once() {
+    for seam in [Seam::BeforeRead, Seam::AfterRead] {
+        let (hub, journal, _) = hub();
+        let publisher = hub.clone();
+        journal.at(seam, move || {
+            let hub = publisher.clone();
+            async move { drop(publish(&hub, "a", log(1)).await) }
+        });
+        let mut reader = follow(&hub, earliest()).await;
+        assert!(journal.is_done(seam));
+        assert_eq!(take(&mut reader, 1).await, [event("log", 1, 1)]);
+        publish(&hub, "a", log(2)).await;
+        assert_eq!(take(&mut reader, 1).await, [event("log", 2, 2)]);
+    }
+}
+
+/// Broken on purpose: in `Live::head`, let what `describe` said replace what an append said.
+#[tokio::test]
+async fn now_is_the_end_of_the_topic_even_if_it_moves_while_it_is_found() {
+    let (hub, journal, _) = hub();
+    let publisher = hub.clone();
+    journal.at(Seam::AfterDescribe, move || {
+        let hub = publisher.clone();
+        async move { drop(publish(&hub, "a", log(1)).await) }
+    });
+    let mut reader = follow(&hub, Follow::new(vec![key("a")])).await;
+    assert!(journal.is_done(Seam::AfterDescribe));
+    assert_eq!(reader.offsets().map(|(_, offset)| offset.0).collect::<Vec<_>>(), [1]);
+    publish(&hub, "a", log(2)).await;
+    assert_eq!(take(&mut reader, 1).await, [event("log", 2, 2)]);
+}
+
+/// Broken on purpose: in `Subscription::step`, clear the topic's bit after it was looked at.
+#[tokio::test]
+async fn an_event_published_between_replay_and_follow_is_delivered_once() {
+    let (hub, journal, _) = hub();
+    for number in 1..=5 {
+        publish(&hub, "a", log(number)).await;
+    }
+    let mut reader = follow(&hub, earliest()).await;
+    let publisher = hub.clone();
+    journal.at(Seam::AfterRead, move || {
+        let hub = publisher.clone();
+        async move {
+            for number in 6..=9 {
+                publish(&hub, "a", log(number)).await;
+            }
+        }
+    });
+    let want: Vec<Got> = (1..=9).map(|n| event("log", n, n)).collect();
+    assert_eq!(take(&mut reader, 9).await, want);
+    publish(&hub, "a", log(10)).await;
+    assert_eq!(take(&mut reader, 1).await, [event("log", 10, 10)]);
+}
+
+/// Broken on purpose: in `Reader::replay`, leave `judge` out.
+#[tokio::test]
+async fn a_trim_while_a_reader_replays_is_told() {
+    let (hub, journal, memory) = hub();
+    for number in 1..=1500 {
+        publish(&hub, "a", log(number)).await;
+    }
+    let mut reader = follow(&hub, earliest()).await;
+    let first = take(&mut reader, 1).await;
+    assert_eq!(first[0], event("log", 1, 1));
+    let read = first.len() as u64;
+    journal.at(Seam::BeforeRead, move || {
+        let memory = Arc::clone(&memory);
+        async move {
+            trim(&*memory, "a", 100).await;
+        }
+    });
+    let got = take(&mut reader, 101).await;
+    assert!(journal.is_done(Seam::BeforeRead));
+    let mut want = vec![Got::Gap("trimmed", Some(read + 1), Some(1400))];
+    want.extend((1401..=1500).map(|n| event("log", n, n)));
+    assert_eq!(got, want);
+}
+
+/// Broken on purpose: in `resume`, leave the comparison of epochs out.
+#[tokio::test]
+async fn another_history_while_a_reader_replays_is_told() {
+    let (hub, journal, memory) = hub();
+    for number in 1..=1500 {
+        publish(&hub, "a", log(number)).await;
+    }
+    let mut reader = follow(&hub, earliest()).await;
+    take(&mut reader, 1).await;
+    journal.at(Seam::BeforeRead, move || {
+        let memory = Arc::clone(&memory);
+        async move {
+            memory.delete(&key("a")).await.unwrap();
+        }
+    });
+    let got = take(&mut reader, 1).await;
+    assert!(journal.is_done(Seam::BeforeRead));
+    assert_eq!(got, [Got::Gap("epoch", None, None)]);
+}
+
+/// Broken on purpose: in `Reader::states`, query until the tail instead of the position.
+#[tokio::test]
+async fn a_state_replaced_while_the_first_states_are_sent_is_delivered_in_its_new_place() {
+    let (hub, journal, _) = hub();
+    publish(&hub, "a", state("k", 1)).await;
+    publish(&hub, "a", state("j", 2)).await;
+    let publisher = hub.clone();
+    journal.at(Seam::AfterStates, move || {
+        let hub = publisher.clone();
+        async move { drop(publish(&hub, "a", state("k", 3)).await) }
+    });
+    let mut reader = follow(&hub, Follow::new(vec![key("a")])).await;
+    let got = take(&mut reader, 3).await;
+    assert_eq!(got, [event("state", 1, 1), event("state", 2, 2), event("state", 3, 3)]);
+    publish(&hub, "a", log(4)).await;
+    assert_eq!(take(&mut reader, 1).await, [event("log", 4, 4)]);
+}
+
+/// Broken on purpose: in `Live::advance`, wake the readers before the ring has the frames.
+#[tokio::test]
+async fn a_woken_reader_finds_what_it_was_woken_for() {
+    let (hub, _, _) = hub();
+    let mut reader = follow(&hub, Follow::new(vec![key("a")])).await;
+    assert_eq!(catch_up(&mut reader).await, []);
+    for number in 1..=200 {
+        publish(&hub, "a", log(number)).await;
+        assert_eq!(take(&mut reader, 1).await, [event("log", number, number)]);
+    }
+}
