@@ -129,6 +129,7 @@ pub(crate) struct SeamJournal {
     inner: Arc<dyn Journal>,
     before_read: Mutex<Option<Act>>,
     after_read: Mutex<Option<Act>>,
+    before_states: Mutex<Option<Act>>,
     after_states: Mutex<Option<Act>>,
     after_describe: Mutex<Option<Act>>,
 }
@@ -138,6 +139,7 @@ pub(crate) struct SeamJournal {
 pub(crate) enum Seam {
     BeforeRead,
     AfterRead,
+    BeforeStates,
     AfterStates,
     AfterDescribe,
 }
@@ -154,6 +156,7 @@ impl SeamJournal {
             inner,
             before_read: Mutex::default(),
             after_read: Mutex::default(),
+            before_states: Mutex::default(),
             after_states: Mutex::default(),
             after_describe: Mutex::default(),
         })
@@ -163,6 +166,7 @@ impl SeamJournal {
         match seam {
             Seam::BeforeRead => &self.before_read,
             Seam::AfterRead => &self.after_read,
+            Seam::BeforeStates => &self.before_states,
             Seam::AfterStates => &self.after_states,
             Seam::AfterDescribe => &self.after_describe,
         }
@@ -207,6 +211,7 @@ impl Journal for SeamJournal {
     }
 
     async fn states(&self, topic: &TopicKey, query: StateQuery) -> Result<Page, JournalError> {
+        self.act(Seam::BeforeStates).await;
         let page = self.inner.states(topic, query).await;
         self.act(Seam::AfterStates).await;
         page
