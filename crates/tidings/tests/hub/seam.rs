@@ -156,10 +156,18 @@ async fn a_state_replaced_while_the_first_states_are_sent_is_delivered_in_its_ne
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_woken_reader_finds_what_it_was_woken_for() {
     let (hub, _, _) = hub();
-    let mut reader = follow(&hub, Follow::new(vec![key("a")])).await;
-    assert_eq!(catch_up(&mut reader).await, []);
-    for number in 1..=200 {
-        publish(&hub, "a", log(number)).await;
-        assert_eq!(take(&mut reader, 1).await, [event("log", number, number)]);
+    for round in 0..20 {
+        let name = format!("a/{round}");
+        let mut reader = follow(&hub, Follow::new(vec![key(&name)])).await;
+        assert_eq!(catch_up(&mut reader).await, []);
+        let publisher = hub.clone();
+        let publishing = tokio::spawn(async move {
+            for number in 1..=10 {
+                publish(&publisher, &name, log(number)).await;
+            }
+        });
+        let want: Vec<Got> = (1..=10).map(|n| event("log", n, n)).collect();
+        assert_eq!(take(&mut reader, 10).await, want);
+        publishing.await.unwrap();
     }
 }
