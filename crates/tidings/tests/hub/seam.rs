@@ -152,7 +152,7 @@ async fn a_state_replaced_while_the_first_states_are_sent_is_delivered_in_its_ne
     }
 }
 
-/// Broken on purpose: in `Live::advance`, wake the readers a moment before the head is set.
+/// Broken on purpose: in `Live::advance`, do not wake the readers of the tenth event.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_woken_reader_finds_what_it_was_woken_for() {
     let (hub, _, _) = hub();
