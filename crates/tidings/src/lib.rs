@@ -1,5 +1,6 @@
 //! Tidings: a live-event hub.
 
+pub mod auth;
 pub mod clock;
 pub mod error;
 pub mod journal;
