@@ -3,6 +3,7 @@
 //! Workers publish events to topics; readers follow topics and resume exactly where they stopped,
 //! or are told what is gone. Start at [`Hub`].
 
+pub mod auth;
 pub mod clock;
 pub mod connection;
 mod due;

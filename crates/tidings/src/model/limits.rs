@@ -12,6 +12,19 @@ pub const SEGMENT_BYTES_MAX: usize = 128;
 pub const TOPIC_BYTES_MAX: usize = 512;
 /// Bytes of a pattern in a rule or grant.
 pub const PATTERN_BYTES_MAX: usize = 512;
+/// Bytes of a JWT: one with 200 team names fits, and it fits a request's head four times over.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of a token's `sub`, `jti` and `kid`: OpenID Connect allows a `sub` of 255.
+pub const TOKEN_NAME_BYTES_MAX: usize = 256;
+/// Elements of a token's list claim that a rule uses, patterns that a token carries, and topics
+/// that one rule adds to a feed: each is compared with every topic that the caller touches.
+pub const GRANT_ELEMENTS_MAX: usize = 200;
+/// Bytes of a pattern that a token carries.
+pub const TOKEN_PATTERN_BYTES_MAX: usize = 256;
+/// Access rules: every one is looked at for every topic that a caller touches.
+pub const ACCESS_RULES_MAX: usize = 256;
+/// Keys that verify tokens: an unsigned token costs at most so many signature checks.
+pub const JWT_KEYS_MAX: usize = 16;
 /// Bytes of an event type.
 pub const EVENT_TYPE_BYTES_MAX: usize = 128;
 /// Bytes of an event id: it is stored once more in the dedup window.

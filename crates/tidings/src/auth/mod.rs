@@ -1,0 +1,150 @@
+//! Who may do what: credentials in, grants out.
+//!
+//! The rules: every credential passes through [`Authenticator::authenticate`], and every question
+//! about a topic through a [`Grant`]. A credential that is not valid is a problem, never a lesser
+//! grant. No message, log line or `Debug` text holds any part of a secret or token.
+
+mod api_key;
+mod grant;
+pub mod jwt;
+mod policy;
+mod secret;
+mod template;
+
+#[cfg(test)]
+mod hostile_tokens;
+#[cfg(test)]
+mod isolation;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use api_key::{ApiKey, ApiKeyError, ApiKeySettings, PREFIX as API_KEY_PREFIX};
+pub use grant::{Access, Grant, GrantClaims};
+pub use jwt::{Algorithm, JwtKeySettings, JwtSettings, SigningKey};
+pub use policy::{Condition, Policy, Rule, RuleError, RuleSettings};
+pub use secret::Secret;
+
+use crate::{
+    error::{ErrorCode, Problem},
+    model::{Tenant, Timestamp, limits::TOKEN_NAME_BYTES_MAX},
+};
+use api_key::KeyRing;
+use grant::Parts;
+use jwt::TokenVerifier;
+use policy::Caller;
+
+/// Which credentials are accepted and what they allow.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuthSettings {
+    /// The tenant of tokens without a `tenant` claim, and of API keys without a `tenant`.
+    pub default_tenant: String,
+    /// How tokens are verified.
+    pub jwt: JwtSettings,
+    /// The API keys that are accepted.
+    pub api_keys: Vec<ApiKeySettings>,
+    /// What the holders of tokens may do, by topic. What no rule allows is denied.
+    pub access: Policy,
+}
+
+impl Default for AuthSettings {
+    fn default() -> Self {
+        Self {
+            default_tenant: "default".to_owned(),
+            jwt: JwtSettings::default(),
+            api_keys: Vec::new(),
+            access: Policy::default(),
+        }
+    }
+}
+
+/// A setting that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {reason}")]
+pub struct SettingsError {
+    /// Which one, from [`AuthSettings`] down: `jwt.keys[0].secret`.
+    pub path: String,
+    /// What is wrong and what is possible; without the value.
+    pub reason: String,
+}
+
+impl SettingsError {
+    fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { path: path.into(), reason: reason.into() }
+    }
+}
+
+/// Turns credentials into grants.
+#[derive(Debug)]
+pub struct Authenticator {
+    default_tenant: Tenant,
+    tokens: TokenVerifier,
+    api_keys: KeyRing,
+    policy: Policy,
+}
+
+impl Authenticator {
+    /// Checks the settings, keys included, so that a mistake shows at start and not at the first
+    /// request.
+    ///
+    /// # Errors
+    /// [`SettingsError`] names the first setting that cannot be.
+    pub fn new(settings: &AuthSettings) -> Result<Self, SettingsError> {
+        let default_tenant = Tenant::parse(&settings.default_tenant)
+            .map_err(|error| SettingsError::new("default_tenant", error.to_string()))?;
+        Ok(Self {
+            tokens: TokenVerifier::new(&settings.jwt)?,
+            api_keys: KeyRing::new(&settings.api_keys, &default_tenant)?,
+            policy: settings.access.clone(),
+            default_tenant,
+        })
+    }
+
+    /// What the credential allows; `bearer` is what follows `Bearer ` in the header.
+    ///
+    /// # Errors
+    /// `credential_missing`, `credential_invalid` or `credential_expired`. The detail says what is
+    /// wrong without repeating any of the credential. Whether a token has expired is only told of
+    /// tokens that were valid.
+    pub fn authenticate(&self, bearer: &str, now: Timestamp) -> Result<Grant, Problem> {
+        if bearer.is_empty() {
+            return Err(Problem::new(
+                ErrorCode::CredentialMissing,
+                "send `Authorization: Bearer` with an API key or a token",
+            ));
+        }
+        if bearer.starts_with(API_KEY_PREFIX) {
+            return self.api_keys.authenticate(bearer, now);
+        }
+        let claims = self.tokens.verify(bearer, now)?;
+        let tenant = claims.tenant.unwrap_or_else(|| self.default_tenant.clone());
+        let (mut scopes, bindings) = self.policy.apply(&Caller {
+            tenant: &tenant,
+            subject: claims.subject.as_deref(),
+            roles: &claims.roles,
+            permissions: &claims.permissions,
+            claims: &claims.all,
+        })?;
+        scopes.extend(claims.scopes);
+        Ok(Grant::new(Parts {
+            tenant,
+            credential: format!("jwt:{}", claims.name).into(),
+            subject: claims.subject.map(Into::into),
+            token_id: claims.token_id.map(Into::into),
+            expires_at: Some(claims.expires_at),
+            scopes,
+            bindings,
+        }))
+    }
+}
+
+/// The credential is not valid, for this reason.
+fn invalid(detail: impl Into<String>) -> Problem {
+    Problem::new(ErrorCode::CredentialInvalid, detail)
+}
+
+/// Whether the text can name somebody in a log line.
+fn is_audit_name(text: &str) -> bool {
+    (1..=TOKEN_NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
+}
