@@ -18,6 +18,7 @@ mod ring;
 pub mod settings;
 pub mod sse;
 pub mod subscribe;
+pub mod ticket;
 mod topic_task;
 
 pub use hub::{Hub, HubBuilder};

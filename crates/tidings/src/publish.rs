@@ -179,7 +179,9 @@ impl Hub {
         body: &[u8],
         events: &mut [Publish],
     ) -> Result<(), Problem> {
-        let name = hex(&Sha256::new().chain_update(scope).chain_update([0]).chain_update(key));
+        // Lengths are fixed by hashing each part, so no two triples have one name.
+        let name = [tenant.as_str(), scope, key].map(Sha256::digest).concat();
+        let name = hex(&Sha256::new().chain_update(name));
         let hash = hex(&Sha256::new().chain_update(body));
         let shard = name.get(..2).unwrap_or_default();
         let topic = Topic::parse(&format!("$hub/idempotency/{shard}"))?;
@@ -190,7 +192,7 @@ impl Hub {
                 .data(JsonText::string(&hash))
         };
         let bind = Publish { if_offset: Some(Offset::ZERO), ..Publish::new(topic, state) };
-        if let Err(problem) = self.publish_one(tenant, bind).await {
+        if let Err(problem) = self.publish_one(&Tenant::hub(), bind).await {
             let current = problem.current.as_ref().filter(|_| problem.code == ErrorCode::Conflict);
             let Some(current) = current else { return Err(problem) };
             let first: serde_json::Value =

@@ -200,7 +200,10 @@ impl ApiKeySettings {
         let sha256 =
             parse_hex(&self.sha256).ok_or_else(|| at("sha256", "must be 64 hex digits"))?;
         let tenant = match &self.tenant {
-            Some(text) => Tenant::parse(text).map_err(|error| at("tenant", &error.to_string()))?,
+            Some(text) => Tenant::parse(text)
+                .ok()
+                .filter(|tenant| !tenant.is_reserved())
+                .ok_or_else(|| at("tenant", "must be one segment and not the hub's own"))?,
             None => default_tenant.clone(),
         };
         if self.subject.as_deref().is_some_and(|text| !super::is_audit_name(text)) {

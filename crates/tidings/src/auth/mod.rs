@@ -93,6 +93,9 @@ impl Authenticator {
     pub fn new(settings: &AuthSettings) -> Result<Self, SettingsError> {
         let default_tenant = Tenant::parse(&settings.default_tenant)
             .map_err(|error| SettingsError::new("default_tenant", error.to_string()))?;
+        if default_tenant.is_reserved() {
+            return Err(SettingsError::new("default_tenant", "must not be the hub's own"));
+        }
         Ok(Self {
             tokens: TokenVerifier::new(&settings.jwt)?,
             api_keys: KeyRing::new(&settings.api_keys, &default_tenant)?,
@@ -119,6 +122,9 @@ impl Authenticator {
         }
         let claims = self.tokens.verify(bearer, now)?;
         let tenant = claims.tenant.unwrap_or_else(|| self.default_tenant.clone());
+        if tenant.is_reserved() {
+            return Err(invalid("token's tenant is the hub's own"));
+        }
         let (mut scopes, bindings) = self.policy.apply(&Caller {
             tenant: &tenant,
             subject: claims.subject.as_deref(),

@@ -472,15 +472,3 @@ impl Held {
         self.head.floor_fingerprint = floor.fingerprint;
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{journal::contract::Store, journal_contract};
-
-    async fn store(settings: JournalSettings) -> Store {
-        Store::new(Arc::new(MemoryJournal::new(settings)))
-    }
-
-    journal_contract!(memory, store);
-}

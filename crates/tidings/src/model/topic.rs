@@ -11,7 +11,22 @@ use super::{
 
 name! {
     /// The unit of isolation, one segment: `acme`. It comes from the credential, never from a URL.
+    /// `~hub` is the hub's own.
     Tenant, |text| segment("tenant", text)
+}
+
+impl Tenant {
+    /// The hub's own tenant, whose topics hold what the hub keeps for itself.
+    #[must_use]
+    pub(crate) fn hub() -> Self {
+        Self("~hub".into())
+    }
+
+    /// Whether no credential may be of this tenant.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        self.as_str() == "~hub"
+    }
 }
 
 name! {
