@@ -16,7 +16,7 @@ const RSA_PUBLIC: &str = include_str!("testdata/rsa.pub");
 const EC_PUBLIC: &str = include_str!("testdata/ec256.pub");
 const ED_PUBLIC: &str = include_str!("testdata/ed.pub");
 
-/// What a refused token is refused for, by a part of the detail.
+// What a refused token is refused for, by a part of the detail.
 const SHAPE: &str = "neither an API key nor a signed token";
 const HEADER: &str = "header part";
 const HEADER_FIELDS: &str = "header must have `alg`";
@@ -97,6 +97,8 @@ fn hub() -> Authenticator {
     Authenticator::new(&settings).unwrap()
 }
 
+/// Broken on purpose: not comparing the header's `alg` with the key's, ignoring `crit`, parsing JSON
+/// that is not strict, or letting any `kid` choose any key each makes it fail.
 #[test]
 fn every_hostile_token_is_refused_for_its_reason() {
     let hub = hub();
@@ -521,4 +523,63 @@ fn the_claims_decide_tenant_subject_name_and_feed() {
     }
     let plain = hub.authenticate(&with_claims(GOOD_CLAIMS), NOW).unwrap();
     assert_eq!((plain.tenant().as_str(), plain.credential()), ("default", "jwt:42"));
+}
+
+#[test]
+fn settings_are_read_from_toml_and_unknown_ones_are_refused() {
+    let text = format!(
+        r#"
+        default_tenant = "acme"
+        [jwt]
+        issuer = "https://id.example"
+        audience = ["tidings"]
+        [[jwt.keys]]
+        algorithm = "HS256"
+        kid = "2026"
+        secret = "{SECRET}"
+        [[jwt.keys]]
+        algorithm = "EdDSA"
+        public_key = """
+{ED_PUBLIC}"""
+        [[api_keys]]
+        id = "abcdefgh12"
+        sha256 = "71d84b1859bad11abcb3dfd9353c8d1873aafd883ffaf6f2c9df7cbcfc3e1850"
+        write = ["**"]
+        [[access]]
+        topic = "user/{{sub}}"
+        read = true
+        "#
+    );
+    let settings: AuthSettings = toml::from_str(&text).unwrap();
+    let hub = Authenticator::new(&settings).unwrap();
+    assert_eq!(hub.authenticate(&with_claims(GOOD_CLAIMS), NOW).unwrap().tenant().as_str(), "acme");
+    let api_key = "tdk_abcdefgh12_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg3To7I2";
+    assert_eq!(hub.authenticate(api_key, NOW).unwrap().credential(), "key:abcdefgh12");
+    for (known, unknown) in [
+        ("default_tenant", "tenant"),
+        ("issuer", "isuer"),
+        ("kid", "key_id"),
+        ("write", "wirte"),
+        ("EdDSA", "ES999"),
+    ] {
+        let error = toml::from_str::<AuthSettings>(&text.replacen(known, unknown, 1)).unwrap_err();
+        assert!(error.to_string().contains(&format!("`{unknown}`")), "{error}");
+        assert!(!error.message().contains(SECRET), "{error}");
+    }
+}
+
+#[test]
+fn every_setting_is_described() {
+    let schema = schemars::schema_for!(AuthSettings).to_value();
+    let described = |of: &serde_json::Value, name: &str| {
+        let properties = of["properties"].as_object().unwrap_or_else(|| panic!("{name}: {schema}"));
+        for (field, of) in properties {
+            assert!(of["description"].is_string(), "{name}.{field}");
+        }
+        assert_eq!(of["additionalProperties"], false, "{name}");
+    };
+    described(&schema, "AuthSettings");
+    for name in ["JwtSettings", "JwtKeySettings", "ApiKeySettings", "Rule"] {
+        described(&schema["$defs"][name], name);
+    }
 }

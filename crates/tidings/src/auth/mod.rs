@@ -3,6 +3,10 @@
 //! The rules: every credential passes through [`Authenticator::authenticate`], and every question
 //! about a topic through a [`Grant`]. A credential that is not valid is a problem, never a lesser
 //! grant. No message, log line or `Debug` text holds any part of a secret or token.
+//!
+//! Keys that change while the hub runs belong into [`jwt`], beside the static ones. Revocation
+//! compares [`Grant::tenant`], [`Grant::subject`] and [`Grant::token_id`]. Cookies and tickets are
+//! other ways to carry a token or a [`GrantClaims`], and end here too.
 
 mod api_key;
 mod grant;
@@ -76,6 +80,24 @@ impl SettingsError {
 }
 
 /// Turns credentials into grants.
+///
+/// ```
+/// use tidings::{
+///     auth::{Access, ApiKey, AuthSettings, Authenticator},
+///     model::{Timestamp, Topic},
+/// };
+///
+/// let (key, mut entry) = ApiKey::generate();
+/// entry.write = vec!["build/*".to_owned()];
+/// let settings = AuthSettings { api_keys: vec![entry], ..AuthSettings::default() };
+/// let authenticator = Authenticator::new(&settings)?;
+///
+/// let now = Timestamp::parse("2026-11-21T07:00:00Z").expect("is RFC 3339");
+/// let grant = authenticator.authenticate(key.expose(), now)?;
+/// assert_eq!(grant.write(&Topic::parse("build/1")?), Access::Allowed);
+/// assert_eq!(grant.write(&Topic::parse("user/42")?), Access::Denied);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Authenticator {
     default_tenant: Tenant,
