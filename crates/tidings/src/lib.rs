@@ -8,6 +8,7 @@ pub mod clock;
 pub mod connection;
 mod due;
 pub mod error;
+pub mod http;
 mod hub;
 pub mod journal;
 pub mod metrics;

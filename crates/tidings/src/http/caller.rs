@@ -1,0 +1,113 @@
+//! Who is calling, and what they may touch.
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequestParts, Request},
+    http::{HeaderMap, header, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+
+use super::router::App;
+use crate::{
+    auth::{Access, Grant},
+    error::{ErrorCode, Problem},
+    hub::Hub,
+    journal::Properties,
+    model::{Topic, TopicKey},
+};
+
+/// A caller with a credential in the `Authorization` header.
+pub(super) struct Caller(pub(super) Grant);
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        authenticate(app, &parts.headers).map(Self)
+    }
+}
+
+/// What the request's `Authorization: Bearer` allows (RFC 6750 §2.1).
+pub(super) fn authenticate(app: &App, headers: &HeaderMap) -> Result<Grant, Problem> {
+    let missing = || {
+        let detail = "send `Authorization: Bearer` with an API key or a token";
+        Problem::new(ErrorCode::CredentialMissing, detail)
+    };
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().ok_or_else(missing)?;
+    if values.next().is_some() {
+        let detail = "there are several `Authorization` headers; send one";
+        return Err(Problem::new(ErrorCode::CredentialInvalid, detail));
+    }
+    let text = value.to_str().map_err(|_| missing())?;
+    let (scheme, bearer) = text.split_once(' ').ok_or_else(missing)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(missing());
+    }
+    app.authenticator.authenticate(bearer.trim(), app.hub.clock().now())
+}
+
+/// Whether the caller may write a topic, and create it with these properties.
+pub(super) async fn may_write(
+    hub: &Hub,
+    grant: &Grant,
+    topic: &Topic,
+    inline: Option<&Properties>,
+) -> Result<(), Problem> {
+    let allowed = match grant.write(topic) {
+        Access::Allowed => true,
+        Access::Denied => false,
+        Access::IfOwner => {
+            let info = hub.describe(&TopicKey::new(grant.tenant().clone(), topic.clone())).await?;
+            // A topic that is not there yet belongs to whom its first event says.
+            let properties = inline.filter(|_| !info.exists).unwrap_or(&info.properties);
+            grant.may_write(topic, properties)
+        }
+    };
+    if allowed {
+        return Ok(());
+    }
+    let detail = format!("this credential may not write the topic {topic}");
+    Err(Problem::new(ErrorCode::ForbiddenTopic, detail))
+}
+
+/// Whether the caller may read a topic.
+pub(super) async fn may_read(hub: &Hub, grant: &Grant, topic: &Topic) -> Result<bool, Problem> {
+    match grant.read(topic) {
+        Access::Allowed => Ok(true),
+        Access::Denied => Ok(false),
+        Access::IfOwner => {
+            let info = hub.describe(&TopicKey::new(grant.tenant().clone(), topic.clone())).await?;
+            Ok(grant.may_read(topic, &info.properties))
+        }
+    }
+}
+
+/// Nothing that this grant covers is here, and whether anything else is, is not said.
+pub(super) fn not_found() -> Problem {
+    Problem::new(ErrorCode::NotFound, "there is no such topic for this credential")
+}
+
+/// Reads a body up to a limit in bytes.
+pub(super) async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    match Limited::new(body, bytes_max).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            let detail = format!("the body is larger than {bytes_max} bytes");
+            Err(Problem::new(ErrorCode::TooLarge, detail))
+        }
+        Err(_) => Err(Problem::new(ErrorCode::Malformed, "the body ended before its length")),
+    }
+}
+
+/// Refuses compressed bodies: a small one may unpack to anything.
+pub(super) async fn refuse_encoded_bodies(request: Request, next: Next) -> Response {
+    let encoding = request.headers().get(header::CONTENT_ENCODING);
+    if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        let detail = "send the body without `Content-Encoding`";
+        return Problem::new(ErrorCode::UnsupportedMediaType, detail).into_response();
+    }
+    next.run(request).await
+}

@@ -1,0 +1,250 @@
+//! CloudEvents 1.0 as publish bodies: structured JSON and binary mode.
+//!
+//! Topic, class, key and expiry travel as the extensions `topic`, `class`, `key`, `expirytime`,
+//! `ifoffset` and `deleted`; other extensions are kept and delivered.
+
+use axum::http::{HeaderMap, header};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
+
+use super::ingest::{
+    Bounds, DraftParts, data, escape, fits, json_problem, malformed, members, named, read,
+};
+use crate::{
+    error::Problem,
+    model::{
+        Data, JsonText, Topic,
+        event::Attribute,
+        limits::{ATTRIBUTE_BYTES_MAX, EXTENSIONS_MAX},
+    },
+    publish::Publish,
+};
+
+/// Names that this hub writes itself, and that an event must not bring.
+const OWN: &[&str] = &["position", "cursor"];
+
+/// Reads an event in structured mode (CloudEvents JSON format §3). `at` is its JSON pointer.
+pub(super) fn event(text: &str, at: &str, bounds: Bounds) -> Result<Publish, Problem> {
+    structured(text, at, bounds, None)
+}
+
+/// Reads an event in structured mode whose topic may be in the query.
+pub(super) fn structured(
+    text: &str,
+    at: &str,
+    bounds: Bounds,
+    topic: Option<Topic>,
+) -> Result<Publish, Problem> {
+    let mut draft = DraftParts { topic, ..DraftParts::default() };
+    let mut content_type = None;
+    let mut version = None;
+    let mut encoded = None;
+    for (name, value) in members(text, at)? {
+        let at = format!("{at}/{}", escape(&name));
+        let json = value.get();
+        match &*name {
+            "specversion" => version = Some(read::<String>(json, &at, "must be a string")?),
+            "datacontenttype" if json != "null" => {
+                content_type = Some(named(json, &at, Attribute::parse)?);
+            }
+            "data_base64" if json != "null" => {
+                let text: String = read(json, &at, "must be a string")?;
+                let bytes = BASE64.decode(text);
+                encoded =
+                    Some(bytes.map_err(|_| malformed("must be base64 (RFC 4648 §4)").at(at))?);
+            }
+            _ => attribute(&mut draft, &name, json, &at, bounds)?,
+        }
+    }
+    required(&draft, version.as_deref(), at)?;
+    match (encoded, content_type) {
+        (Some(_), _) if draft.data != Data::None => {
+            return Err(malformed("has both data and data_base64").at(format!("{at}/data")));
+        }
+        (Some(bytes), content_type) => {
+            let octets = || Attribute::parse("application/octet-stream");
+            let content_type = content_type.map_or_else(octets, Ok)?;
+            draft.data = Data::Binary { content_type, bytes: bytes.into() };
+            fits(&draft.data, &format!("{at}/data_base64"), bounds)?;
+        }
+        (None, Some(content_type)) if content_type.as_str() != "application/json" => {
+            extension(&mut draft, "datacontenttype", JsonText::string(content_type.as_str()), at)?;
+        }
+        (None, _) => {}
+    }
+    draft.finish(at)
+}
+
+/// Whether the request carries an event in binary mode.
+pub(super) fn is_binary(headers: &HeaderMap) -> bool {
+    headers.contains_key("ce-specversion")
+}
+
+/// Reads an event in binary mode: attributes in `ce-` headers, the body its data (CloudEvents HTTP
+/// binding §3.1).
+pub(super) fn binary(
+    headers: &HeaderMap,
+    body: Bytes,
+    bounds: Bounds,
+    topic: Option<Topic>,
+) -> Result<Publish, Problem> {
+    let mut draft = DraftParts { topic, ..DraftParts::default() };
+    let mut version = None;
+    for (name, value) in headers {
+        let Some(attribute_name) = name.as_str().strip_prefix("ce-") else { continue };
+        let text = value.to_str().ok().and_then(percent_decode);
+        let text = text.ok_or_else(|| {
+            malformed("must be ASCII with percent-encoded UTF-8").at(name.as_str())
+        })?;
+        match attribute_name {
+            "specversion" => version = Some(text),
+            "ifoffset" | "deleted" | "close" => {
+                attribute(&mut draft, attribute_name, &text, name.as_str(), bounds)?;
+            }
+            _ => {
+                let json = JsonText::string(&text);
+                attribute(&mut draft, attribute_name, json.as_str(), name.as_str(), bounds)?;
+            }
+        }
+    }
+    required(&draft, version.as_deref(), "")?;
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    draft.data = data(content_type, body, bounds)?;
+    draft.finish("")
+}
+
+fn required(draft: &DraftParts, version: Option<&str>, at: &str) -> Result<(), Problem> {
+    if version != Some("1.0") {
+        return Err(malformed("must be \"1.0\"").at(format!("{at}/specversion")));
+    }
+    for (name, is_there) in [("id", draft.id.is_some()), ("source", draft.source.is_some())] {
+        if !is_there {
+            let detail = format!("the member `{name}` is missing");
+            return Err(malformed(&detail).at(format!("{at}/{name}")));
+        }
+    }
+    Ok(())
+}
+
+fn attribute(
+    draft: &mut DraftParts,
+    name: &str,
+    json: &str,
+    at: &str,
+    bounds: Bounds,
+) -> Result<(), Problem> {
+    match name {
+        "id" | "source" | "type" | "subject" | "time" | "data" | "topic" | "class" | "key"
+        | "close" => draft.member(name, json, at, bounds),
+        "expirytime" => draft.member("expires_at", json, at, bounds),
+        "ifoffset" => draft.member("if_offset", json, at, bounds),
+        "deleted" => draft.member("delete", json, at, bounds),
+        _ if json == "null" => Ok(()),
+        _ => {
+            let value = JsonText::parse(json).map_err(|error| json_problem(&error, at))?;
+            if json.starts_with(['{', '[']) {
+                return Err(malformed("must be a string, number or boolean").at(at));
+            }
+            extension(draft, name, value, at)
+        }
+    }
+}
+
+fn extension(draft: &mut DraftParts, name: &str, value: JsonText, at: &str) -> Result<(), Problem> {
+    let is_name = !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    if !is_name {
+        let rule = "extensions are named by at most 64 lower-case letters and digits";
+        return Err(malformed(rule).at(at));
+    }
+    if OWN.contains(&name) {
+        return Err(malformed("this name is the hub's own").at(at));
+    }
+    if value.as_str().len() > ATTRIBUTE_BYTES_MAX {
+        return Err(malformed("is longer than 512 bytes").at(at));
+    }
+    if draft.extensions.len() == EXTENSIONS_MAX {
+        return Err(malformed("there are more than 16 extensions").at(at));
+    }
+    draft.extensions.push((name.into(), value));
+    Ok(())
+}
+
+/// Undoes the percent-encoding of header values (HTTP binding §3.1.3.2); `+` is itself.
+fn percent_decode(text: &str) -> Option<String> {
+    super::query::decode(&text.replace('+', "%2B"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { event_bytes_max: 1000, events_max: 3 };
+
+    #[test]
+    fn a_structured_event_keeps_its_attributes() {
+        let text = r#"{"specversion":"1.0","id":"1","source":"/w","type":"a.b","topic":"user/1",
+            "class":"state","key":"k","traceparent":"00-1","n":7,"dataschema":"http://x",
+            "datacontenttype":"text/plain","data":"x","expirytime":"2027-01-01T00:00:00Z"}"#;
+        let draft = event(text, "", BOUNDS).unwrap();
+        assert_eq!(draft.topic.as_str(), "user/1");
+        assert!(draft.event.expires_at.is_some());
+        let names: Vec<&str> = draft.event.extensions.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["traceparent", "n", "dataschema", "datacontenttype"]);
+    }
+
+    #[test]
+    fn mistakes_are_pointed_at() {
+        for (text, pointer) in [
+            (r#"{"id":"1","source":"/","type":"a","topic":"t"}"#, "/specversion"),
+            (
+                r#"{"specversion":"0.3","id":"1","source":"/","type":"a","topic":"t"}"#,
+                "/specversion",
+            ),
+            (r#"{"specversion":"1.0","source":"/","type":"a","topic":"t"}"#, "/id"),
+            (r#"{"specversion":"1.0","id":"1","type":"a","topic":"t"}"#, "/source"),
+            (r#"{"specversion":"1.0","id":"1","source":"/","topic":"t"}"#, "/type"),
+            (r#"{"specversion":"1.0","id":"1","source":"/","type":"a"}"#, "/topic"),
+            (
+                r#"{"specversion":"1.0","id":"1","source":"/","type":"a","topic":"t","Bad":1}"#,
+                "/Bad",
+            ),
+            (r#"{"specversion":"1.0","id":"1","source":"/","type":"a","topic":"t","x":{}}"#, "/x"),
+            (
+                r#"{"specversion":"1.0","id":"1","source":"/","type":"a","topic":"t","position":"1"}"#,
+                "/position",
+            ),
+            (
+                r#"{"specversion":"1.0","id":"1","source":"/","type":"a","topic":"t","data_base64":"?"}"#,
+                "/data_base64",
+            ),
+        ] {
+            let problem = event(text, "", BOUNDS).unwrap_err();
+            assert_eq!(problem.pointer.as_deref(), Some(pointer), "{text}");
+        }
+    }
+
+    #[test]
+    fn binary_mode_reads_headers() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("ce-specversion", "1.0"),
+            ("ce-id", "1+1"),
+            ("ce-source", "/caf%C3%A9"),
+            ("ce-type", "a.b"),
+            ("ce-topic", "user/1"),
+            ("ce-deleted", "false"),
+            ("content-type", "image/png"),
+        ] {
+            headers.insert(name, value.parse().unwrap());
+        }
+        let draft = binary(&headers, Bytes::from_static(b"\x89"), BOUNDS, None).unwrap();
+        assert_eq!(draft.event.source.unwrap().as_str(), "/café");
+        assert_eq!(draft.event.id.as_str(), "1+1");
+        assert!(matches!(draft.event.data, Data::Binary { .. }));
+        headers.insert("ce-subject", "a%0Ab".parse().unwrap());
+        let problem = binary(&headers, Bytes::new(), BOUNDS, None).unwrap_err();
+        assert_eq!(problem.pointer.as_deref(), Some("ce-subject"));
+    }
+}

@@ -1,0 +1,324 @@
+//! `POST /v1/events`: publishing, one request or one long stream.
+
+use std::{collections::HashMap, convert::Infallible};
+
+use axum::{
+    body::Body,
+    extract::{RawQuery, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream;
+use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
+use serde_json::{Value, json};
+
+use super::{
+    caller::{Caller, may_write, read_body},
+    cloudevents,
+    ingest::{self, Bounds, Drafts},
+    problem,
+    query::{self, Parameter},
+    router::App,
+};
+use crate::{
+    auth::Grant,
+    error::{ErrorCode, Problem},
+    model::Topic,
+    publish::{Publish, Published},
+};
+
+/// Longest idempotency key, bytes.
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
+/// What a line of NDJSON may have besides its data, bytes.
+const LINE_OVERHEAD: usize = 16 * 1024;
+
+pub(super) async fn publish(
+    State(app): State<App>,
+    Caller(grant): Caller,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let content_type = match headers.get(header::CONTENT_TYPE) {
+        Some(value) => Some(value.to_str().map_err(|_| {
+            let detail = "the content type is not ASCII";
+            Problem::new(ErrorCode::UnsupportedMediaType, detail)
+        })?),
+        None => None,
+    };
+    let essence = content_type.and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    let essence = essence.trim().to_ascii_lowercase();
+    let settings = app.hub.settings();
+    let bounds = Bounds {
+        event_bytes_max: settings.event_bytes_max,
+        events_max: settings.publish_events_max,
+    };
+    if essence == "application/x-ndjson" || essence == "application/jsonl" {
+        query::parameters(query.as_deref(), &[])?;
+        return Ok(publish_stream(app.clone(), grant, bounds, body));
+    }
+    let key = idempotency_key(&headers)?;
+    let body = read_body(body, settings.publish_bytes_max).await?;
+    let drafts = read(&essence, content_type, query.as_deref(), &headers, body.clone(), bounds)?;
+    let key = key.map(|key| (key, body));
+    let results = authorize_and_publish(&app, &grant, drafts.events, key).await?;
+    Ok(answer(drafts.is_single, results))
+}
+
+/// Reads the body by its media type.
+fn read(
+    essence: &str,
+    content_type: Option<&str>,
+    query: Option<&str>,
+    headers: &HeaderMap,
+    body: Bytes,
+    bounds: Bounds,
+) -> Result<Drafts, Problem> {
+    let single = |event| Drafts { is_single: true, events: vec![event] };
+    let text = |body: &Bytes| {
+        let problem = |_| Problem::new(ErrorCode::Malformed, "the body is not UTF-8");
+        std::str::from_utf8(body).map(str::to_owned).map_err(problem)
+    };
+    if essence == "application/cloudevents+json" {
+        let topic = topic_parameter(query)?;
+        return Ok(single(cloudevents::structured(&text(&body)?, "", bounds, topic)));
+    }
+    if essence == "application/cloudevents-batch+json" {
+        query::parameters(query, &[])?;
+        return ingest::cloudevents_batch(&body, bounds);
+    }
+    if cloudevents::is_binary(headers) {
+        let topic = topic_parameter(query)?;
+        return Ok(single(cloudevents::binary(headers, body, bounds, topic)));
+    }
+    let parameters = query::parameters(query, ingest::PARAMETERS)?;
+    // With its type in the query, a body is data whatever its media type.
+    if essence == "application/json" && parameters.is_empty() {
+        return ingest::json(&body, bounds);
+    }
+    Ok(single(ingest::raw(parameters, content_type, body, bounds)))
+}
+
+fn topic_parameter(query: Option<&str>) -> Result<Option<Topic>, Problem> {
+    let mut topic = None;
+    for Parameter { value, .. } in query::parameters(query, &["topic"])? {
+        topic = Some(Topic::parse(&value).map_err(|error| Problem::from(error).at("topic"))?);
+    }
+    Ok(topic)
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    // A structured-fields string may come in quotes; both spellings are one key.
+    let key = value.to_str().ok().map(|text| text.trim_matches('"'));
+    let fits = |key: &&str| (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
+    let key = key.filter(fits).ok_or_else(|| {
+        let detail = "must be 1 to 256 bytes of ASCII";
+        Problem::new(ErrorCode::Malformed, detail).at("Idempotency-Key")
+    })?;
+    Ok(Some(key.to_owned()))
+}
+
+/// Publishes what may be published; the rest keeps its problem. One result for each event, in
+/// order.
+async fn authorize_and_publish(
+    app: &App,
+    grant: &Grant,
+    drafts: Vec<Result<Publish, Problem>>,
+    key: Option<(String, Bytes)>,
+) -> Result<Vec<Result<Published, Problem>>, Problem> {
+    let mut allowed: HashMap<Topic, Result<(), Problem>> = HashMap::new();
+    let mut results: Vec<Option<Result<Published, Problem>>> = Vec::new();
+    let mut events = Vec::new();
+    for draft in drafts {
+        let checked = match draft {
+            Ok(publish) => {
+                let answer = match allowed.get(&publish.topic) {
+                    Some(answer) => answer.clone(),
+                    None => {
+                        let inline = publish.properties.as_ref();
+                        let answer = may_write(&app.hub, grant, &publish.topic, inline).await;
+                        allowed.insert(publish.topic.clone(), answer.clone());
+                        answer
+                    }
+                };
+                answer.map(|()| publish)
+            }
+            Err(problem) => Err(problem),
+        };
+        match checked {
+            Ok(publish) => {
+                events.push(publish);
+                results.push(None);
+            }
+            Err(problem) => results.push(Some(Err(problem))),
+        }
+    }
+    if let Some((key, body)) = key
+        && !events.is_empty()
+    {
+        let scope = grant.credential();
+        let bind = app.hub.bind_idempotency_key(grant.tenant(), scope, &key, &body, &mut events);
+        bind.await?;
+    }
+    let mut published = app.hub.publish(grant.tenant(), events).await.into_iter();
+    let unanswered = || Err(Problem::new(ErrorCode::Internal, "event was not answered"));
+    let fill = |result: Option<_>| result.or_else(|| published.next()).unwrap_or_else(unanswered);
+    Ok(results.into_iter().map(fill).collect())
+}
+
+fn result_json(result: &Result<Published, Problem>) -> Value {
+    match result {
+        Ok(published) => json!({
+            "id": published.id.as_str(),
+            "topic": published.topic.as_str(),
+            "offset": published.position.map(|position| position.offset.0),
+            "cursor": published.cursor(),
+            "duplicate": published.duplicate,
+        }),
+        Err(problem) => json!({ "error": problem::to_json(problem) }),
+    }
+}
+
+/// 200 if anything was taken, else the first refusal's status.
+fn answer(is_single: bool, results: Vec<Result<Published, Problem>>) -> Response {
+    let refused = results.iter().all(Result::is_err);
+    let first = results.iter().find_map(|result| result.as_ref().err());
+    let list: Vec<Value> = results.iter().map(result_json).collect();
+    match first {
+        Some(problem) if refused => {
+            let mut body = problem::to_json(problem);
+            if !is_single && let Some(members) = body.as_object_mut() {
+                members.insert("results".to_owned(), list.into());
+            }
+            problem::respond(problem, body.to_string())
+        }
+        _ => {
+            let headers =
+                [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+            (StatusCode::OK, headers, json!({ "results": list }).to_string()).into_response()
+        }
+    }
+}
+
+/// A stream of events in, a stream of results out, a line each.
+fn publish_stream(app: App, grant: Grant, bounds: Bounds, body: Body) -> Response {
+    let request_id = problem::request_id();
+    let lines = Lines::new(body, bounds.event_bytes_max + LINE_OVERHEAD);
+    let stream = stream::unfold((lines, app, grant), move |(mut lines, app, grant)| {
+        let request_id = request_id.clone();
+        async move {
+            let drafts = lines.next(bounds).await?;
+            let publish = authorize_and_publish(&app, &grant, drafts, None);
+            let results = problem::within(request_id, publish).await;
+            let mut out = BytesMut::new();
+            for result in results.unwrap_or_else(|problem| vec![Err(problem)]) {
+                out.extend_from_slice(result_json(&result).to_string().as_bytes());
+                out.extend_from_slice(b"\n");
+            }
+            let frame = Ok::<_, Infallible>(Frame::data(out.freeze()));
+            Some((frame, (lines, app, grant)))
+        }
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "application/x-ndjson"),
+        (header::CACHE_CONTROL, "no-cache, no-transform"),
+    ];
+    (headers, Body::new(StreamBody::new(stream))).into_response()
+}
+
+/// The lines of a body, as many at once as have arrived and one request may hold.
+struct Lines {
+    body: Body,
+    line_bytes_max: usize,
+    buffer: BytesMut,
+    /// Up to here the buffer is known to have no line end.
+    searched: usize,
+    /// The rest of a line that was too long is being passed over.
+    skipping: bool,
+    ended: bool,
+}
+
+impl Lines {
+    fn new(body: Body, line_bytes_max: usize) -> Self {
+        let buffer = BytesMut::new();
+        Self { body, line_bytes_max, buffer, searched: 0, skipping: false, ended: false }
+    }
+
+    /// Waits for lines; `None` after the last.
+    async fn next(&mut self, bounds: Bounds) -> Option<Vec<Result<Publish, Problem>>> {
+        loop {
+            let mut drafts = Vec::new();
+            while drafts.len() < bounds.events_max
+                && let Some(draft) = self.line(bounds)
+            {
+                drafts.push(draft);
+            }
+            if !drafts.is_empty() {
+                return Some(drafts);
+            }
+            if self.ended {
+                return None;
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                // A body that breaks off: what came whole is stored, the broken line is not.
+                Some(Err(_)) => {
+                    self.buffer.clear();
+                    self.ended = true;
+                }
+                None => self.ended = true,
+            }
+        }
+    }
+
+    /// Takes one line out of the buffer; empty ones are passed over.
+    fn line(&mut self, bounds: Bounds) -> Option<Result<Publish, Problem>> {
+        loop {
+            let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
+            let end = unsearched.iter().position(|byte| *byte == b'\n');
+            let line = match end.map(|end| self.searched + end) {
+                Some(end) => {
+                    let mut line = self.buffer.split_to(end + 1);
+                    line.truncate(end);
+                    self.searched = 0;
+                    line
+                }
+                None if self.ended && !self.buffer.is_empty() => {
+                    self.searched = 0;
+                    self.buffer.split()
+                }
+                None => {
+                    self.searched = self.buffer.len();
+                    if self.searched <= self.line_bytes_max {
+                        return None;
+                    }
+                    self.buffer.clear();
+                    self.searched = 0;
+                    if std::mem::replace(&mut self.skipping, true) {
+                        return None;
+                    }
+                    return Some(Err(self.too_long()));
+                }
+            };
+            if std::mem::take(&mut self.skipping) || line.trim_ascii().is_empty() {
+                continue;
+            }
+            if line.len() > self.line_bytes_max {
+                return Some(Err(self.too_long()));
+            }
+            return Some(ingest::line(&line, bounds));
+        }
+    }
+
+    fn too_long(&self) -> Problem {
+        let detail = format!("the line is longer than {} bytes", self.line_bytes_max);
+        Problem::new(ErrorCode::TooLarge, detail)
+    }
+}

@@ -1,0 +1,401 @@
+//! `GET /v1/events`: following topics as SSE, NDJSON or long-poll.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::{RawQuery, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+use http_body::Frame;
+use http_body_util::StreamBody;
+
+use super::{
+    caller::{authenticate, may_read},
+    query::{self, Parameter, duration},
+    router::App,
+};
+use crate::{
+    auth::Grant,
+    connection::{Connection, ConnectionOptions, Envelope, Format},
+    error::{ErrorCode, Problem},
+    model::{
+        Class, Cursor, Timestamp, Topic,
+        limits::{CONNECTION_FILTERS_MAX, LONG_POLL_WAIT_MAX},
+    },
+    subscribe::{Filter, Follow, Since, States, is_type_filter, keys},
+};
+
+const PARAMETERS: &[&str] = &[
+    "topic",
+    "type",
+    "key",
+    "class",
+    "since",
+    "last_event_id",
+    "state",
+    "envelope",
+    "wait",
+    "ticket",
+];
+
+/// What a reader asks for.
+#[derive(Debug)]
+struct Request {
+    topics: Vec<Topic>,
+    cursor: Option<String>,
+    since: Option<Since>,
+    filter: Filter,
+    states: States,
+    envelope: Envelope,
+    wait: Duration,
+    ticket: Option<String>,
+    answer: Answer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Stream(Format),
+    Page,
+}
+
+pub(super) async fn follow(
+    State(app): State<App>,
+    method: Method,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    let is_native = !headers.contains_key(header::AUTHORIZATION);
+    match answer(&app, &method, query.as_deref(), &headers).await {
+        Ok(response) => response,
+        // A native EventSource gives up for good on any status but 200 (WHATWG HTML §9.2.2): what
+        // may pass is told in a stream that ends.
+        Err(problem) if problem.code.retryable() && is_native => soft_refusal(&problem),
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn answer(
+    app: &App,
+    method: &Method,
+    query: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    let request = parse(query, headers, app.hub.clock().now())?;
+    let (grant, tag) = match &request.ticket {
+        Some(ticket) if !headers.contains_key(header::AUTHORIZATION) => {
+            let cursor = request.cursor.as_deref();
+            let (grant, tag) = app.hub.redeem_ticket(ticket, cursor).await?;
+            (grant, Some(tag))
+        }
+        _ => (authenticate(app, headers)?, None),
+    };
+    let topics = if request.topics.is_empty() { grant.feed() } else { request.topics.clone() };
+    readable(app, &grant, &topics).await?;
+    if app.hub.draining().is_cancelled() {
+        let detail = "the hub is draining; come back";
+        return Err(Problem::new(ErrorCode::Unavailable, detail).after(Duration::from_secs(1)));
+    }
+    let follow = Follow {
+        topics: keys(grant.tenant(), &topics),
+        cursor: request.cursor.clone(),
+        since: request.since,
+        filter: request.filter,
+        states: request.states,
+        tag,
+    };
+    if let Some(Ok(cursor)) = follow.cursor.as_deref().map(Cursor::decode)
+        && app.hub.is_finished(&follow.topics, &cursor).await?
+    {
+        // Tells a native EventSource to stay away: nothing can follow (WHATWG HTML §9.2.2).
+        return Ok((StatusCode::NO_CONTENT, stream_headers(None)).into_response());
+    }
+    match request.answer {
+        Answer::Page => page(app, follow, request.envelope, request.wait).await,
+        Answer::Stream(format) => {
+            let headers = stream_headers(Some(format));
+            if method == Method::HEAD {
+                return Ok(headers.into_response());
+            }
+            let options = ConnectionOptions {
+                format,
+                envelope: request.envelope,
+                expires_at: grant.expires_at(),
+            };
+            let connection = Connection::open(&app.hub, follow, options);
+            let bytes = stream::unfold(connection, async |mut connection| {
+                let bytes = connection.next().await?;
+                Some((Ok::<_, Infallible>(Frame::data(bytes)), connection))
+            });
+            Ok((headers, Body::new(StreamBody::new(bytes))).into_response())
+        }
+    }
+}
+
+/// The first topic that the grant does not cover refuses the request, whether it exists or not.
+async fn readable(app: &App, grant: &Grant, topics: &[Topic]) -> Result<(), Problem> {
+    if topics.is_empty() {
+        let detail = "name at least one topic; this credential has no feed";
+        return Err(Problem::new(ErrorCode::Malformed, detail).at("topic"));
+    }
+    let topics_max = app.hub.settings().connection_topics_max;
+    if topics.len() > topics_max {
+        let detail = format!("there are more than {topics_max} topics");
+        return Err(Problem::new(ErrorCode::TooLarge, detail).at("topic"));
+    }
+    for topic in topics {
+        if !may_read(&app.hub, grant, topic).await? {
+            let detail = format!("this credential may not read the topic {topic}");
+            return Err(Problem::new(ErrorCode::ForbiddenTopic, detail).at("topic"));
+        }
+    }
+    Ok(())
+}
+
+async fn page(
+    app: &App,
+    follow: Follow,
+    envelope: Envelope,
+    wait: Duration,
+) -> Result<Response, Problem> {
+    let page = app.hub.poll(follow, envelope, wait).await?;
+    let mut body = b"{\"events\":[".to_vec();
+    for (number, event) in page.events.iter().enumerate() {
+        if number > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(event);
+    }
+    let rest = format!(
+        "],\"gaps\":{},\"cursor\":\"{}\",\"closed\":{}}}",
+        serde_json::Value::Array(page.gaps),
+        page.cursor,
+        page.closed,
+    );
+    body.extend_from_slice(rest.as_bytes());
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, body).into_response())
+}
+
+fn stream_headers(format: Option<Format>) -> HeaderMap {
+    let mut headers = HeaderMap::from_iter([
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
+        // nginx buffers answers unless it is told not to.
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+        (header::VARY, HeaderValue::from_static("Accept, Authorization")),
+        (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    ]);
+    let kind = match format {
+        Some(Format::Sse) => Some("text/event-stream"),
+        Some(Format::Ndjson) => Some("application/x-ndjson"),
+        None => None,
+    };
+    headers.extend(kind.map(|kind| (header::CONTENT_TYPE, HeaderValue::from_static(kind))));
+    headers
+}
+
+fn soft_refusal(problem: &Problem) -> Response {
+    let retry_ms = problem.retry_after.unwrap_or(Duration::from_secs(5)).as_millis().max(1000);
+    let body = format!(
+        "retry: {retry_ms}\nevent: tidings.problem\ndata: {}\n\n\
+         event: tidings.goaway\ndata: {{\"reason\":\"unavailable\",\"retry_ms\":{retry_ms}}}\n\n",
+        super::problem::to_json(problem),
+    );
+    (stream_headers(Some(Format::Sse)), body).into_response()
+}
+
+/// Reads the query and headers.
+fn parse(query: Option<&str>, headers: &HeaderMap, now: Timestamp) -> Result<Request, Problem> {
+    let mut request = Request {
+        topics: Vec::new(),
+        cursor: None,
+        since: None,
+        filter: Filter::default(),
+        states: States::First,
+        envelope: Envelope::CloudEvents,
+        wait: LONG_POLL_WAIT_MAX,
+        ticket: None,
+        answer: accepted(headers)?,
+    };
+    for Parameter { name, value } in query::parameters(query, PARAMETERS)? {
+        let wrong = |rule: &str| Problem::new(ErrorCode::Malformed, rule).at(&*name);
+        match &*name {
+            "topic" => {
+                let topic = Topic::parse(&value).map_err(|e| Problem::from(e).at("topic"))?;
+                if !request.topics.contains(&topic) {
+                    request.topics.push(topic);
+                }
+            }
+            "type" if is_type_filter(&value) => request.filter.types.push(value),
+            "type" => return Err(wrong("must be an event type, or one that ends in `.*`")),
+            "key" if !value.is_empty() => request.filter.keys.push(value),
+            "key" => return Err(wrong("must be a key, or the beginning of one and `*`")),
+            "class" => {
+                let class = Class::parse(&value);
+                let class = class.ok_or_else(|| wrong("must be log, state or ephemeral"))?;
+                request.filter.classes.push(class);
+            }
+            "since" => {
+                let rule = "must be now, earliest, latest:N, a time (RFC 3339) or a duration (10m)";
+                request.since = Some(since(&value, now).ok_or_else(|| wrong(rule))?);
+            }
+            "last_event_id" => request.cursor = Some(value),
+            "state" => {
+                request.states = match &*value {
+                    "1" => States::First,
+                    "0" => States::Skip,
+                    _ => return Err(wrong("must be 0 or 1")),
+                }
+            }
+            "envelope" if value == "none" => request.envelope = Envelope::None,
+            "envelope" => return Err(wrong("must be none")),
+            "wait" => {
+                let wait = duration(&value).filter(|wait| *wait <= LONG_POLL_WAIT_MAX);
+                request.wait = wait.ok_or_else(|| wrong("must be a duration of at most 25s"))?;
+            }
+            _ => request.ticket = Some(value),
+        }
+    }
+    let filters = &request.filter;
+    if filters.types.len() + filters.keys.len() + filters.classes.len() > CONNECTION_FILTERS_MAX {
+        let detail = format!("there are more than {CONNECTION_FILTERS_MAX} filters");
+        return Err(Problem::new(ErrorCode::TooLarge, detail).at("type"));
+    }
+    // The header wins: an EventSource sends its newest position there, the query is its first.
+    if let Some(id) = headers.get("last-event-id") {
+        // Longer than any cursor, or not text: still answered in the stream, as a gap.
+        request.cursor = Some(id.to_str().unwrap_or("?").to_owned());
+    }
+    request.cursor = request.cursor.filter(|cursor| !cursor.is_empty());
+    Ok(request)
+}
+
+fn since(text: &str, now: Timestamp) -> Option<Since> {
+    match text {
+        "now" => Some(Since::Now),
+        "earliest" => Some(Since::Earliest),
+        _ => {
+            if let Some(count) = text.strip_prefix("latest:") {
+                return count.parse().ok().map(Since::Latest);
+            }
+            let at = || duration(text).map(|ago| now.minus(ago));
+            Timestamp::parse(text).or_else(at).map(Since::At)
+        }
+    }
+}
+
+/// Chooses the best of what the reader accepts (RFC 9110 §12.5.1); SSE where it does not mind.
+fn accepted(headers: &HeaderMap) -> Result<Answer, Problem> {
+    let offers = [
+        ("text/event-stream", Answer::Stream(Format::Sse)),
+        ("application/x-ndjson", Answer::Stream(Format::Ndjson)),
+        ("application/jsonl", Answer::Stream(Format::Ndjson)),
+        ("application/json", Answer::Page),
+    ];
+    let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let ranges: Vec<(String, f32)> =
+        accepts.flat_map(|value| value.split(',')).filter_map(range).collect();
+    if ranges.is_empty() {
+        return Ok(Answer::Stream(Format::Sse));
+    }
+    let quality = |kind: &str| {
+        let family = kind.split('/').next().unwrap_or_default();
+        let exact = ranges.iter().find(|(range, _)| range == kind);
+        let family = || ranges.iter().find(|(range, _)| *range == format!("{family}/*"));
+        let any = || ranges.iter().find(|(range, _)| range == "*/*");
+        exact.or_else(family).or_else(any).map_or(0.0, |(_, quality)| *quality)
+    };
+    let mut best = None;
+    for (kind, answer) in offers {
+        let quality = quality(kind);
+        if quality > best.map_or(0.0, |(_, best)| best) {
+            best = Some((answer, quality));
+        }
+    }
+    best.map(|(answer, _)| answer).ok_or_else(|| {
+        let detail = "events are served as text/event-stream, application/x-ndjson or \
+                      application/json";
+        Problem::new(ErrorCode::NotAcceptable, detail).at("Accept")
+    })
+}
+
+fn range(text: &str) -> Option<(String, f32)> {
+    let mut parts = text.split(';');
+    let kind = parts.next()?.trim().to_ascii_lowercase();
+    let quality = parts.find_map(|part| part.trim().strip_prefix("q=")?.parse().ok());
+    Some((kind, quality.unwrap_or(1.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(query: &str) -> Result<Request, Problem> {
+        parse(Some(query), &HeaderMap::new(), Timestamp::from_millis(1_000_000_000))
+    }
+
+    #[test]
+    fn a_query_says_what_is_followed() {
+        let request = read(
+            "topic=user%2F42&topic=user/42&topic=b&type=job.*&key=run/*&class=state\
+             &since=latest:5&state=0&envelope=none&wait=5s&ticket=t&last_event_id=x",
+        )
+        .unwrap();
+        assert_eq!(request.topics.len(), 2);
+        assert_eq!(request.since, Some(Since::Latest(5)));
+        assert_eq!((request.states, request.envelope), (States::Skip, Envelope::None));
+        assert_eq!(request.wait, Duration::from_secs(5));
+        assert_eq!(request.cursor.as_deref(), Some("x"));
+        let at = Since::At(Timestamp::from_millis(1_000_000_000 - 600_000));
+        assert_eq!(read("since=10m").unwrap().since, Some(at));
+        for (bad, pointer) in [
+            ("topic=a//b", "topic"),
+            ("type=A", "type"),
+            ("type=a*", "type"),
+            ("class=x", "class"),
+            ("since=soon", "since"),
+            ("since=latest:x", "since"),
+            ("state=2", "state"),
+            ("envelope=some", "envelope"),
+            ("wait=26s", "wait"),
+            ("tpic=a", "tpic"),
+        ] {
+            assert_eq!(read(bad).unwrap_err().pointer.as_deref(), Some(pointer), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_accept_header_chooses_the_form() {
+        let chosen = |accept: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+            accepted(&headers).ok()
+        };
+        let sse = Some(Answer::Stream(Format::Sse));
+        let ndjson = Some(Answer::Stream(Format::Ndjson));
+        assert_eq!(accepted(&HeaderMap::new()).ok(), sse);
+        for (accept, want) in [
+            ("*/*", sse),
+            ("text/event-stream", sse),
+            ("text/*", sse),
+            ("application/x-ndjson", ndjson),
+            ("application/json", Some(Answer::Page)),
+            ("application/json, text/event-stream;q=0.5", Some(Answer::Page)),
+            ("application/json;q=0.5, text/event-stream", sse),
+            ("text/html", None),
+            ("text/event-stream;q=0", None),
+        ] {
+            assert_eq!(chosen(accept), want, "{accept}");
+        }
+    }
+
+    #[test]
+    fn the_header_wins_over_the_query() {
+        let mut headers = HeaderMap::new();
+        headers.insert("last-event-id", HeaderValue::from_static("new"));
+        let request = parse(Some("last_event_id=old"), &headers, Timestamp::default()).unwrap();
+        assert_eq!(request.cursor.as_deref(), Some("new"));
+    }
+}

@@ -1,0 +1,520 @@
+//! Publish bodies become checked events. Pure: no I/O, no grants.
+//!
+//! The rule: a mistake is told with the JSON pointer of its field, and spoils its own event alone.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use serde::{Deserializer as _, de::DeserializeOwned};
+use serde_json::value::RawValue;
+
+use super::{cloudevents, properties, query::Parameter};
+use crate::{
+    error::{ErrorCode, Problem},
+    journal::Dedup,
+    model::{
+        Class, Data, EventId, EventType, JsonError, JsonText, NameError, NewEvent, Offset,
+        StateKey, Timestamp, Topic, event::Attribute,
+    },
+    publish::Publish,
+};
+
+/// What one request may hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Data of one event, bytes.
+    pub(super) event_bytes_max: usize,
+    /// Events.
+    pub(super) events_max: usize,
+}
+
+/// The events of one request.
+#[derive(Debug)]
+pub(super) struct Drafts {
+    /// Whether the body was one event by itself, so that its refusal is the request's.
+    pub(super) is_single: bool,
+    /// One for each event, in order.
+    pub(super) events: Vec<Result<Publish, Problem>>,
+}
+
+/// Members of an event in `application/json` and NDJSON.
+const MEMBERS: &[&str] = &[
+    "topic",
+    "type",
+    "class",
+    "key",
+    "data",
+    "id",
+    "subject",
+    "source",
+    "time",
+    "expires_at",
+    "if_offset",
+    "delete",
+    "close",
+    "properties",
+];
+
+/// Query parameters of a request whose body is the data.
+pub(super) const PARAMETERS: &[&str] = &[
+    "topic",
+    "type",
+    "class",
+    "key",
+    "id",
+    "subject",
+    "source",
+    "time",
+    "expires_at",
+    "if_offset",
+    "delete",
+    "close",
+];
+
+/// Reads `application/json`: an event, an array of them, or `{"events": […]}`.
+pub(super) fn json(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
+    let text = utf8(body)?;
+    if text.trim_start().starts_with('[') {
+        return Ok(Drafts { is_single: false, events: array(text, "", bounds, event)? });
+    }
+    let members = members(text, "")?;
+    if let [(name, events)] = &*members
+        && name == "events"
+    {
+        let events = array(events.get(), "/events", bounds, event)?;
+        return Ok(Drafts { is_single: false, events });
+    }
+    Ok(Drafts { is_single: true, events: vec![event(text, "", bounds)] })
+}
+
+/// Reads `application/cloudevents-batch+json` (CloudEvents JSON format §4).
+pub(super) fn cloudevents_batch(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
+    let events = array(utf8(body)?, "", bounds, cloudevents::event)?;
+    Ok(Drafts { is_single: false, events })
+}
+
+/// Reads one line of NDJSON.
+pub(super) fn line(line: &[u8], bounds: Bounds) -> Result<Publish, Problem> {
+    event(utf8(line)?, "", bounds)
+}
+
+/// Reads a body that is the data itself, the rest being in the query.
+pub(super) fn raw(
+    parameters: Vec<Parameter>,
+    content_type: Option<&str>,
+    body: Bytes,
+    bounds: Bounds,
+) -> Result<Publish, Problem> {
+    let mut draft = DraftParts::default();
+    for Parameter { name, value } in parameters {
+        // What is text in JSON is text here; numbers and booleans are written as in JSON.
+        let json = match &*name {
+            "if_offset" | "delete" | "close" => value,
+            _ => JsonText::string(&value).as_str().to_owned(),
+        };
+        draft.member(&name, &json, &name, bounds)?;
+    }
+    draft.data = data(content_type, body, bounds)?;
+    draft.finish("")
+}
+
+/// A body as data: JSON, text, or bytes, by its media type.
+pub(super) fn data(
+    content_type: Option<&str>,
+    body: Bytes,
+    bounds: Bounds,
+) -> Result<Data, Problem> {
+    if body.is_empty() {
+        return Ok(Data::None);
+    }
+    // What curl says of any `-d`; a form is text too.
+    let content_type = content_type.unwrap_or("text/plain");
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let data = if essence == "application/json" || essence.ends_with("+json") {
+        let text = utf8(&body)?;
+        Data::Json(JsonText::parse(text).map_err(|error| json_problem(&error, "/data"))?)
+    } else if essence.starts_with("text/") || essence == "application/x-www-form-urlencoded" {
+        Data::Json(JsonText::string(utf8(&body)?))
+    } else {
+        let content_type = Attribute::parse(content_type)
+            .map_err(|error| Problem::from(error).at("content-type"))?;
+        Data::Binary { content_type, bytes: body }
+    };
+    fits(&data, "/data", bounds)?;
+    Ok(data)
+}
+
+/// The fields of an event, while they are read.
+#[derive(Default)]
+pub(super) struct DraftParts {
+    pub(super) topic: Option<Topic>,
+    pub(super) event_type: Option<EventType>,
+    pub(super) class: Option<Class>,
+    pub(super) key: Option<StateKey>,
+    pub(super) data: Data,
+    pub(super) id: Option<EventId>,
+    pub(super) subject: Option<Attribute>,
+    pub(super) source: Option<Attribute>,
+    pub(super) time: Option<Timestamp>,
+    pub(super) expires_at: Option<Timestamp>,
+    pub(super) if_offset: Option<Offset>,
+    pub(super) delete: bool,
+    pub(super) close: bool,
+    pub(super) properties: Option<crate::journal::Properties>,
+    pub(super) extensions: Vec<(Box<str>, JsonText)>,
+}
+
+impl DraftParts {
+    /// Takes one member; `at` is its JSON pointer or parameter name.
+    pub(super) fn member(
+        &mut self,
+        name: &str,
+        json: &str,
+        at: &str,
+        bounds: Bounds,
+    ) -> Result<(), Problem> {
+        if json == "null" && name != "data" {
+            return Ok(());
+        }
+        match name {
+            "topic" => self.topic = Some(named(json, at, Topic::parse)?),
+            "type" => self.event_type = Some(named(json, at, EventType::parse)?),
+            "class" => {
+                let text: String = read(json, at, "must be a string")?;
+                let class = Class::parse(&text);
+                let rule = "must be log, state or ephemeral";
+                self.class = Some(class.ok_or_else(|| malformed(rule).at(at))?);
+            }
+            "key" => self.key = Some(named(json, at, StateKey::parse)?),
+            "data" => {
+                let data = JsonText::parse(json).map_err(|error| json_problem(&error, at))?;
+                self.data = Data::Json(data);
+                fits(&self.data, at, bounds)?;
+            }
+            "id" => self.id = Some(named(json, at, EventId::parse)?),
+            "subject" => self.subject = Some(named(json, at, Attribute::parse)?),
+            "source" => self.source = Some(named(json, at, Attribute::parse)?),
+            "time" => self.time = Some(time(json, at)?),
+            "expires_at" => self.expires_at = Some(time(json, at)?),
+            "if_offset" => {
+                self.if_offset = Some(Offset(read(json, at, "must be an offset, 0 or above")?));
+            }
+            "delete" => self.delete = read(json, at, "must be true or false")?,
+            "close" => self.close = read(json, at, "must be true or false")?,
+            "properties" => {
+                let read = properties::parse(json, at)?;
+                if read.closed.is_some() {
+                    let detail = "use `close` on the event to close its topic";
+                    return Err(malformed(detail).at(format!("{at}/closed")));
+                }
+                self.properties = Some(read.properties);
+            }
+            _ => {
+                let detail = format!("there is no such member; known are {}", MEMBERS.join(", "));
+                return Err(malformed(&detail).at(at));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the fields fit together. `at` is the JSON pointer of the event.
+    pub(super) fn finish(self, at: &str) -> Result<Publish, Problem> {
+        let missing = |name: &str| {
+            malformed(&format!("the member `{name}` is missing")).at(format!("{at}/{name}"))
+        };
+        let clash = |name: &str, rule: &str| Err(malformed(rule).at(format!("{at}/{name}")));
+        let topic = self.topic.ok_or_else(|| missing("topic"))?;
+        let event_type = self.event_type.ok_or_else(|| missing("type"))?;
+        let class = self.class.unwrap_or_default();
+        if class == Class::State {
+            if self.key.is_none() {
+                return Err(missing("key"));
+            }
+            if self.delete && !matches!(self.data, Data::None) {
+                return clash("data", "a deletion has no data");
+            }
+        } else {
+            let only = "is for class state only";
+            if self.key.is_some() {
+                return clash("key", only);
+            }
+            if self.if_offset.is_some() {
+                return clash("if_offset", only);
+            }
+            if self.expires_at.is_some() {
+                return clash("expires_at", only);
+            }
+            if self.delete {
+                return clash("delete", only);
+            }
+        }
+        if class == Class::Ephemeral && (self.close || self.properties.is_some()) {
+            return clash("class", "an ephemeral event cannot create or close its topic");
+        }
+        let dedup = if self.id.is_some() { Dedup::ById } else { Dedup::Minted };
+        let event = NewEvent {
+            id: self.id.unwrap_or_else(EventId::mint),
+            event_type,
+            class,
+            key: self.key,
+            source: self.source,
+            subject: self.subject,
+            time: self.time,
+            data: self.data,
+            extensions: self.extensions,
+            expires_at: self.expires_at,
+            due_at: None,
+            delete: self.delete,
+        };
+        let (if_offset, properties, close) = (self.if_offset, self.properties, self.close);
+        Ok(Publish { topic, event, if_offset, dedup, properties, close })
+    }
+}
+
+fn event(text: &str, at: &str, bounds: Bounds) -> Result<Publish, Problem> {
+    let mut draft = DraftParts::default();
+    for (name, value) in members(text, at)? {
+        let at = format!("{at}/{}", escape(&name));
+        draft.member(&name, value.get(), &at, bounds)?;
+    }
+    draft.finish(at)
+}
+
+fn array(
+    text: &str,
+    at: &str,
+    bounds: Bounds,
+    event: fn(&str, &str, Bounds) -> Result<Publish, Problem>,
+) -> Result<Vec<Result<Publish, Problem>>, Problem> {
+    let items: Vec<&RawValue> = serde_json::from_str(text)
+        .map_err(|error| malformed(&format!("is not an array of events: {error}")).at(at))?;
+    if items.len() > bounds.events_max {
+        let detail = format!("holds {} events, more than {}", items.len(), bounds.events_max);
+        return Err(Problem::new(ErrorCode::TooLarge, detail).at(at));
+    }
+    if items.is_empty() {
+        return Err(malformed("holds no event").at(at));
+    }
+    let one = |(n, item): (usize, &&RawValue)| event(item.get(), &format!("{at}/{n}"), bounds);
+    Ok(items.iter().enumerate().map(one).collect())
+}
+
+/// The members of a JSON object, each once, their values unread.
+pub(super) fn members<'a>(text: &'a str, at: &str) -> Result<Vec<(String, &'a RawValue)>, Problem> {
+    struct Members;
+
+    impl<'de> serde::de::Visitor<'de> for Members {
+        type Value = Vec<(String, &'de RawValue)>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(
+            self,
+            mut map: A,
+        ) -> Result<Self::Value, A::Error> {
+            let mut members = Vec::new();
+            while let Some(member) = map.next_entry()? {
+                members.push(member);
+            }
+            Ok(members)
+        }
+    }
+
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let wrong =
+        |error: serde_json::Error| malformed(&format!("is not a JSON object: {error}")).at(at);
+    let members = reader.deserialize_map(Members).map_err(wrong)?;
+    reader.end().map_err(wrong)?;
+    let mut seen = HashSet::new();
+    for (name, _) in &members {
+        if !seen.insert(name) {
+            let detail = "this member is there twice";
+            return Err(malformed(detail).at(format!("{at}/{}", escape(name))));
+        }
+    }
+    Ok(members)
+}
+
+/// A name as part of a JSON pointer (RFC 6901 §3), cut short if somebody plays with it.
+pub(super) fn escape(name: &str) -> String {
+    name.chars().take(64).collect::<String>().replace('~', "~0").replace('/', "~1")
+}
+
+pub(super) fn malformed(detail: &str) -> Problem {
+    Problem::new(ErrorCode::Malformed, detail)
+}
+
+pub(super) fn read<T: DeserializeOwned>(json: &str, at: &str, rule: &str) -> Result<T, Problem> {
+    serde_json::from_str(json).map_err(|_| malformed(rule).at(at))
+}
+
+pub(super) fn named<T>(
+    json: &str,
+    at: &str,
+    parse: fn(&str) -> Result<T, NameError>,
+) -> Result<T, Problem> {
+    let text: String = read(json, at, "must be a string")?;
+    parse(&text).map_err(|error| Problem::from(error).at(at))
+}
+
+pub(super) fn time(json: &str, at: &str) -> Result<Timestamp, Problem> {
+    let text: String = read(json, at, "must be a string")?;
+    let rule = "must be a time like 2026-11-21T07:00:00Z (RFC 3339)";
+    Timestamp::parse(&text).ok_or_else(|| malformed(rule).at(at))
+}
+
+pub(super) fn fits(data: &Data, at: &str, bounds: Bounds) -> Result<(), Problem> {
+    if data.len() <= bounds.event_bytes_max {
+        return Ok(());
+    }
+    let detail = format!("is {} bytes, more than {}", data.len(), bounds.event_bytes_max);
+    Err(Problem::new(ErrorCode::TooLarge, detail).at(at))
+}
+
+pub(super) fn json_problem(error: &JsonError, at: &str) -> Problem {
+    malformed(&error.to_string()).at(format!("{at}{}", error.pointer))
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, Problem> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        malformed(&format!("the body is not UTF-8 from byte {} on", error.valid_up_to()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { event_bytes_max: 1000, events_max: 3 };
+
+    fn refusal(body: &str) -> (u16, String) {
+        let problem = match json(body.as_bytes(), BOUNDS) {
+            Ok(drafts) => drafts.events.into_iter().find_map(Result::err).unwrap(),
+            Err(problem) => problem,
+        };
+        (problem.code.status(), problem.pointer.unwrap_or_default())
+    }
+
+    #[test]
+    fn one_event_an_array_and_a_wrapped_array_are_read() {
+        let event = r#"{"topic":"a","type":"x"}"#;
+        for (body, count, is_single) in [
+            (event.to_owned(), 1, true),
+            (format!(" [{event}, {event}]"), 2, false),
+            (format!("{{\"events\": [{event}]}}"), 1, false),
+        ] {
+            let drafts = json(body.as_bytes(), BOUNDS).unwrap();
+            assert_eq!((drafts.events.len(), drafts.is_single), (count, is_single));
+            assert!(drafts.events.iter().all(Result::is_ok));
+        }
+    }
+
+    #[test]
+    fn every_member_is_kept() {
+        let body = r#"{"topic":"user/42","type":"a.b","class":"state","key":"run/1","id":"8f1c:3",
+            "data":{"s":"\u0000", "n":1.50},"subject":"run/1","source":"/w","if_offset":17,
+            "time":"2026-11-21T08:00:00+01:00","expires_at":"2026-11-22T00:00:00Z",
+            "properties":{"owner":"u"}, "close":true}"#;
+        let drafts = json(body.as_bytes(), BOUNDS).unwrap();
+        let draft = drafts.events.into_iter().next().unwrap().unwrap();
+        let Data::Json(data) = &draft.event.data else { panic!("not JSON") };
+        assert_eq!(data.as_str(), r#"{"s":"\u0000","n":1.50}"#);
+        assert_eq!(draft.if_offset, Some(Offset(17)));
+        assert_eq!(draft.event.time, Timestamp::parse("2026-11-21T07:00:00Z"));
+        assert_eq!(draft.properties.unwrap().owner.as_deref(), Some("u"));
+        assert!(draft.close && draft.dedup == Dedup::ById);
+    }
+
+    #[test]
+    fn every_mistake_is_pointed_at() {
+        let big = format!(r#"{{"topic":"a","type":"x","data":"{}"}}"#, "x".repeat(1001));
+        let deep =
+            format!(r#"{{"topic":"a","type":"x","data":{}{}}}"#, "[".repeat(70), "]".repeat(70));
+        let event = r#"{"topic":"a","type":"x"}"#;
+        let many = format!("[{event},{event},{event},{event}]");
+        let cases: &[(&str, u16, &str)] = &[
+            ("", 400, ""),
+            ("7", 400, ""),
+            ("nope", 400, ""),
+            ("{", 400, ""),
+            ("[]", 400, ""),
+            (r#"{"events":{}}"#, 400, "/events"),
+            (r#"{"type":"x"}"#, 400, "/topic"),
+            (r#"{"topic":"a"}"#, 400, "/type"),
+            (r#"{"topic":"a b","type":"x"}"#, 400, "/topic"),
+            (r#"{"topic":"a","type":"X"}"#, 400, "/type"),
+            (r#"{"topic":"a","type":"tidings.x"}"#, 400, "/type"),
+            (r#"{"topic":7,"type":"x"}"#, 400, "/topic"),
+            (r#"{"topic":"a","type":"x","class":"other"}"#, 400, "/class"),
+            (r#"{"topic":"a","type":"x","class":"state"}"#, 400, "/key"),
+            (r#"{"topic":"a","type":"x","key":"k"}"#, 400, "/key"),
+            (r#"{"topic":"a","type":"x","if_offset":1}"#, 400, "/if_offset"),
+            (
+                r#"{"topic":"a","type":"x","class":"state","key":"k","if_offset":-1}"#,
+                400,
+                "/if_offset",
+            ),
+            (r#"{"topic":"a","type":"x","delete":true}"#, 400, "/delete"),
+            (
+                r#"{"topic":"a","type":"x","class":"state","key":"k","delete":true,"data":1}"#,
+                400,
+                "/data",
+            ),
+            (r#"{"topic":"a","type":"x","id":"a\nb"}"#, 400, "/id"),
+            (r#"{"topic":"a","type":"x","class":"state","key":"a\rb"}"#, 400, "/key"),
+            (r#"{"topic":"a","type":"x","time":"yesterday"}"#, 400, "/time"),
+            (r#"{"topic":"a","type":"x","topc":1}"#, 400, "/topc"),
+            (r#"{"topic":"a","type":"x","type":"y"}"#, 400, "/type"),
+            (r#"{"topic":"a","type":"x","data":{"k":1,"k":2}}"#, 400, "/data/k"),
+            (r#"{"topic":"a","type":"x","data":NaN}"#, 400, ""),
+            (r#"{"topic":"a","type":"x","properties":{"ownr":1}}"#, 400, "/properties/ownr"),
+            (r#"[{"topic":"a","type":"x"},{"topic":"a"}]"#, 400, "/1/type"),
+            (r#"{"events":[{"topic":"a","type":7}]}"#, 400, "/events/0/type"),
+            (r#"{"topic":"a","type":"x"} x"#, 400, ""),
+            (&big, 413, "/data"),
+            (&deep, 400, "/data/0"),
+            (&many, 413, ""),
+        ];
+        for (body, status, pointer) in cases {
+            let (got, at) = refusal(body);
+            assert_eq!(got, *status, "{body}");
+            assert!(
+                at.starts_with(pointer) && (at == *pointer || pointer.ends_with("/0")),
+                "{body}: {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_bodys_media_type_decides_what_its_data_is() {
+        let read =
+            |kind: Option<&str>, body: &'static [u8]| data(kind, Bytes::from_static(body), BOUNDS);
+        assert_eq!(
+            read(Some("text/plain; charset=utf-8"), b"a\n").unwrap(),
+            Data::Json(JsonText::string("a\n"))
+        );
+        assert_eq!(read(None, b"").unwrap(), Data::None);
+        assert!(matches!(read(Some("application/vnd.x+json"), b"{}").unwrap(), Data::Json(_)));
+        assert!(matches!(read(Some("image/png"), b"\xff").unwrap(), Data::Binary { .. }));
+        assert!(read(Some("text/plain"), b"\xff").is_err());
+        assert!(read(Some("application/json"), b"{").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = json(&body, BOUNDS);
+            let _ = line(&body, BOUNDS);
+            let _ = cloudevents_batch(&body, BOUNDS);
+        }
+
+        #[test]
+        fn no_json_panics(body in r#"[\[\]{}:,"a-z0-9\\ ]{0,60}"#) {
+            let _ = json(body.as_bytes(), BOUNDS);
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! HTTP: the only module that knows axum and hyper.
+//!
+//! The rule: every refusal is a problem (RFC 9457), and what a grant does not cover looks the same
+//! whether it exists or not.
+
+mod caller;
+mod cloudevents;
+mod cors;
+mod events;
+mod follow;
+mod health;
+mod ingest;
+mod openapi;
+mod problem;
+mod properties;
+mod query;
+mod router;
+mod state;
+mod tickets;
+mod topics;
+
+pub use router::{HttpSettings, router};

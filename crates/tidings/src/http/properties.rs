@@ -1,0 +1,133 @@
+//! A topic's properties as JSON: in `PUT /v1/topics/{topic}` and inline on a first publish.
+
+use serde_json::Value;
+
+use super::query::duration;
+use crate::{
+    error::{ErrorCode, Problem},
+    journal::{Properties, Retention},
+    model::JsonText,
+};
+
+/// Subjects that may be named as readers.
+const READERS_MAX: usize = 100;
+/// Bytes of a subject: as tokens may have them.
+const SUBJECT_BYTES_MAX: usize = 256;
+
+/// What a body with properties says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PropertiesText {
+    pub(super) properties: Properties,
+    /// Whether the topic is to be closed.
+    pub(super) closed: Option<bool>,
+}
+
+/// Reads `{"owner", "readers", "ttl", "retention": {"age", "events", "bytes"}, "closed"}`, each
+/// optional. `at` is the JSON pointer of the object.
+pub(super) fn parse(text: &str, at: &str) -> Result<PropertiesText, Problem> {
+    let strict = JsonText::parse(text).map_err(|error| {
+        Problem::new(ErrorCode::Malformed, error.to_string()).at(format!("{at}{}", error.pointer))
+    })?;
+    let value: Value = serde_json::from_str(strict.as_str())
+        .map_err(|error| Problem::new(ErrorCode::Malformed, error.to_string()).at(at))?;
+    let Value::Object(members) = value else { return Err(wrong(at, "must be an object")) };
+    let mut properties = Properties::default();
+    let mut closed = None;
+    for (name, value) in &members {
+        let at = format!("{at}/{name}");
+        if value.is_null() {
+            continue;
+        }
+        match &**name {
+            "owner" => properties.owner = Some(subject(value, &at)?),
+            "readers" => properties.readers = subjects(value, &at)?,
+            "ttl" => properties.ttl = Some(time(value, &at)?),
+            "retention" => properties.retention = Some(retention(value, &at)?),
+            "closed" => {
+                closed = Some(value.as_bool().ok_or_else(|| wrong(&at, "must be true or false"))?);
+            }
+            _ => {
+                let known = "must be one of owner, readers, ttl, retention, closed";
+                return Err(wrong(&at, known));
+            }
+        }
+    }
+    Ok(PropertiesText { properties, closed })
+}
+
+fn wrong(at: &str, rule: &str) -> Problem {
+    Problem::new(ErrorCode::Malformed, rule).at(at)
+}
+
+fn subject(value: &Value, at: &str) -> Result<String, Problem> {
+    let fits = |text: &&str| {
+        (1..=SUBJECT_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
+    };
+    let text = value.as_str().filter(fits);
+    let rule = "must be a subject: 1 to 256 bytes without control characters";
+    text.map(str::to_owned).ok_or_else(|| wrong(at, rule))
+}
+
+fn subjects(value: &Value, at: &str) -> Result<Vec<String>, Problem> {
+    let list = value.as_array().filter(|list| list.len() <= READERS_MAX);
+    let list = list.ok_or_else(|| wrong(at, "must be a list of at most 100 subjects"))?;
+    list.iter().enumerate().map(|(n, value)| subject(value, &format!("{at}/{n}"))).collect()
+}
+
+fn time(value: &Value, at: &str) -> Result<std::time::Duration, Problem> {
+    let time = match value {
+        Value::Number(number) => number.as_u64().map(std::time::Duration::from_secs),
+        Value::String(text) => duration(text),
+        _ => None,
+    };
+    let rule = "must be seconds or a duration like \"36h\" or \"7d\", above zero";
+    time.filter(|time| !time.is_zero()).ok_or_else(|| wrong(at, rule))
+}
+
+fn retention(value: &Value, at: &str) -> Result<Retention, Problem> {
+    let members = value.as_object().ok_or_else(|| wrong(at, "must be an object"))?;
+    let mut retention = Retention::UNLIMITED;
+    for (name, value) in members {
+        let at = format!("{at}/{name}");
+        if value.is_null() {
+            continue;
+        }
+        let count = || value.as_u64().ok_or_else(|| wrong(&at, "must be a whole number"));
+        match &**name {
+            "age" => retention.age = Some(time(value, &at)?),
+            "events" => retention.events = Some(count()?),
+            "bytes" => retention.bytes = Some(count()?),
+            _ => return Err(wrong(&at, "must be one of age, events, bytes")),
+        }
+    }
+    Ok(retention)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn properties_are_read_and_mistakes_are_pointed_at() {
+        let text =
+            r#"{"owner":"u1","readers":["u2"],"ttl":"36h","retention":{"events":5},"closed":true}"#;
+        let read = parse(text, "").unwrap();
+        assert_eq!(read.closed, Some(true));
+        assert_eq!(read.properties.ttl, Some(Duration::from_secs(36 * 3600)));
+        assert_eq!(read.properties.retention.unwrap().events, Some(5));
+        for (text, pointer) in [
+            ("[]", ""),
+            (r#"{"owner":1}"#, "/owner"),
+            (r#"{"readers":["a",""]}"#, "/readers/1"),
+            (r#"{"ttl":"soon"}"#, "/ttl"),
+            (r#"{"ttl":0}"#, "/ttl"),
+            (r#"{"retention":{"evnts":1}}"#, "/retention/evnts"),
+            (r#"{"x":1}"#, "/x"),
+        ] {
+            let problem = parse(text, "/p").unwrap_err();
+            assert_eq!(problem.pointer.as_deref(), Some(&*format!("/p{pointer}")), "{text}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The routes, and what all of them share.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    http::{Method, Uri},
+    middleware,
+    routing::{get, post},
+};
+
+use super::{caller, cors::Cors, events, follow, health, openapi, problem, state, tickets, topics};
+use crate::{
+    auth::Authenticator,
+    error::{ErrorCode, Problem},
+    hub::Hub,
+};
+
+/// What the HTTP interface needs to know besides the hub.
+#[derive(Debug, Clone, Default)]
+pub struct HttpSettings {
+    /// Origins whose pages may read answers, exactly as browsers send them: `https://app.example`.
+    pub cors_origins: Vec<String>,
+}
+
+/// What every handler gets.
+#[derive(Debug, Clone)]
+pub(super) struct App {
+    pub(super) hub: Hub,
+    pub(super) authenticator: Arc<Authenticator>,
+}
+
+/// The hub's HTTP interface, to serve alone or to nest into another application's router.
+///
+/// # Errors
+/// A problem if an origin is not one: scheme, host and port, nothing else.
+pub fn router(
+    hub: &Hub,
+    authenticator: Arc<Authenticator>,
+    settings: &HttpSettings,
+) -> Result<Router, Problem> {
+    let cors = Cors::new(&settings.cors_origins)?;
+    let app = App { hub: hub.clone(), authenticator };
+    Ok(Router::new()
+        .route("/v1/events", get(follow::follow).post(events::publish))
+        .route("/v1/state", get(state::snapshot))
+        .route("/v1/topics", get(topics::list))
+        .route("/v1/topics/{*topic}", get(topics::show).put(topics::put).delete(topics::delete))
+        .route("/v1/tickets", post(tickets::issue))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(openapi::document))
+        .fallback(async |uri: Uri| {
+            Problem::new(ErrorCode::NotFound, format!("there is nothing at {}", uri.path()))
+        })
+        .method_not_allowed_fallback(async |method: Method| {
+            let detail = format!("this resource does not have the method {method}");
+            Problem::new(ErrorCode::MethodNotAllowed, detail)
+        })
+        .layer(middleware::from_fn(caller::refuse_encoded_bodies))
+        .layer(middleware::from_fn_with_state(Arc::new(cors), super::cors::apply))
+        .layer(middleware::from_fn(problem::identify))
+        // Handlers bound their bodies themselves, each by its own limit.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(app))
+}

@@ -1,0 +1,168 @@
+//! `/v1/topics`: listing, properties, closing and deleting.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    extract::{Path, RawQuery, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use super::{
+    caller::{Caller, may_read, may_write, not_found, read_body},
+    properties::{self, PropertiesText},
+    query::{self, Parameter},
+    router::App,
+};
+use crate::{
+    error::{ErrorCode, Problem},
+    journal::{TopicInfo, TopicQuery},
+    model::{Topic, TopicKey},
+};
+
+/// Topics of one answer by default and at most.
+const TOPICS_DEFAULT: usize = 100;
+const TOPICS_MAX: usize = 1000;
+/// Topics looked at for one answer: a caller who may read few of many asks again with `next`.
+const LOOKED_AT_MAX: usize = 10_000;
+/// Bytes of a body with properties.
+const BODY_BYTES_MAX: usize = 16 * 1024;
+
+pub(super) async fn list(
+    State(app): State<App>,
+    Caller(grant): Caller,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let mut prefix = String::new();
+    let mut after = None;
+    let mut limit = TOPICS_DEFAULT;
+    for Parameter { name, value } in
+        query::parameters(query.as_deref(), &["prefix", "after", "limit"])?
+    {
+        match &*name {
+            "prefix" => prefix = value,
+            "after" => {
+                let topic = Topic::parse(&value).map_err(|e| Problem::from(e).at("after"))?;
+                after = Some(TopicKey::new(grant.tenant().clone(), topic));
+            }
+            _ => limit = query::number(&name, &value, 1..=TOPICS_MAX)?,
+        }
+    }
+    let mut topics = Vec::new();
+    let mut looked_at = 0;
+    let mut next = None;
+    'pages: loop {
+        let query = TopicQuery {
+            tenant: Some(grant.tenant().clone()),
+            prefix: prefix.clone(),
+            after: after.take(),
+            limit: TOPICS_MAX,
+        };
+        let page = app.hub.list(query).await?;
+        if page.is_empty() {
+            break;
+        }
+        for info in page {
+            looked_at += 1;
+            after = Some(info.topic.clone());
+            if grant.may_read(&info.topic.topic, &info.properties) {
+                topics.push(describe(&info));
+            }
+            if topics.len() >= limit || looked_at >= LOOKED_AT_MAX {
+                next = Some(info.topic.topic.as_str().to_owned());
+                break 'pages;
+            }
+        }
+    }
+    Ok(answer(StatusCode::OK, &json!({ "topics": topics, "next": next })))
+}
+
+pub(super) async fn show(
+    State(app): State<App>,
+    Caller(grant): Caller,
+    Path(topic): Path<String>,
+) -> Result<Response, Problem> {
+    let topic = Topic::parse(&topic)?;
+    if !may_read(&app.hub, &grant, &topic).await? {
+        return Err(not_found());
+    }
+    let info = app.hub.describe(&TopicKey::new(grant.tenant().clone(), topic)).await?;
+    if !info.exists {
+        return Err(not_found());
+    }
+    Ok(answer(StatusCode::OK, &describe(&info)))
+}
+
+pub(super) async fn put(
+    State(app): State<App>,
+    Caller(grant): Caller,
+    Path(topic): Path<String>,
+    body: Body,
+) -> Result<Response, Problem> {
+    let topic = Topic::parse(&topic)?;
+    let body = read_body(body, BODY_BYTES_MAX).await?;
+    let text = std::str::from_utf8(&body)
+        .map_err(|_| Problem::new(ErrorCode::Malformed, "the body is not UTF-8"))?;
+    let PropertiesText { properties, closed } = properties::parse(text, "")?;
+    let key = TopicKey::new(grant.tenant().clone(), topic);
+    let before = app.hub.describe(&key).await?;
+    // The owner of a topic that is there may change it; nobody takes one over by naming himself.
+    let claimed = (!before.exists).then_some(&properties);
+    may_write(&app.hub, &grant, &key.topic, claimed).await?;
+    if closed == Some(false) && before.head.closed {
+        let detail = "a closed topic stays closed; delete it to begin anew";
+        return Err(Problem::new(ErrorCode::TopicClosed, detail).at("/closed"));
+    }
+    let mut info = app.hub.set_properties(&key, properties).await?;
+    if closed == Some(true) {
+        app.hub.close(&key).await?;
+        info = app.hub.describe(&key).await?;
+    }
+    let status = if before.exists { StatusCode::OK } else { StatusCode::CREATED };
+    Ok(answer(status, &describe(&info)))
+}
+
+pub(super) async fn delete(
+    State(app): State<App>,
+    Caller(grant): Caller,
+    Path(topic): Path<String>,
+) -> Result<Response, Problem> {
+    let topic = Topic::parse(&topic)?;
+    may_write(&app.hub, &grant, &topic, None).await?;
+    if app.hub.delete(&TopicKey::new(grant.tenant().clone(), topic)).await? {
+        Ok(StatusCode::NO_CONTENT.into_response())
+    } else {
+        Err(not_found())
+    }
+}
+
+fn describe(info: &TopicInfo) -> Value {
+    let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs());
+    let properties = &info.properties;
+    json!({
+        "topic": info.topic.topic.as_str(),
+        "epoch": info.head.epoch.to_string(),
+        "earliest": info.head.earliest.0,
+        "tail": info.head.tail.0,
+        "closed": info.head.closed,
+        "events": info.events,
+        "states": info.states,
+        "bytes": info.bytes,
+        "written_at": info.written_at.to_string(),
+        "owner": properties.owner,
+        "readers": properties.readers,
+        "ttl": seconds(properties.ttl),
+        "retention": properties.retention.map(|retention| json!({
+            "age": seconds(retention.age),
+            "events": retention.events,
+            "bytes": retention.bytes,
+        })),
+    })
+}
+
+fn answer(status: StatusCode, body: &Value) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (status, headers, body.to_string()).into_response()
+}
