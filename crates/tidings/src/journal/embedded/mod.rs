@@ -376,3 +376,21 @@ impl Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{journal::contract::Store as Kept, journal_contract};
+
+    async fn store(settings: JournalSettings) -> Kept {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        let at = directory.path().to_owned();
+        let open = move || {
+            let at = at.clone();
+            async move { EmbeddedJournal::open(&at, settings).unwrap() as Arc<dyn Journal> }
+        };
+        Kept::new(open().await).reopened_by(open).keeping(directory)
+    }
+
+    journal_contract!(embedded, store);
+}
