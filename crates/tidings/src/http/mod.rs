@@ -15,8 +15,12 @@ mod problem;
 mod properties;
 mod query;
 mod router;
+mod serve;
 mod state;
 mod tickets;
+mod tls;
 mod topics;
 
 pub use router::{HttpSettings, router};
+pub use serve::{Peer, ServeSettings, serve};
+pub use tls::{Tls, TlsError};

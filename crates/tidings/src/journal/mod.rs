@@ -251,7 +251,7 @@ pub enum Locate {
 }
 
 /// How much of a topic is kept: whichever bound is reached first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Retention {
     /// Events recorded longer ago than this go.
     pub age: Option<Duration>,
@@ -267,7 +267,7 @@ impl Retention {
 }
 
 /// What the writer that creates a topic says about it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Properties {
     /// Subject (`sub`) that `owner` rules let in.
     pub owner: Option<String>,
