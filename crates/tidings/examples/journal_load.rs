@@ -23,11 +23,7 @@ fn topic(n: u64) -> TopicKey {
 
 fn log(text: &JsonText) -> Append {
     let event = NewEvent::new(EventType::parse("source.ingest.progress").unwrap());
-    Append {
-        event: Arc::new(event.data(text.clone())),
-        if_offset: None,
-        dedup: Dedup::Minted,
-    }
+    Append { event: Arc::new(event.data(text.clone())), if_offset: None, dedup: Dedup::Minted }
 }
 
 fn batch(events: Vec<Append>) -> Batch {
@@ -128,9 +124,7 @@ async fn main() {
     let given = std::env::args_os().nth(1).map(PathBuf::from);
     let temporary = tempfile::tempdir().unwrap();
     let directory = given.unwrap_or_else(|| temporary.path().join("journal"));
-    let open = || {
-        EmbeddedJournal::open(&directory, JournalSettings::default(), Arc::new(SystemClock)).unwrap()
-    };
+    let open = || EmbeddedJournal::open(&directory, JournalSettings::default()).unwrap();
     let journal = open();
     appends(&journal, 1, 2_000, 1).await.say("1 caller, 1 event each");
     appends(&journal, 64, 200_000, 1).await.say("64 callers, 1 event each, 1 000 topics");

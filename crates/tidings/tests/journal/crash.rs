@@ -13,9 +13,9 @@ use std::{
 };
 
 use tidings::{
-    clock::SystemClock,
     journal::{
-        Append, Batch, Dedup, Journal, JournalSettings, Outcome, PageLimit, embedded::EmbeddedJournal,
+        Append, Batch, Dedup, Journal, JournalSettings, Outcome, PageLimit,
+        embedded::EmbeddedJournal,
     },
     model::{
         Epoch, EventId, EventType, Fingerprint, JsonText, NewEvent, Offset, StateKey, Tenant,
@@ -32,7 +32,7 @@ fn topic(n: usize) -> TopicKey {
 }
 
 fn open(directory: &Path) -> Arc<EmbeddedJournal> {
-    EmbeddedJournal::open(directory, JournalSettings::default(), Arc::new(SystemClock)).unwrap()
+    EmbeddedJournal::open(directory, JournalSettings::default()).unwrap()
 }
 
 /// The process that is killed. It says `opening`, and then each acknowledgement on a line.
@@ -69,11 +69,8 @@ async fn append(journal: &dyn Journal, writer: usize, round: u64) {
         }
         Append { event: Arc::new(event), if_offset: None, dedup: Dedup::ById }
     });
-    let batch = Batch {
-        events: events.collect(),
-        now: Timestamp::from_millis(round),
-        ..Batch::default()
-    };
+    let batch =
+        Batch { events: events.collect(), now: Timestamp::from_millis(round), ..Batch::default() };
     let appended = journal.append(&self::topic(topic), batch).await.unwrap();
     let mut lines = String::new();
     for (outcome, event) in appended.outcomes.iter().zip(&appended.events) {

@@ -11,14 +11,11 @@ use std::{
 };
 
 use tidings::{
-    clock::SystemClock,
     journal::{
         Append, Batch, Dedup, Journal, JournalError, JournalSettings, Page, PageLimit,
         embedded::EmbeddedJournal,
     },
-    model::{
-        EventType, JsonText, NewEvent, Offset, StateKey, Tenant, Timestamp, Topic, TopicKey,
-    },
+    model::{EventType, JsonText, NewEvent, Offset, StateKey, Tenant, Timestamp, Topic, TopicKey},
 };
 
 const TOPICS: usize = 3;
@@ -28,7 +25,7 @@ fn topic(n: usize) -> TopicKey {
 }
 
 fn open(directory: &Path) -> Result<Arc<EmbeddedJournal>, JournalError> {
-    EmbeddedJournal::open(directory, JournalSettings::default(), Arc::new(SystemClock))
+    EmbeddedJournal::open(directory, JournalSettings::default())
 }
 
 fn refusal(directory: &Path) -> String {
@@ -193,8 +190,8 @@ async fn a_store_that_went_back_in_time_has_other_epochs() {
     fill(&*journal).await;
     journal.close().await;
     // The data is yesterday's, the high-water mark today's.
-    let mark = fs::read(store.join("hwm")).unwrap();
-    fs::write(backup.join("hwm"), mark).unwrap();
+    let mark = fs::read(store.join("commits")).unwrap();
+    fs::write(backup.join("commits"), mark).unwrap();
     let journal = open(&backup).unwrap();
     let mut epochs = Vec::new();
     for (page, before) in pages(&*journal).await.into_iter().zip(&before) {
@@ -250,7 +247,9 @@ async fn another_format_is_refused_by_name() {
     sound(&store).await;
     let file = store.join("TIDINGS");
     let version = fs::read_to_string(&file).unwrap();
-    for (content, says) in [("tidings 999\n", "newer"), ("", "damaged"), ("hello", "damaged")] {
+    for (content, says) in
+        [("tidings journal 999\n", "newer"), ("", "damaged"), ("hello", "damaged")]
+    {
         fs::write(&file, content).unwrap();
         let before = files(&store);
         let message = refusal(&store);

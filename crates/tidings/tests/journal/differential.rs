@@ -188,7 +188,7 @@ impl World {
         let clock = Arc::new(ManualClock::new(Timestamp::from_millis(100)));
         let memory = MemoryJournal::with_clock(SETTINGS, clock.clone());
         let embedded =
-            EmbeddedJournal::open(directory.path(), SETTINGS, clock.clone()).unwrap();
+            EmbeddedJournal::open_with_clock(directory.path(), SETTINGS, clock.clone()).unwrap();
         let (epochs, listed) = (HashMap::new(), BTreeMap::new());
         Self { directory, clock, memory, embedded, epochs, listed, now: 100 }
     }
@@ -262,9 +262,12 @@ impl World {
             }
             Op::Reopen => {
                 self.embedded.close().await;
-                self.embedded =
-                    EmbeddedJournal::open(self.directory.path(), SETTINGS, self.clock.clone())
-                        .unwrap();
+                self.embedded = EmbeddedJournal::open_with_clock(
+                    self.directory.path(),
+                    SETTINGS,
+                    self.clock.clone(),
+                )
+                .unwrap();
             }
             Op::Look { topic, place, events, bytes, key: state, since } => {
                 let tail = self.memory.describe(&key(topic)).await.unwrap().head.tail.0;

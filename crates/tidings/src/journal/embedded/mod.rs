@@ -376,3 +376,22 @@ impl Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{journal::contract::Store as Tested, journal_contract};
+
+    async fn store(settings: JournalSettings) -> Tested {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_owned();
+        let journal = EmbeddedJournal::open(&path, settings).unwrap();
+        let reopen = move || {
+            let path = path.clone();
+            async move { EmbeddedJournal::open(&path, settings).unwrap() as Arc<dyn Journal> }
+        };
+        Tested::new(journal).reopened_by(reopen).keeping(directory)
+    }
+
+    journal_contract!(embedded, store);
+}
