@@ -380,16 +380,17 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{journal::contract::Store as Kept, journal_contract};
+    use crate::{journal::contract::Store as Tested, journal_contract};
 
-    async fn store(settings: JournalSettings) -> Kept {
-        let directory = Arc::new(tempfile::tempdir().unwrap());
-        let at = directory.path().to_owned();
-        let open = move || {
-            let at = at.clone();
-            async move { EmbeddedJournal::open(&at, settings).unwrap() as Arc<dyn Journal> }
+    async fn store(settings: JournalSettings) -> Tested {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_owned();
+        let journal = EmbeddedJournal::open(&path, settings).unwrap();
+        let reopen = move || {
+            let path = path.clone();
+            async move { EmbeddedJournal::open(&path, settings).unwrap() as Arc<dyn Journal> }
         };
-        Kept::new(open().await).reopened_by(open).keeping(directory)
+        Tested::new(journal).reopened_by(reopen).keeping(directory)
     }
 
     journal_contract!(embedded, store);
