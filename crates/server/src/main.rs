@@ -1,2 +1,3 @@
 //! The `tidings` binary.
+mod config;
 fn main() {}
