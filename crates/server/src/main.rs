@@ -1,3 +1,62 @@
-//! The `tidings` binary.
+//! The `tidings` binary: the hub and its client.
+
+mod cli;
+mod cli_reference;
+mod client;
+mod commands;
 mod config;
-fn main() {}
+mod exit;
+mod remote;
+mod telemetry;
+
+use std::{io::Write as _, process::ExitCode};
+
+use anstyle::{AnsiColor, Style};
+use clap::Parser as _;
+
+use cli::{Cli, Command, KeyCommand};
+use exit::{Exit, Failure};
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            drop(error.print());
+            // `--help` and `--version` come as errors that go to stdout.
+            return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
+        }
+    };
+    // Only the first call in a process can fail to be the first.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    match run(cli.command) {
+        Ok(exit) => exit.into(),
+        Err(Failure { exit, message }) => {
+            for line in message.lines() {
+                drop(writeln!(anstream::stderr(), "{ERROR}error:{ERROR:#} {line}"));
+            }
+            exit.into()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Dev(_) | Command::Serve(_) => Ok(Exit::Software),
+        Command::Publish(args) => client_runtime()?.block_on(client::publish::run(args)),
+        Command::Follow(args) => client_runtime()?.block_on(client::follow::run(args)),
+        Command::Health(args) => client_runtime()?.block_on(commands::health::run(&args)),
+        Command::Token(command) => commands::token::run(&command),
+        Command::Key(KeyCommand::Create(args)) => commands::key::create(&args),
+        Command::Config(command) => commands::config::run(&command),
+    }
+}
+
+/// One thread does for a client.
+fn client_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Software, error.to_string()))
+}

@@ -21,10 +21,10 @@ use tidings::{
     settings::Settings as HubSettings,
 };
 
-pub(crate) use load::{ConfigProblem, Layers, Loaded, Origin, load};
+pub(crate) use load::{ConfigProblem, Layers, Loaded, load, read_secret_file};
 pub(crate) use reference::{reference_page, schema_text, show};
-pub(crate) use setting::{SettingFlags, settings};
-pub(crate) use validate::{ServeProblem, serving_problems};
+pub(crate) use setting::SettingFlags;
+pub(crate) use validate::serving_problems;
 pub(crate) use value::{ByteSize, Period};
 
 /// Everything an operator can say about a hub.
