@@ -1,12 +1,17 @@
 //! The `tidings` binary: the hub and its client.
 
+mod admin;
 mod cli;
 mod cli_reference;
 mod client;
 mod commands;
+mod components;
 mod config;
+mod dev;
 mod exit;
+mod live;
 mod remote;
+mod serve;
 mod telemetry;
 
 use std::{io::Write as _, process::ExitCode};
@@ -43,7 +48,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<Exit, Failure> {
     match command {
-        Command::Dev(_) | Command::Serve(_) => Ok(Exit::Software),
+        Command::Dev(args) => hub_runtime()?.block_on(dev::run(&args)),
+        Command::Serve(args) => hub_runtime()?.block_on(serve::run(&args)),
         Command::Publish(args) => client_runtime()?.block_on(client::publish::run(args)),
         Command::Follow(args) => client_runtime()?.block_on(client::follow::run(args)),
         Command::Health(args) => client_runtime()?.block_on(commands::health::run(&args)),
@@ -51,6 +57,13 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Key(KeyCommand::Create(args)) => commands::key::create(&args),
         Command::Config(command) => commands::config::run(&command),
     }
+}
+
+fn hub_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Software, error.to_string()))
 }
 
 /// One thread does for a client.

@@ -83,9 +83,15 @@ pub(crate) struct Remote {
 
 #[derive(Debug)]
 enum Place {
-    Given { url: Url, credential: Option<Secret> },
+    Given {
+        url: Url,
+        credential: Option<Secret>,
+    },
     /// Looked up for each request: a restarted hub may have another port.
-    Dev { directory: PathBuf, credential: Option<Secret> },
+    Dev {
+        directory: PathBuf,
+        credential: Option<Secret>,
+    },
 }
 
 /// Why a request did not work.
@@ -114,7 +120,8 @@ impl Remote {
         let place = match (given, &dev) {
             (Some(text), dev) => {
                 let url = parse_url(&text)?;
-                let same = dev.as_ref().filter(|dev| Url::parse(&dev.url).is_ok_and(|dev| dev == url));
+                let same =
+                    dev.as_ref().filter(|dev| Url::parse(&dev.url).is_ok_and(|dev| dev == url));
                 let credential = credential.or_else(|| same.map(|dev| dev.credential(purpose)));
                 Place::Given { url, credential }
             }
@@ -196,7 +203,8 @@ pub(crate) fn build_client(ca: Option<&Path>, direct: bool) -> Result<Client, Fa
 
 /// Reads an address, with or without a path under which the hub is mounted.
 pub(crate) fn parse_url(text: &str) -> Result<Url, Failure> {
-    let wrong = |reason: &str| Failure::new(Exit::Usage, format!("the hub's address {text}: {reason}"));
+    let wrong =
+        |reason: &str| Failure::new(Exit::Usage, format!("the hub's address {text}: {reason}"));
     let mut url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(wrong("must start with http:// or https://"));
@@ -271,10 +279,8 @@ pub(crate) fn refusal(
 ) -> Trouble {
     let member = |name: &str| problem.and_then(|problem| problem.get(name));
     let text = |name: &str| member(name).and_then(Value::as_str).unwrap_or_default();
-    let retry_after = member("retry_after_ms")
-        .and_then(Value::as_u64)
-        .map(Duration::from_millis)
-        .or(retry_after);
+    let retry_after =
+        member("retry_after_ms").and_then(Value::as_u64).map(Duration::from_millis).or(retry_after);
     let message = describe(status, problem);
     let retryable = member("retryable").and_then(Value::as_bool).unwrap_or(false);
     let exit = match status.as_u16() {

@@ -47,7 +47,10 @@ pub(super) struct Line {
 pub(super) enum Read1 {
     Line(Line),
     /// Not an event.
-    Unusable { number: u64, reason: String },
+    Unusable {
+        number: u64,
+        reason: String,
+    },
 }
 
 /// Reads the input on a thread of its own until its end or until nobody takes the lines any more.
@@ -254,10 +257,7 @@ mod tests {
             complete(r#"{"data":1.000000000000000000001}"#).unwrap(),
             r#"{"id":"run:1","topic":"t","data":1.000000000000000000001}"#
         );
-        assert_eq!(
-            complete(r#"{"id":"x","topic":"u"}"#).unwrap(),
-            r#"{"id":"x","topic":"u"}"#
-        );
+        assert_eq!(complete(r#"{"id":"x","topic":"u"}"#).unwrap(), r#"{"id":"x","topic":"u"}"#);
         assert!(complete("[1]").is_err());
         assert!(complete("{").is_err());
     }

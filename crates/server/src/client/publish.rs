@@ -218,7 +218,8 @@ async fn stream(
     let mut tally = Tally::default();
     let show = |tally: &Tally| {
         let seconds = started.elapsed().as_secs_f64().max(0.001);
-        let rate = (f64::from(u32::try_from(tally.published).unwrap_or(u32::MAX)) / seconds).round();
+        let rate =
+            (f64::from(u32::try_from(tally.published).unwrap_or(u32::MAX)) / seconds).round();
         bar.set_position(tally.settled_bytes);
         bar.set_message(format!("{} events, {rate}/s", tally.published));
     };

@@ -157,7 +157,9 @@ impl Sender<'_> {
         let request = self.remote.request(Method::POST, "v1/events").map_err(|failure| {
             // A `tidings dev` that is being restarted.
             match failure.exit {
-                Exit::Unavailable => Trouble::Passing { message: failure.message, retry_after: None },
+                Exit::Unavailable => {
+                    Trouble::Passing { message: failure.message, retry_after: None }
+                }
                 _ => Trouble::Final(failure),
             }
         })?;
@@ -204,7 +206,8 @@ impl Sender<'_> {
             return Ok(());
         };
         let status = problem.get("status").and_then(Value::as_u64).unwrap_or(400);
-        let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+        let status =
+            u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
         let status = status.unwrap_or(StatusCode::BAD_REQUEST);
         match refusal(status, Some(problem), None) {
             Trouble::Final(failure) => {
@@ -246,9 +249,7 @@ fn refuse(tally: &mut Tally, number: u64, reason: &str) {
 
 /// Waits for the hub, but not for ever.
 async fn within<T>(future: impl Future<Output = T>) -> Result<T, Trouble> {
-    timeout(ANSWER_MAX, future).await.map_err(|_| {
-        lost("the hub did not answer in time")
-    })
+    timeout(ANSWER_MAX, future).await.map_err(|_| lost("the hub did not answer in time"))
 }
 
 fn lost(message: &str) -> Trouble {

@@ -34,8 +34,7 @@ pub(crate) fn create(args: &KeyArgs) -> Result<Exit, Failure> {
         ..generated
     };
     let settings = AuthSettings { api_keys: vec![entry.clone()], ..AuthSettings::default() };
-    Authenticator::new(&settings)
-        .map_err(|error| Failure::new(Exit::Usage, error.reason))?;
+    Authenticator::new(&settings).map_err(|error| Failure::new(Exit::Usage, error.reason))?;
     if args.json {
         return print(&format!("{}\n", json!({ "key": key.expose(), "entry": entry })));
     }

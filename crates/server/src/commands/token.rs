@@ -84,7 +84,8 @@ fn signing_key(
             let known: Vec<&str> = Algorithm::ALL.iter().map(|each| each.as_str()).collect();
             Failure::new(Exit::Usage, format!("--algorithm: must be one of {}", known.join(", ")))
         })?;
-        let text = read_secret_file(file).map_err(|error| Failure::input(file.display(), &error))?;
+        let text =
+            read_secret_file(file).map_err(|error| Failure::input(file.display(), &error))?;
         return SigningKey::new(algorithm, args.kid.as_deref(), &Secret::new(text))
             .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", file.display())));
     }
@@ -109,8 +110,7 @@ fn signing_key(
 /// Header, claims and times of a token. Its signature, which is what makes it a credential, is not
 /// printed.
 fn described(token: &str, now: Timestamp) -> Result<String, Failure> {
-    let token =
-        inspect(token).map_err(|problem| Failure::new(Exit::Data, problem.detail))?;
+    let token = inspect(token).map_err(|problem| Failure::new(Exit::Data, problem.detail))?;
     let mut notes = vec!["# not verified: anybody may have written this".to_owned()];
     let seconds = token.claims.get("exp").and_then(Value::as_u64);
     if let Some(expires_at) = seconds.map(|seconds| Timestamp::from_millis(seconds * 1000)) {
@@ -132,7 +132,9 @@ mod tests {
         let claims = json!({"sub": "42", "exp": 1_000});
         let token = mint(&key, claims.as_object().unwrap()).unwrap();
         let text = described(&token, Timestamp::from_millis(2_000_000)).unwrap();
-        assert!(text.contains("\"sub\": \"42\"") && text.contains("expired at 1970-01-01T00:16:40"));
+        assert!(
+            text.contains("\"sub\": \"42\"") && text.contains("expired at 1970-01-01T00:16:40")
+        );
         assert!(!text.contains(token.rsplit('.').next().unwrap()));
     }
 }

@@ -16,7 +16,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings::{
     auth::{ApiKeySettings, AuthSettings, JwtSettings, Policy},
-    journal::Retention,
+    http::ServeSettings,
+    journal::{JournalSettings, Retention},
     model::limits,
     settings::Settings as HubSettings,
 };
@@ -92,8 +93,8 @@ pub(crate) struct TlsConfig {
     /// File of the certificate's private key, PEM.
     #[schemars(with = "Option<String>")]
     pub(crate) key: Option<PathBuf>,
-    /// Whether to serve beyond loopback without TLS and without a proxy that provides it. Tokens
-    /// then cross the network in the clear: for networks that are private by other means only.
+    /// Whether peers beyond loopback may speak cleartext, beside TLS or without any. Tokens then
+    /// cross the network in the clear: for networks that are private by other means only.
     pub(crate) allow_cleartext: bool,
 }
 
@@ -107,11 +108,16 @@ pub(crate) struct CorsConfig {
 }
 
 /// Where events are kept.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct JournalConfig {
     /// Which journal.
     pub(crate) kind: JournalKind,
+    /// How long a repeated event id is recognised at least: the longest that a publisher may try
+    /// again and be sure that its event is stored once.
+    pub(crate) dedup_window: Period,
+    /// Among how many last events of a topic a repeated id is recognised at least, however old.
+    pub(crate) dedup_events: u64,
 }
 
 /// Which journal keeps the events.
@@ -149,6 +155,10 @@ pub(crate) struct LimitsConfig {
     pub(crate) publish_events: u64,
     /// Topics that one connection follows, at most 32.
     pub(crate) connection_topics: u64,
+    /// States that one topic holds. Bounds what a new reader is sent first.
+    pub(crate) topic_states: u64,
+    /// Connections at once, of all clients. Each takes some 20 KB.
+    pub(crate) connections: u64,
     /// Frames that a topic keeps in memory for readers that are nearly up to date.
     pub(crate) ring_frames: u64,
     /// Bytes of those frames. Times the number of active topics, it bounds their memory.
@@ -159,6 +169,14 @@ pub(crate) struct LimitsConfig {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct HttpConfig {
+    /// How long a peer may take for a TLS handshake.
+    pub(crate) handshake: Period,
+    /// How long a peer may take for a request's head, and a kept-alive connection for its next
+    /// request.
+    pub(crate) header_read: Period,
+    /// How long a write may wait for a reader that takes nothing, before its connection is closed.
+    /// The reader loses nothing: it resumes.
+    pub(crate) write_stall: Period,
     /// How long a connection lives, ± 10 %, so that load spreads over nodes and grants are looked
     /// at anew.
     pub(crate) connection_age: Period,
@@ -230,6 +248,17 @@ impl Default for AdminConfig {
     }
 }
 
+impl Default for JournalConfig {
+    fn default() -> Self {
+        let journal = JournalSettings::default();
+        Self {
+            kind: JournalKind::default(),
+            dedup_window: Period(journal.dedup_window),
+            dedup_events: journal.dedup_events,
+        }
+    }
+}
+
 impl Default for RetentionConfig {
     fn default() -> Self {
         let Retention { age, events, bytes } = HubSettings::default().retention;
@@ -249,6 +278,8 @@ impl Default for LimitsConfig {
             publish_bytes: ByteSize(hub.publish_bytes_max as u64),
             publish_events: hub.publish_events_max as u64,
             connection_topics: hub.connection_topics_max as u64,
+            topic_states: JournalSettings::default().states_per_topic,
+            connections: ServeSettings::default().connections_max as u64,
             ring_frames: hub.ring_frames_max as u64,
             ring_bytes: ByteSize(hub.ring_bytes_max as u64),
         }
@@ -257,7 +288,13 @@ impl Default for LimitsConfig {
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { connection_age: Period(HubSettings::default().connection_age_max) }
+        let serve = ServeSettings::default();
+        Self {
+            handshake: Period(serve.handshake),
+            header_read: Period(serve.head),
+            write_stall: Period(serve.write_stall),
+            connection_age: Period(HubSettings::default().connection_age_max),
+        }
     }
 }
 
@@ -275,6 +312,28 @@ impl Default for LogConfig {
 }
 
 impl Config {
+    /// The journal's numbers.
+    pub(crate) const fn journal_settings(&self) -> JournalSettings {
+        JournalSettings {
+            states_per_topic: self.limits.topic_states,
+            dedup_window: self.journal.dedup_window.0,
+            dedup_events: self.journal.dedup_events,
+        }
+    }
+
+    /// The client listener's numbers.
+    pub(crate) fn serve_settings(&self) -> ServeSettings {
+        ServeSettings {
+            first_byte: self.http.header_read.0,
+            handshake: self.http.handshake.0,
+            head: self.http.header_read.0,
+            write_stall: self.http.write_stall.0,
+            connections_max: usize::try_from(self.limits.connections).unwrap_or(usize::MAX),
+            drain_window: self.drain_window.0,
+            allow_cleartext: self.tls.allow_cleartext,
+        }
+    }
+
     /// The hub's numbers.
     pub(crate) fn hub_settings(&self) -> HubSettings {
         let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);

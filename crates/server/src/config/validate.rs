@@ -7,7 +7,7 @@ use std::{fmt, time::Duration};
 use tidings::{auth::Authenticator, model::limits};
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, EVENT_BYTES_CEILING};
+use super::{Config, EVENT_BYTES_CEILING, Period};
 
 /// Why `serve` does not start with a configuration that is otherwise without problems.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,10 +28,19 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         ("heartbeat", config.heartbeat.0, second, 300 * second),
         ("retry", config.retry.0, second / 10, 300 * second),
         ("drain_window", config.drain_window.0, Duration::ZERO, 600 * second),
+        (
+            "journal.dedup_window",
+            config.journal.dedup_window.0,
+            Duration::ZERO,
+            30 * 86_400 * second,
+        ),
+        ("http.handshake", config.http.handshake.0, second, 300 * second),
+        ("http.header_read", config.http.header_read.0, second, 300 * second),
+        ("http.write_stall", config.http.write_stall.0, second, 300 * second),
         ("http.connection_age", config.http.connection_age.0, second, 7 * 86_400 * second),
     ] {
         if value < least || value > most {
-            wrong(path, format!("must be from {least:?} to {most:?}"));
+            wrong(path, format!("must be from {} to {}", Period(least), Period(most)));
         }
     }
     let topics_max = limits::CONNECTION_TOPICS_MAX as u64;
@@ -40,6 +49,8 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         ("limits.publish_bytes", config.limits.publish_bytes.0, 64 << 20),
         ("limits.publish_events", config.limits.publish_events, 10_000),
         ("limits.connection_topics", config.limits.connection_topics, topics_max),
+        ("limits.topic_states", config.limits.topic_states, 1_000_000),
+        ("limits.connections", config.limits.connections, 1 << 20),
         ("limits.ring_frames", config.limits.ring_frames, 1 << 16),
         ("limits.ring_bytes", config.limits.ring_bytes.0, 1 << 30),
     ] {
