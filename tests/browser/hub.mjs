@@ -106,6 +106,11 @@ class Hub {
     if (!response.ok) throw new Error(`delete: ${response.status} ${await response.text()}`);
   }
 
+  async closeTopic(topic) {
+    const response = await this.request("PUT", `/v1/topics/${topic}`, this.publisherKey, '{"closed":true}');
+    if (!response.ok) throw new Error(`close: ${response.status} ${await response.text()}`);
+  }
+
   request(method, path, credential, body, headers = {}) {
     const given = { Authorization: `Bearer ${credential}`, ...(body && { "Content-Type": "application/json" }) };
     return fetch(this.url + path, { method, body, headers: { ...given, ...headers } });

@@ -3,16 +3,17 @@
 
 import assert from "node:assert/strict";
 
-// Opens the page with credentials and, if given, topics. It ends with the test.
-export async function openLive(t, browser, hub, { topics = [], search = "", fragment, ...options } = {}) {
+// Opens the page with credentials and, if given, topics; `base` is where, if not at the hub itself.
+// It ends with the test.
+export async function openLive(t, browser, hub, { topics = [], search = "", fragment, base = hub.url, ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, reducedMotion: "reduce", ...options });
   t.after(() => context.close());
   const page = await context.newPage();
-  const live = new LivePage(page, hub.url);
+  const live = new LivePage(page, base);
   await live.watch();
   const query = search || topics.map((topic) => `topic=${encodeURIComponent(topic)}`).join("&");
   const given = fragment ?? `token=${hub.readerToken}&key=${hub.publisherKey}`;
-  await page.goto(`${hub.url}/${query && `?${query}`}${given && `#${given}`}`);
+  await page.goto(`${base}/${query && `?${query}`}${given && `#${given}`}`);
   return live;
 }
 

@@ -1,12 +1,13 @@
 // The live page in real Chromium, against a real hub.
 
 import assert from "node:assert/strict";
-import { mkdir } from "node:fs/promises";
-import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { startBrowser } from "./browser.mjs";
 import { startHub } from "./hub.mjs";
 import { openLive } from "./live-page.mjs";
+import { CuttingProxy } from "./proxy.mjs";
+import { Random } from "./random.mjs";
+import { Watch } from "./watch.mjs";
 
 const TOPIC = "build/1";
 
@@ -125,6 +126,61 @@ test("killed and started again, the hub goes on in the page where it stopped", a
   live.assertClean();
 });
 
+test("a hub that ends in order says so, and the page comes back to the next one", async (t) => {
+  const hub = await startHub(t);
+  const live = await openLive(t, browser, hub, { topics: [TOPIC] });
+  await live.until("caughtUp", "true");
+  await hub.publish(lines(1, 10));
+  await live.untilRows(10);
+  await hub.stop();
+  await live.page.locator("[data-kind=goaway]").filter({ hasText: "drain" }).first().waitFor();
+  await hub.start();
+  await hub.publish(lines(11, 20));
+  await live.untilRows(20);
+
+  assert.deepEqual(await live.rows(TOPIC), asRows(1, 20));
+  assert.equal(await live.page.evaluate(() => document.documentElement.dataset.continuity), "exact");
+  live.assertClean();
+});
+
+test("where the browser gives up, the page goes on with a new ticket and its cursor", async (t) => {
+  const hub = await startHub(t);
+  const proxy = await CuttingProxy.start(t, { target: hub.url, random: new Random(), watch: new Watch(), bytesMax: Infinity });
+  const live = await openLive(t, browser, hub, { topics: [TOPIC], base: proxy.url });
+  await live.until("caughtUp", "true");
+  await hub.publish(lines(1, 10));
+  await live.untilRows(10);
+  const cursor = await live.by("cursor").textContent();
+  const asked = [];
+  live.page.on("request", (request) => asked.push(new URL(request.url())));
+  await live.page.route("**/v1/events?*", (route) => route.fulfill({ status: 401, body: "{}" }), { times: 1 });
+  proxy.cutAll();
+  await hub.publish(lines(11, 20));
+  await live.untilRows(20);
+
+  const followed = asked.filter(({ pathname }) => pathname === "/v1/events");
+  assert.equal(asked.filter(({ pathname }) => pathname === "/v1/tickets").length, 1);
+  assert.notEqual(followed.at(-1).searchParams.get("ticket"), followed.at(0).searchParams.get("ticket"));
+  assert.equal(followed.at(-1).searchParams.get("last_event_id"), cursor);
+  assert.deepEqual(await live.rows(TOPIC), asRows(1, 20));
+  assert.equal(await live.by("continuity").innerText(), "continuity: exact");
+  live.assertClean();
+});
+
+test("a topic that is closed is read to its end and the page stays away", async (t) => {
+  const hub = await startHub(t);
+  await hub.publish(lines(1, 5));
+  const live = await openLive(t, browser, hub, { topics: [TOPIC] });
+  await live.untilRows(5);
+  await hub.publish(lines(6, 6));
+  await hub.closeTopic(TOPIC);
+  await live.until("state", "ended");
+
+  assert.match(await live.by("state").innerText(), /every topic is closed/);
+  assert.deepEqual(await live.rows(TOPIC), asRows(1, 6));
+  live.assertClean();
+});
+
 test("a topic that was deleted and begun again shows as a gap with its reason", async (t) => {
   const hub = await startHub(t);
   await hub.publish(lines(1, 10));
@@ -140,54 +196,6 @@ test("a topic that was deleted and begun again shows as a gap with its reason", 
   assert.match(await live.by("continuity").innerText(), /^continuity: \d+ gaps? told$/);
   live.assertClean();
 });
-
-// The page must not believe the hub: each of these streams breaks the promise in one way. Taking a
-// check out of continuity.js fails its row here (tried for each).
-const BROKEN_STREAMS = {
-  "an offset that repeats": { offsets: [1, 2, 2], says: "build/1 offset 2 came twice." },
-  "an offset that goes back": { offsets: [1, 2, 3, 1], says: "build/1 offset 1 came after 3." },
-  "a hole that no gap told": { offsets: [1, 2, 5], says: "build/1 lost offsets 3 to 4, and no gap said so." },
-  "another epoch that no gap told": { offsets: [1, "zz-1"], says: "build/1 went on in another epoch, and no gap said so." },
-};
-for (const [what, { offsets, says }] of Object.entries(BROKEN_STREAMS)) {
-  test(`the page notices ${what}`, async (t) => {
-    const hub = await startHub(t);
-    const live = await openForged(t, hub, offsets.map((offset) => forged(offset)).join(""));
-    await live.until("continuity", "broken");
-    assert.equal(await live.page.locator("[data-kind=broken] .text").first().innerText(), says);
-    live.assertClean();
-  });
-}
-
-test("holes that a gap told or that a later state explains are no fault", async (t) => {
-  const hub = await startHub(t);
-  const gap = `event: tidings.gap\ndata: ${JSON.stringify({ topic: TOPIC, reason: "lagged", from: 6, to: 9 })}\n\n`;
-  const superseded = forged(1) + forged(4) + forged(5, { class: "state", key: "run/1" });
-  const live = await openForged(t, hub, superseded + gap + forged(10));
-  // The forged stream ends by itself: then all of it was heard.
-  await live.until("state", "waiting");
-  assert.equal(await live.by("continuity").innerText(), "continuity: 1 gap told");
-  live.assertClean();
-});
-
-function forged(offset, more = {}) {
-  const position = typeof offset === "string" ? offset : `aa-${offset}`;
-  const event = { id: position, type: "line", time: "2026-11-21T07:00:00Z", topic: TOPIC, position, class: "log", data: "x", ...more };
-  return `id: ${position}\ndata: ${JSON.stringify(event)}\n\n`;
-}
-
-// Opens the page on a stream of our own making instead of the hub's.
-async function openForged(t, hub, frames) {
-  const live = await openLive(t, browser, hub);
-  const hello = { connection: "c", heartbeat_ms: 15_000, resumed: "fresh", topics: { [TOPIC]: { epoch: "aa", earliest: 1, tail: 1 } } };
-  const body = `retry: 60000\nevent: tidings.hello\nid: c0\ndata: ${JSON.stringify(hello)}\n\n${frames}`
-    + `event: tidings.caught_up\ndata: ${JSON.stringify({ topics: { [TOPIC]: 9 } })}\n\n`;
-  await live.page.route("**/v1/events?*", (route) => route.fulfill({ status: 200, contentType: "text/event-stream", body }));
-  await live.by("topic-input").fill(TOPIC);
-  await live.by("topic-add").click();
-  await live.by("follow").click();
-  return live;
-}
 
 test("markup in topics, types, keys and data is shown as text and runs nothing", async (t) => {
   const hub = await startHub(t);
@@ -268,117 +276,3 @@ test("under a flood the list stays bounded and the count stays exact", async (t)
   assert.equal(await live.by("continuity").innerText(), "continuity: exact");
   live.assertClean();
 });
-
-test("everything is reached and worked with the keyboard alone", async (t) => {
-  const hub = await startHub(t);
-  await hub.publish(lines(1, 5));
-  const live = await openLive(t, browser, hub, { topics: [TOPIC] });
-  await live.untilRows(5);
-  await live.page.evaluate(() => document.activeElement.blur());
-
-  // Tab walks the page once around; every stop has a name and shows that it has the focus.
-  const stops = [];
-  for (let n = 0; n < 60; n += 1) {
-    await live.page.keyboard.press("Tab");
-    const stop = await live.page.evaluate(() => {
-      const at = document.activeElement;
-      if (at === document.body) return null;
-      const name = at.getAttribute("aria-label") || [...(at.labels ?? [])].map((label) => label.textContent).join(" ") || at.textContent;
-      const outline = getComputedStyle(at);
-      return { id: at.id || at.className || at.tagName, name: name.trim(), visible: outline.outlineStyle !== "none" && parseFloat(outline.outlineWidth) > 0 };
-    });
-    if (!stop) break;
-    stops.push(stop);
-  }
-  for (const stop of stops) assert.ok(stop.name && stop.visible, `${stop.id}: name "${stop.name}", focus visible: ${stop.visible}`);
-  const order = ["skip", "topic", "follow", "publish-topic", "publish-data", "filter", "pause", "toggle"];
-  assert.deepEqual(stops.map(({ id }) => id).filter((id) => order.includes(id)), order);
-  assert.equal(stops.filter(({ id }) => id === "toggle").length, 1, "the list is one stop");
-
-  await live.page.keyboard.press("e");
-  await live.page.keyboard.press("ArrowUp");
-  await live.page.keyboard.press("Enter");
-  assert.equal(await live.by("pretty").textContent(), '"line 4"');
-  await live.page.keyboard.press("p");
-  assert.equal(await live.by("pause").getAttribute("aria-pressed"), "true");
-  await live.page.keyboard.press("p");
-  await live.page.keyboard.press("/");
-  await live.page.keyboard.type("p?c");
-  assert.equal(await live.by("filter").inputValue(), "p?c", "keys are letters in a field");
-  await live.page.keyboard.press("Escape");
-  await live.page.keyboard.press("?");
-  await live.by("help").waitFor();
-  await live.page.keyboard.press("Escape");
-  await live.page.keyboard.press("n");
-  assert.equal(await live.page.evaluate(() => document.activeElement.id), "publish-data");
-  live.assertClean();
-});
-
-test("every control has a name, every id is unique, and state changes are announced", async (t) => {
-  const hub = await startHub(t);
-  const live = await openLive(t, browser, hub, { topics: [TOPIC] });
-  await live.until("state", "live");
-  const faults = await live.page.evaluate(() => {
-    const ids = [...document.querySelectorAll("[id]")].map(({ id }) => id);
-    const nameless = [...document.querySelectorAll("input, textarea, button, progress")].filter((control) =>
-      !control.getAttribute("aria-label") && !control.labels?.length && !control.textContent.trim());
-    const dangling = [...document.querySelectorAll("[aria-describedby], [aria-labelledby], label[for]")]
-      .flatMap((one) => (one.getAttribute("aria-describedby") ?? one.getAttribute("aria-labelledby") ?? one.htmlFor).split(" "))
-      .filter((id) => !document.getElementById(id));
-    return [...ids.filter((id, n) => ids.indexOf(id) !== n), ...nameless.map((one) => one.outerHTML), ...dangling];
-  });
-  assert.deepEqual(faults, []);
-  assert.equal(await live.by("announcer").getAttribute("aria-live"), "polite");
-  assert.match(await live.by("announcer").textContent(), /^Live, following 1 topic$/);
-});
-
-for (const colorScheme of ["light", "dark"]) {
-  test(`the page draws itself in the ${colorScheme} scheme, wide and narrow, with contrast`, async (t) => {
-    const hub = await startHub(t);
-    await hub.publish([...lines(1, 30), { topic: TOPIC, type: "run.progress", class: "state", key: "run/1", data: { current: 3, total: 10 } }]);
-    const live = await openLive(t, browser, hub, { topics: [TOPIC], colorScheme });
-    await live.until("caughtUp", "true");
-    await live.untilRows(31);
-    for (const [name, width, height] of [["wide", 1280, 800], ["narrow", 360, 780]]) {
-      await live.page.setViewportSize({ width, height });
-      const picture = await live.page.screenshot();
-      assert.ok(picture.length > 10_000, `${name} ${colorScheme}: ${picture.length} bytes are a blank page`);
-      if (process.env.TIDINGS_SCREENSHOTS) {
-        await mkdir(process.env.TIDINGS_SCREENSHOTS, { recursive: true });
-        await live.page.screenshot({ path: join(process.env.TIDINGS_SCREENSHOTS, `live-${name}-${colorScheme}.png`) });
-      }
-      assert.ok(await live.page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${name}: nothing sticks out sideways`);
-    }
-    const { dark, weak } = await live.page.evaluate(contrasts);
-    assert.equal(dark, colorScheme === "dark");
-    assert.deepEqual(weak, [], "WCAG 1.4.3: at least 4.5 to 1");
-    live.assertClean();
-  });
-}
-
-// Runs in the page: text whose contrast with what is painted behind it is below 4.5 to 1.
-function contrasts() {
-  const channels = (color) => color.match(/[\d.]+/g).map(Number);
-  const luminance = (color) => {
-    const [r, g, b] = channels(color).map((value) => value / 255)
-      .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const { backgroundColor } = getComputedStyle(at);
-      if ((channels(backgroundColor)[3] ?? 1) === 1) return backgroundColor;
-    }
-    return getComputedStyle(document.documentElement).backgroundColor;
-  };
-  const weak = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const of = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !of.checkVisibility({ visibilityProperty: true })) continue;
-    const [ink, ground] = [luminance(getComputedStyle(of).color), luminance(behind(of))];
-    const ratio = (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05);
-    if (ratio < 4.5) weak.push(`${of.tagName}.${of.className} "${walker.currentNode.data.trim().slice(0, 20)}" ${ratio.toFixed(2)}`);
-  }
-  return { dark: luminance(behind(document.body)) < 0.2, weak: [...new Set(weak)] };
-}

@@ -10,6 +10,7 @@ const HEAD_END = Buffer.from("\r\n\r\n");
 
 export class CuttingProxy {
   cuts = 0;
+  cutting = true;
   #server;
   #target;
   #random;
@@ -20,7 +21,6 @@ export class CuttingProxy {
   // `watch` is notified of every cut. `bytesMax`: a stream lives for at most so many body bytes.
   static async start(t, { target, random, watch, bytesMax }) {
     const proxy = new CuttingProxy();
-    Object.assign(proxy, { cutting: true });
     proxy.#target = new URL(target);
     proxy.#random = random;
     proxy.#watch = watch;
@@ -35,6 +35,11 @@ export class CuttingProxy {
 
   close() {
     this.#server.close();
+    this.cutAll();
+  }
+
+  // Cuts every connection now.
+  cutAll() {
     for (const socket of this.#sockets) socket.destroy();
   }
 
