@@ -17,7 +17,7 @@ const RETRY_MIN_MS = 500;
 const RETRY_MAX_MS = 20_000;
 const SILENCE_HEARTBEATS = 3; // without a frame: the connection is dead, whatever the browser says
 const SILENCE_CHECK_MS = 5_000;
-const PASSING_GOAWAYS = ["drain", "max_age", "slow"]; // the same ticket comes back after these
+const PASSING_GOAWAYS = ["drain", "max_age", "slow", "unavailable"]; // the same ticket comes back
 
 let continuity = new Continuity();
 const link = {
@@ -117,6 +117,7 @@ function listen(source) {
   on("tidings.caught_up", caughtUp);
   on("tidings.ping", () => settle());
   on("tidings.gap", gapTold);
+  on("tidings.closed", ({ topic }) => note("info", `${topic} is closed: nothing follows.`, topic));
   on("tidings.goaway", sentAway);
   on("tidings.problem", troubled);
   on("tidings.auth", ({ expires_at: at }) => note("info", `Access ends at ${clockOf(at)}.`));
@@ -205,6 +206,7 @@ function gapTold(gap) {
 }
 
 function sentAway({ reason, retry_ms: retryMs = 0 }) {
+  if (reason === "closed") return stop("every topic is closed and was read to its end");
   note("goaway", `The hub ends this connection (${reason})${retryMs ? `, come back in ${seconds(retryMs)}` : ""}.`);
   // Expired, revoked, or a ticket that the hub does not know: the browser would repeat it for ever.
   if (!PASSING_GOAWAYS.includes(reason)) again(`access ended (${reason})`, retryMs);

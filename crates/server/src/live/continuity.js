@@ -2,7 +2,7 @@
 //
 // Offsets are dense, so a missing one is a superseded state or a loss. What superseded a state stands
 // behind it, so a later state explains a hole; once the hub says that everything was sent, a hole that
-// nothing explained is a fault.
+// nothing explained is a fault. After a reset a topic goes on from wherever its history now begins.
 
 import { plural } from "./page.js";
 
@@ -11,9 +11,10 @@ export class Continuity {
   #faults = 0;
   #topics = new Map();
 
-  // Where the page is in a topic: epoch, last offset, told gaps ahead of it, holes behind it.
+  // Where the page is in a topic: epoch, last offset, told gaps ahead of it, holes behind it, and
+  // whether it knows where the history begins.
   of(topic) {
-    if (!this.#topics.has(topic)) this.#topics.set(topic, { epoch: "", last: 0, told: [], holes: [] });
+    if (!this.#topics.has(topic)) this.#topics.set(topic, { epoch: "", last: 0, told: [], holes: [], begun: true });
     return this.#topics.get(topic);
   }
 
@@ -27,14 +28,16 @@ export class Continuity {
     const [epoch, offset] = [position.slice(0, cut), Number(position.slice(cut + 1))];
     const at = this.of(topic);
     if (at.epoch && at.epoch !== epoch) {
-      Object.assign(at, { epoch, last: offset, told: [], holes: [] });
+      Object.assign(at, { epoch, last: offset, told: [], holes: [], begun: true });
       return this.#fault(`${topic} went on in another epoch, and no gap said so.`);
     }
     at.epoch = epoch;
     if (offset === at.last) return this.#fault(`${topic} offset ${offset} came twice.`);
     if (offset < at.last) return this.#fault(`${topic} offset ${offset} came after ${at.last}.`);
     if (isState) at.holes = [];
-    else at.holes.push(...untold(at.last + 1, offset - 1, at.told));
+    else if (at.begun) at.holes.push(...untold(at.last + 1, offset - 1, at.told));
+    // States outlive the log before them, so only an event of the log says where it begins.
+    at.begun ||= !isState;
     at.told = at.told.filter(([, to]) => to > offset);
     at.last = offset;
     return "";
@@ -45,7 +48,7 @@ export class Continuity {
     this.gapsTold += 1;
     const at = this.of(topic);
     if (reason === "epoch" || reason === "unknown_cursor") {
-      Object.assign(at, { epoch: "", last: 0, told: [], holes: [] });
+      Object.assign(at, { epoch: "", last: 0, told: [], holes: [], begun: false });
     }
     if (Number.isFinite(from) && Number.isFinite(to)) at.told.push([from, to]);
   }

@@ -23,6 +23,8 @@ export function takeCredentials() {
 
 export function askForToken(why) {
   if (why) $("token-why").textContent = why;
+  // Asked once: what is typed elsewhere meanwhile keeps the focus.
+  if (!$("token-form").hidden) return;
   $("token-form").hidden = false;
   $("token").focus();
 }

@@ -115,6 +115,7 @@ function eventRow(record) {
   type.title = event.type ?? "";
   line.append(toggle, time, topic, element("span", "offset", offset || "·"), type);
   if (event.class && event.class !== "log") line.append(element("span", "class", event.class));
+  if (event.deleted) line.append(element("span", "class", "deleted"));
   if (event.key) line.append(element("span", "key", event.key));
   const data = element("span", "data", preview(event));
   data.dataset.testid = "data";
@@ -218,6 +219,8 @@ $("events").addEventListener("scroll", () => {
   view.following = scrollHeight - scrollTop - clientHeight < 32;
   refresh();
 }, { passive: true });
+
+new ResizeObserver(() => { if (view.following) toEnd(); }).observe($("events"));
 
 $("rows").addEventListener("click", ({ target }) => {
   const row = target.closest("li.event");
