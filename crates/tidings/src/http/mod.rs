@@ -15,8 +15,14 @@ mod problem;
 mod properties;
 mod query;
 mod router;
+mod serve;
+mod socket;
 mod state;
 mod tickets;
+mod tls;
 mod topics;
+mod transport;
 
 pub use router::{HttpSettings, router};
+pub use serve::{Peer, ServeSettings, serve};
+pub use tls::{Tls, TlsError};
