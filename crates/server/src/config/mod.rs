@@ -159,6 +159,9 @@ pub(crate) struct LimitsConfig {
     pub(crate) topic_states: u64,
     /// Connections at once, of all clients. Each takes some 20 KB.
     pub(crate) connections: u64,
+    /// Connections at once of one address (of one /64 for IPv6). Loopback has no such limit. Behind
+    /// a proxy elsewhere all connections have the proxy's address, so raise it there.
+    pub(crate) address_connections: u64,
     /// Frames that a topic keeps in memory for readers that are nearly up to date.
     pub(crate) ring_frames: u64,
     /// Bytes of those frames. Times the number of active topics, it bounds their memory.
@@ -280,6 +283,7 @@ impl Default for LimitsConfig {
             connection_topics: hub.connection_topics_max as u64,
             topic_states: JournalSettings::default().states_per_topic,
             connections: ServeSettings::default().connections_max as u64,
+            address_connections: ServeSettings::default().connections_per_address_max as u64,
             ring_frames: hub.ring_frames_max as u64,
             ring_bytes: ByteSize(hub.ring_bytes_max as u64),
         }
@@ -323,14 +327,17 @@ impl Config {
 
     /// The client listener's numbers.
     pub(crate) fn serve_settings(&self) -> ServeSettings {
+        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         ServeSettings {
             first_byte: self.http.header_read.0,
             handshake: self.http.handshake.0,
             head: self.http.header_read.0,
             write_stall: self.http.write_stall.0,
-            connections_max: usize::try_from(self.limits.connections).unwrap_or(usize::MAX),
+            connections_max: size(self.limits.connections),
+            connections_per_address_max: size(self.limits.address_connections),
             drain_window: self.drain_window.0,
             allow_cleartext: self.tls.allow_cleartext,
+            ..ServeSettings::default()
         }
     }
 

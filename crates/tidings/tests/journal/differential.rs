@@ -411,7 +411,7 @@ proptest! {
                 world.apply(op).await?;
             }
             world.embedded.close().await;
-            Ok(())
+            Ok::<(), TestCaseError>(())
         })?;
     }
 }
