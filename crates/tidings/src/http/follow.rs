@@ -67,14 +67,25 @@ pub(super) async fn follow(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    let is_native = !headers.contains_key(header::AUTHORIZATION);
     match answer(&app, &method, query.as_deref(), &headers).await {
         Ok(response) => response,
-        // A native EventSource gives up for good on any status but 200 (WHATWG HTML §9.2.2): what
-        // may pass is told in a stream that ends.
-        Err(problem) if problem.code.retryable() && is_native => soft_refusal(&problem),
-        Err(problem) => problem.into_response(),
+        Err(problem) => refusal(&headers, &problem),
     }
+}
+
+/// The problem as an answer that its reader survives.
+///
+/// A native `EventSource` gives up for good on any status but 200 (WHATWG HTML §9.2.2): what may
+/// pass is told to it in a stream that ends. It is known by asking for events without a credential
+/// in a header, which it cannot send.
+pub(super) fn refusal(headers: &HeaderMap, problem: &Problem) -> Response {
+    let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let is_native = !headers.contains_key(header::AUTHORIZATION)
+        && accepts.flat_map(|value| value.split(',')).any(|one| one.trim() == "text/event-stream");
+    if problem.code.retryable() && is_native {
+        return soft_refusal(problem);
+    }
+    problem.clone().into_response()
 }
 
 async fn answer(

@@ -16,10 +16,12 @@ mod properties;
 mod query;
 mod router;
 mod serve;
+mod socket;
 mod state;
 mod tickets;
 mod tls;
 mod topics;
+mod transport;
 
 pub use router::{HttpSettings, router};
 pub use serve::{Peer, ServeSettings, serve};

@@ -1,11 +1,15 @@
 //! Problems as answers (RFC 9457), and the request id that ties them to the log.
 
+use std::panic::AssertUnwindSafe;
+
 use axum::{
     extract::Request,
     http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use futures_util::FutureExt as _;
+use tracing::Instrument as _;
 
 use crate::error::{ErrorCode, Problem};
 
@@ -61,11 +65,22 @@ pub(super) fn respond(problem: &Problem, body: String) -> Response {
     response
 }
 
-/// Gives every request an id.
+/// Gives every request an id, in its problem, its answer's header and its span. The span has the
+/// path without the query, where a ticket may be. A handler that panics is answered for.
 pub(super) async fn identify(request: Request, next: Next) -> Response {
     let id = uuid::Uuid::now_v7().simple().to_string();
     let value = HeaderValue::from_str(&id).ok();
-    let mut response = REQUEST.scope(id, next.run(request)).await;
+    let (method, path) = (request.method(), request.uri().path());
+    let span = tracing::info_span!("request", request_id = %id, %method, %path);
+    let answered = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let answer = async {
+        answered.await.unwrap_or_else(|_| {
+            tracing::error!("a handler panicked");
+            Problem::new(ErrorCode::Internal, "the hub failed; its log has this request's id")
+                .into_response()
+        })
+    };
+    let mut response = REQUEST.scope(id, answer.instrument(span)).await;
     if let Some(value) = value {
         response.headers_mut().insert(REQUEST_ID, value);
     }

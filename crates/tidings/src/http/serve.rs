@@ -1,54 +1,46 @@
-//! The accept loop: sockets in, requests out, and a deadline on everything a peer can delay.
+//! The accept loop: sockets in, places given out, an end to everything at shutdown.
 //!
 //! The rule: no peer holds anything without a time or a size. `axum::serve` leaves a half-sent head
 //! open for ever and lets one stalled reader pin 4 MB of kernel memory (measured 2026-11), so the
-//! loop is ours: hyper-util with timers, small socket buffers, and a write deadline below hyper,
-//! where no body future can sleep through it.
+//! loop is ours; what happens on one connection is in `transport.rs`.
 
 use std::{
+    collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use axum::{Router, body::Body};
-use hyper::{Request, body::Incoming};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use axum::Router;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{Instant, Sleep, timeout},
+    time::timeout,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower_service::Service as _;
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
-use super::tls::Tls;
-use crate::model::limits::HEAD_BYTES_MAX;
+use super::{tls::Tls, transport::Transport};
+use crate::error::{ErrorCode, Problem};
 
-/// What hyper buffers of a connection's writes. A frame of 64 KiB still goes out, in parts.
-const WRITE_BUFFER_BYTES: usize = 32 * 1024;
 /// What the kernel buffers of a connection's writes: it doubles this for its own bookkeeping.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
-/// Streams of one HTTP/2 connection: a browser's tabs share one.
-const H2_STREAMS_MAX: u32 = 64;
-/// Bytes of one HTTP/2 header list.
-const H2_HEADERS_BYTES_MAX: u32 = 16 * 1024;
-/// HTTP/2 streams that a peer may open and reset before it must wait (CVE-2023-44487).
-const H2_RESETS_MAX: usize = 32;
 /// How long accepting pauses when the process is out of descriptors: until others close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections beyond the limits that are told so at the same time; more are closed in silence.
+const REFUSALS_MAX: usize = 128;
+/// How long telling one of them may take.
+const REFUSAL_MAX: Duration = Duration::from_secs(5);
+/// When a refused client may come back.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
 
 /// The deadlines and limits of sockets.
 #[derive(Debug, Clone)]
 pub struct ServeSettings {
-    /// From accepting a connection to its first byte.
+    /// From accepting a connection until its first bytes say what it speaks.
     pub first_byte: Duration,
     /// For the TLS handshake.
     pub handshake: Duration,
@@ -56,8 +48,15 @@ pub struct ServeSettings {
     pub head: Duration,
     /// How long a write may wait for a reader that takes nothing.
     pub write_stall: Duration,
+    /// How often a quiet HTTP/2 connection is asked whether it is still there.
+    pub h2_ping: Duration,
+    /// How long it has to answer.
+    pub h2_pong: Duration,
     /// Open connections at once.
     pub connections_max: usize,
+    /// Open connections of one address (of one /64 for IPv6). Loopback has no such limit; behind a
+    /// proxy elsewhere, all connections have the proxy's address, so raise it.
+    pub connections_per_address_max: usize,
     /// How long connections have to end by themselves at shutdown.
     pub drain_window: Duration,
     /// Whether peers beyond loopback may speak cleartext to a port that has TLS.
@@ -71,7 +70,10 @@ impl Default for ServeSettings {
             handshake: Duration::from_secs(10),
             head: Duration::from_secs(10),
             write_stall: Duration::from_secs(10),
+            h2_ping: Duration::from_secs(20),
+            h2_pong: Duration::from_secs(10),
             connections_max: 50_000,
+            connections_per_address_max: 200,
             drain_window: Duration::from_secs(20),
             allow_cleartext: false,
         }
@@ -90,9 +92,13 @@ pub struct Peer {
 /// Serves until `shutdown`, then lets connections end within the drain window, then ends them.
 ///
 /// One port speaks HTTP/1.1, HTTP/2 with prior knowledge, and, given `tls`, both over TLS by ALPN:
-/// the first byte tells them apart. With TLS, cleartext is for loopback peers only (health checks,
+/// the first bytes tell them apart. With TLS, cleartext is for loopback peers only (health checks,
 /// sidecars) unless `allow_cleartext` says otherwise, so that nobody sends a credential in the
-/// clear by mistake.
+/// clear by mistake. The certificate's files are watched meanwhile.
+///
+/// A stream of events ends by itself only if its hub drains: cancel
+/// [`Hub::draining`](crate::Hub::draining) together with `shutdown`, and call
+/// [`Hub::shutdown`](crate::Hub::shutdown) when this returns.
 pub async fn serve(
     listener: TcpListener,
     app: Router,
@@ -100,16 +106,20 @@ pub async fn serve(
     tls: Option<Arc<Tls>>,
     shutdown: CancellationToken,
 ) {
-    let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(settings.connections_max));
+    let tasks = TaskTracker::new();
     let ended = CancellationToken::new();
-    let server = Arc::new(Server {
-        builder: builder(&settings),
+    let _watch = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.watch())));
+    let places = Places::new(&settings);
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+    let drain_window = settings.drain_window;
+    let transport = Arc::new(Transport::new(
         app,
         settings,
         tls,
-        shutdown: shutdown.clone(),
-    });
+        shutdown.clone(),
+        tasks.clone(),
+        ended.clone(),
+    ));
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -120,128 +130,34 @@ pub async fn serve(
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            connections.spawn(ended.clone().run_until_cancelled_owned(refuse(stream)));
+        if let Err(error) = tune(&stream) {
+            tracing::debug!(%address, %error, "connection was gone before it began");
             continue;
-        };
-        let connection = Arc::clone(&server).connection(stream, address);
-        let ended = ended.clone();
-        connections.spawn(async move {
-            ended.run_until_cancelled_owned(connection).await;
-            drop(place);
-        });
+        }
+        let transport = Arc::clone(&transport);
+        match places.take(address.ip()) {
+            Ok(place) => {
+                tasks.spawn(ended.clone().run_until_cancelled_owned(async move {
+                    transport.serve(stream, address).await;
+                    drop(place);
+                }));
+            }
+            Err(problem) => {
+                let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() else { continue };
+                tasks.spawn(ended.clone().run_until_cancelled_owned(async move {
+                    let _ = timeout(REFUSAL_MAX, transport.refuse(stream, address, problem)).await;
+                    drop(permit);
+                }));
+            }
+        }
     }
     drop(listener);
-    connections.close();
-    if timeout(server.settings.drain_window, connections.wait()).await.is_err() {
-        tracing::warn!(open = connections.len(), "connections are ended at the drain window's end");
+    tasks.close();
+    if timeout(drain_window, tasks.wait()).await.is_err() {
+        tracing::warn!(open = tasks.len(), "connections are ended at the drain window's end");
         ended.cancel();
-        connections.wait().await;
+        tasks.wait().await;
     }
-}
-
-/// Says that there is no place, in the form that every client and proxy understands.
-async fn refuse(mut stream: TcpStream) {
-    let answer = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n\
-                   Connection: close\r\n\r\n";
-    // A peer that does not take it loses nothing by our leaving.
-    let _ = timeout(Duration::from_secs(1), stream.write_all(answer)).await;
-}
-
-fn builder(settings: &ServeSettings) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(settings.head)
-        .max_buf_size(WRITE_BUFFER_BYTES.max(HEAD_BYTES_MAX))
-        .keep_alive(true)
-        .half_close(false);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .max_concurrent_streams(H2_STREAMS_MAX)
-        .max_header_list_size(H2_HEADERS_BYTES_MAX)
-        .max_pending_accept_reset_streams(H2_RESETS_MAX)
-        .max_local_error_reset_streams(1024)
-        .max_send_buf_size(WRITE_BUFFER_BYTES);
-    builder
-}
-
-struct Server {
-    builder: auto::Builder<TokioExecutor>,
-    app: Router,
-    settings: ServeSettings,
-    tls: Option<Arc<Tls>>,
-    shutdown: CancellationToken,
-}
-
-impl Server {
-    async fn connection(self: Arc<Self>, stream: TcpStream, address: SocketAddr) {
-        if let Err(error) = self.try_connection(stream, address).await {
-            tracing::debug!(%address, error, "connection ended");
-        }
-    }
-
-    async fn try_connection(
-        &self,
-        stream: TcpStream,
-        address: SocketAddr,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        tune(&stream)?;
-        let mut first = [0];
-        let peeked = timeout(self.settings.first_byte, stream.peek(&mut first)).await??;
-        if peeked == 0 {
-            return Ok(());
-        }
-        // A TLS record of the type handshake (RFC 8446 §5.1); no HTTP request begins so.
-        let is_tls = first == [22];
-        let stream = Stalling::new(stream, self.settings.write_stall);
-        match &self.tls {
-            Some(tls) if is_tls => {
-                let handshake = tls.acceptor().accept(stream);
-                let stream = timeout(self.settings.handshake, handshake).await??;
-                self.http(stream, Peer { address, is_tls }).await
-            }
-            Some(_) if !self.settings.allow_cleartext && !is_loopback(address.ip()) => {
-                let answer = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
-                               Content-Length: 26\r\nConnection: close\r\n\r\n\
-                               this port speaks https only";
-                let mut stream = stream;
-                Ok(stream.write_all(answer).await?)
-            }
-            None if is_tls => Err("a TLS handshake on a port without TLS".into()),
-            _ => self.http(stream, Peer { address, is_tls }).await,
-        }
-    }
-
-    async fn http<S>(
-        &self,
-        stream: S,
-        peer: Peer,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let app = self.app.clone();
-        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer);
-            app.clone().call(request.map(Body::new))
-        });
-        let connection = self.builder.serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        tokio::select! {
-            result = connection.as_mut() => return result,
-            () = self.shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
-        }
-        connection.await
-    }
-}
-
-fn is_loopback(ip: IpAddr) -> bool {
-    ip.to_canonical().is_loopback()
 }
 
 /// Small buffers, so that a reader who stops costs little, and prompt discovery of dead peers.
@@ -258,83 +174,111 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// A stream whose writes fail if the peer takes nothing for so long.
-///
-/// It is below hyper on purpose: hyper polls the socket, not the body, while the peer does not read.
+/// Who has how many connections.
 #[derive(Debug)]
-struct Stalling {
-    stream: TcpStream,
-    limit: Duration,
-    /// Running since a write first had to wait; made when that first happens.
-    deadline: Option<Pin<Box<Sleep>>>,
-    is_waiting: bool,
+struct Places {
+    max: usize,
+    per_address_max: usize,
+    taken: Mutex<Taken>,
 }
 
-impl Stalling {
-    const fn new(stream: TcpStream, limit: Duration) -> Self {
-        Self { stream, limit, deadline: None, is_waiting: false }
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// One connection's place; given back when dropped.
+#[derive(Debug)]
+struct Place {
+    places: Arc<Places>,
+    address: Option<IpAddr>,
+}
+
+impl Places {
+    fn new(settings: &ServeSettings) -> Arc<Self> {
+        let per_address_max = settings.connections_per_address_max;
+        Arc::new(Self { max: settings.connections_max, per_address_max, taken: Mutex::default() })
     }
 
-    fn watch<T>(
-        &mut self,
-        context: &mut Context<'_>,
-        polled: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.is_waiting = false;
-            return polled;
+    fn take(self: &Arc<Self>, peer: IpAddr) -> Result<Place, Problem> {
+        let refused = |code, detail: &str| Err(Problem::new(code, detail).after(REFUSED_FOR));
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.all >= self.max {
+            return refused(ErrorCode::Unavailable, "the hub has no place for more connections");
         }
-        let end = Instant::now() + self.limit;
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
-        if !std::mem::replace(&mut self.is_waiting, true) {
-            deadline.as_mut().reset(end);
+        let address = counted_as(peer);
+        if let Some(address) = address {
+            let count = taken.by_address.entry(address).or_default();
+            if *count >= self.per_address_max {
+                return refused(ErrorCode::LimitReached, "too many connections from this address");
+            }
+            *count += 1;
         }
-        ready!(deadline.as_mut().poll(context));
-        let detail = "the peer takes nothing";
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, detail)))
+        taken.all += 1;
+        Ok(Place { places: Arc::clone(self), address })
     }
 }
 
-impl AsyncRead for Stalling {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.all = taken.all.saturating_sub(1);
+        let Some(address) = self.address else { return };
+        if let Some(count) = taken.by_address.get_mut(&address) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                taken.by_address.remove(&address);
+            }
+        }
     }
 }
 
-impl AsyncWrite for Stalling {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.watch(context, polled)
+/// What stands for one peer: its address, or the /64 that an IPv6 site has to itself. None for
+/// loopback, where proxies and sidecars are.
+fn counted_as(peer: IpAddr) -> Option<IpAddr> {
+    match peer.to_canonical() {
+        ip if ip.is_loopback() => None,
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            Some(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into())
+        }
+        ip => Some(ip),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(max: usize, per_address_max: usize) -> Arc<Places> {
+        let limits = ServeSettings { connections_max: max, ..ServeSettings::default() };
+        Places::new(&ServeSettings { connections_per_address_max: per_address_max, ..limits })
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.watch(context, polled)
+    #[test]
+    fn an_address_and_all_together_have_their_limits_and_places_come_back() {
+        let places = places(3, 2);
+        let take = |address: &str| places.take(address.parse().unwrap());
+        let code = |taken: Result<Place, Problem>| taken.map(drop).map_err(|problem| problem.code);
+        let first = take("192.0.2.1").unwrap();
+        let _second = take("::ffff:192.0.2.1").unwrap();
+        assert_eq!(code(take("192.0.2.1")), Err(ErrorCode::LimitReached));
+        drop(first);
+        let _third = take("192.0.2.1").unwrap();
+        let _fourth = take("192.0.2.2").unwrap();
+        assert_eq!(code(take("192.0.2.3")), Err(ErrorCode::Unavailable));
     }
 
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_flush(context);
-        self.watch(context, polled)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.watch(context, polled)
+    #[test]
+    fn a_site_is_one_peer_and_loopback_is_not_counted() {
+        let places = places(100, 1);
+        let take = |address: &str| places.take(address.parse().unwrap());
+        let _first = take("2001:db8:1:2::1").unwrap();
+        assert!(take("2001:db8:1:2:ffff::9").is_err());
+        let _other = take("2001:db8:1:3::1").unwrap();
+        let _local: Vec<_> =
+            ["127.0.0.1", "127.0.0.1", "::1", "::1"].map(|ip| take(ip).unwrap()).into();
+        assert_eq!(places.taken.lock().unwrap().by_address.len(), 2);
     }
 }

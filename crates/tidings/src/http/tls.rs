@@ -80,11 +80,12 @@ impl Tls {
             match self.reload() {
                 Ok(()) => {
                     tracing::info!(certificate = %self.certificate.display(), "certificate reloaded");
-                    last = now;
                 }
-                // Files are replaced one after the other: the next look may find both.
+                // Said once: files are replaced one after the other, and the second one changes
+                // the stamps again.
                 Err(error) => tracing::error!(%error, "the old certificate stays in use"),
             }
+            last = now;
         }
     }
 

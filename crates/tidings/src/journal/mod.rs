@@ -16,6 +16,7 @@ pub mod contract;
 pub mod embedded;
 pub mod memory;
 mod page;
+mod problem;
 pub mod record;
 
 pub use crate::model::resume::Head;

@@ -1,0 +1,268 @@
+//! The bytes of one connection: its first ones looked at, its writes watched.
+//!
+//! The rule: nobody holds a connection by doing nothing. A deadline inside a response's body does
+//! not run while the client does not read, so the one on writing is here, at the socket.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep},
+};
+
+/// What an HTTP/2 connection begins with (RFC 9113 §3.4).
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// First byte of a TLS record that holds a handshake (RFC 8446 §5.1). No HTTP request begins so.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// What a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Tls,
+    Http1,
+    Http2,
+}
+
+/// Reads until the first bytes say what the client speaks, and hands them back to be read again.
+///
+/// hyper-util's own detection waits for ever on a client that sends `P` and no more.
+///
+/// # Errors
+/// `TimedOut` if it takes too long, `UnexpectedEof` if the client leaves before.
+pub(super) async fn detect<T: AsyncRead + Unpin>(
+    mut io: T,
+    within: Duration,
+) -> io::Result<(Protocol, Rewound<T>)> {
+    let mut first = BytesMut::with_capacity(256);
+    let reading = async {
+        loop {
+            if io.read_buf(&mut first).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            if first.first() == Some(&TLS_HANDSHAKE) {
+                return Ok(Protocol::Tls);
+            }
+            if first.starts_with(H2_PREFACE) {
+                return Ok(Protocol::Http2);
+            }
+            if !H2_PREFACE.starts_with(&first) {
+                return Ok(Protocol::Http1);
+            }
+        }
+    };
+    let protocol = tokio::time::timeout(within, reading).await??;
+    Ok((protocol, Rewound { first: first.freeze(), io }))
+}
+
+/// A connection whose first bytes were looked at and are read once more.
+#[derive(Debug)]
+pub(super) struct Rewound<T> {
+    first: Bytes,
+    io: T,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Rewound<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.io).poll_read(context, out);
+        }
+        let count = self.first.len().min(out.remaining());
+        out.put_slice(self.first.get(..count).unwrap_or_default());
+        self.first.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Rewound<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// A connection that fails once a write has made no progress for so long.
+#[derive(Debug)]
+pub(super) struct Stalling<T> {
+    io: T,
+    stall_max: Duration,
+    /// Made at the first stall; most connections never have one.
+    timer: Option<Pin<Box<Sleep>>>,
+    is_stalled: bool,
+}
+
+impl<T> Stalling<T> {
+    pub(super) const fn new(io: T, stall_max: Duration) -> Self {
+        Self { io, stall_max, timer: None, is_stalled: false }
+    }
+
+    fn progress(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.is_stalled = false;
+            return written;
+        }
+        let ends = Instant::now() + self.stall_max;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
+        if !self.is_stalled {
+            self.is_stalled = true;
+            timer.as_mut().reset(ends);
+        }
+        ready!(timer.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "client does not read")))
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Stalling<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, out)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Stalling<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(context, bytes);
+        self.progress(context, written)
+    }
+
+    // Flushing and closing a TCP socket never wait; what is above this one flushes by writing.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(context, slices);
+        self.progress(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    async fn detected(pieces: &[&[u8]]) -> io::Result<(Protocol, Vec<u8>)> {
+        let (mut client, server) = duplex(1024);
+        let pieces: Vec<Vec<u8>> = pieces.iter().map(|piece| piece.to_vec()).collect();
+        let sending = tokio::spawn(async move {
+            for piece in pieces {
+                client.write_all(&piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            client
+        });
+        let (protocol, mut io) = detect(server, LIMIT).await?;
+        drop(sending.await.unwrap());
+        let mut all = Vec::new();
+        io.read_to_end(&mut all).await?;
+        Ok((protocol, all))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_bytes_say_the_protocol_and_are_read_again() {
+        let request = b"POST / HTTP/1.1\r\n\r\n";
+        for (pieces, protocol) in [
+            (vec![&request[..]], Protocol::Http1),
+            (vec![b"P", b"R", b"OPFIND / HTTP/1.1\r\n"], Protocol::Http1),
+            (vec![H2_PREFACE, b"more"], Protocol::Http2),
+            (vec![b"PRI * HTTP/2.0\r\n", b"\r\nSM\r\n\r\n"], Protocol::Http2),
+            (vec![b"\x16\x03\x01"], Protocol::Tls),
+            (vec![b"\0"], Protocol::Http1),
+        ] {
+            assert_eq!(detected(&pieces).await.unwrap(), (protocol, pieces.concat()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_say_its_protocol_is_given_up() {
+        for silent in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r"] {
+            let (mut client, server) = duplex(64);
+            client.write_all(silent).await.unwrap();
+            let begun = Instant::now();
+            let error = detect(server, LIMIT).await.unwrap_err();
+            assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, LIMIT));
+        }
+        let (client, server) = duplex(64);
+        drop(client);
+        let error = detect(server, LIMIT).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_without_progress_fails_at_the_limit_and_a_slow_one_does_not() {
+        let (mut client, server) = duplex(1);
+        let mut server = Stalling::new(server, LIMIT);
+        let slow_reader = tokio::spawn(async move {
+            let mut read = [0];
+            for _ in 0..5 {
+                tokio::time::sleep(LIMIT - Duration::from_secs(1)).await;
+                client.read_exact(&mut read).await.unwrap();
+            }
+            client
+        });
+        server.write_all(b"123456").await.unwrap();
+        let stalled = slow_reader.await.unwrap();
+        let begun = Instant::now();
+        let error = server.write_all(b"7").await.unwrap_err();
+        assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, LIMIT));
+        drop(stalled);
+    }
+}

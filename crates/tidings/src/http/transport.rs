@@ -1,0 +1,337 @@
+//! One connection: what it speaks, TLS, and HTTP on it until it ends.
+//!
+//! The rule: whatever a client does or leaves undone, the connection ends within a time that is
+//! written here or in [`ServeSettings`], and a panic ends one request and no more.
+
+use std::{
+    error::Error,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::Request};
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::header;
+use http_body::Frame;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower_service::Service as _;
+
+use super::{
+    follow,
+    serve::{Peer, ServeSettings},
+    socket::{Protocol, Stalling, detect},
+    tls::Tls,
+};
+use crate::{
+    error::{ErrorCode, Problem},
+    model::limits::HEAD_BYTES_MAX,
+};
+
+/// Fields of one request's head.
+const FIELDS_MAX: usize = 100;
+/// What hyper buffers of one HTTP/2 stream's writes.
+const H2_SEND_BUFFER_BYTES: usize = 32 * 1024;
+/// What a client may send on one HTTP/2 stream, and on all of a connection's, before it waits.
+const H2_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 512 * 1024;
+/// Streams of one HTTP/2 connection: a browser's tabs share one.
+const H2_STREAMS_MAX: u32 = 64;
+/// Bytes of one HTTP/2 header list.
+const H2_HEADERS_BYTES_MAX: u32 = 16 * 1024;
+/// HTTP/2 streams that a peer may open and reset before it must wait (CVE-2023-44487).
+const H2_RESETS_MAX: usize = 32;
+/// Resets that the hub sends because of a peer's mistakes before it ends the connection.
+const H2_LOCAL_RESETS_MAX: usize = 1024;
+/// Bytes handed to an HTTP/2 stream at once, so that a slow reader is told from one that stopped.
+const H2_PIECE_BYTES: usize = 16 * 1024;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// What all connections of a listener share.
+pub(super) struct Transport {
+    http1: auto::Builder<Streams>,
+    http2: auto::Builder<Streams>,
+    app: Router,
+    settings: ServeSettings,
+    tls: Option<Arc<Tls>>,
+    shutdown: CancellationToken,
+}
+
+impl Transport {
+    pub(super) fn new(
+        app: Router,
+        settings: ServeSettings,
+        tls: Option<Arc<Tls>>,
+        shutdown: CancellationToken,
+        tasks: TaskTracker,
+        ended: CancellationToken,
+    ) -> Self {
+        let streams = Streams { tasks, ended, stall_max: settings.write_stall };
+        let builder = builder(&settings, streams);
+        let (http1, http2) = (builder.clone().http1_only(), builder.http2_only());
+        Self { http1, http2, app, settings, tls, shutdown }
+    }
+
+    /// Serves a connection until it ends.
+    pub(super) async fn serve(&self, stream: TcpStream, address: SocketAddr) {
+        let ended = AssertUnwindSafe(self.connection(stream, address, &self.app)).catch_unwind();
+        match ended.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%address, error, "connection ended"),
+            Err(_) => tracing::error!(%address, "connection ended by a panic"),
+        }
+    }
+
+    /// Answers whatever a connection asks for with this problem.
+    pub(super) async fn refuse(&self, stream: TcpStream, address: SocketAddr, problem: Problem) {
+        if let Err(error) = self.connection(stream, address, &refusing(problem)).await {
+            tracing::debug!(%address, error, "refused connection ended");
+        }
+    }
+
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        app: &Router,
+    ) -> Result<(), Failure> {
+        let stream = Stalling::new(stream, self.settings.write_stall);
+        let detected = self.unless_ending(detect(stream, self.settings.first_byte)).await?;
+        let (protocol, stream) = match detected {
+            Ok(detected) => detected,
+            // Looks whether the port is open, as health checks and proxies do.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let is_tls = protocol == Protocol::Tls;
+        let peer = Peer { address, is_tls };
+        match &self.tls {
+            Some(tls) if is_tls => {
+                let handshake = timeout(self.settings.handshake, tls.acceptor().accept(stream));
+                let stream = self.unless_ending(handshake).await???;
+                let detected = detect(stream, self.settings.first_byte);
+                let (protocol, stream) = self.unless_ending(detected).await??;
+                self.http(protocol, stream, peer, app).await
+            }
+            None if is_tls => Err("a TLS handshake on a port without TLS".into()),
+            Some(_) if !self.settings.allow_cleartext && !is_local(address) => {
+                let detail = "this port speaks https only";
+                let app = refusing(Problem::new(ErrorCode::Malformed, detail));
+                self.http(protocol, stream, peer, &app).await
+            }
+            _ => self.http(protocol, stream, peer, app).await,
+        }
+    }
+
+    /// What comes before the first request does not hold up a shutdown.
+    async fn unless_ending<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let done = self.shutdown.run_until_cancelled(work).await;
+        done.ok_or_else(|| "the server is shutting down".into())
+    }
+
+    async fn http<S>(
+        &self,
+        protocol: Protocol,
+        stream: S,
+        peer: Peer,
+        app: &Router,
+    ) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let app = app.clone();
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            let answer = app.clone().call(request.map(Body::new));
+            async move { answer.await.map(|response| response.map(heeded)) }
+        });
+        let builder = if protocol == Protocol::Http2 { &self.http2 } else { &self.http1 };
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => return result,
+            () = self.shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    }
+}
+
+fn builder(settings: &ServeSettings, streams: Streams) -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(streams);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.head)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(FIELDS_MAX)
+        .keep_alive(true)
+        // A client that closed its side has left: its stream of events ends.
+        .half_close(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(settings.h2_ping)
+        .keep_alive_timeout(settings.h2_pong)
+        .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_header_list_size(H2_HEADERS_BYTES_MAX)
+        .max_pending_accept_reset_streams(H2_RESETS_MAX)
+        .max_local_error_reset_streams(H2_LOCAL_RESETS_MAX)
+        .max_send_buf_size(H2_SEND_BUFFER_BYTES);
+    builder
+}
+
+fn is_local(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// Answers every request with a problem, and every connection with its end.
+fn refusing(problem: Problem) -> Router {
+    let refuse = async move |request: Request| {
+        let mut response = follow::refusal(request.headers(), &problem);
+        if request.version() <= http::Version::HTTP_11 {
+            let close = http::HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        response
+    };
+    let id = axum::middleware::from_fn(super::problem::identify);
+    Router::new().fallback(refuse).layer(id)
+}
+
+/// Runs the streams of HTTP/2 connections, each until it ends, panics or is not read any more.
+#[derive(Clone)]
+struct Streams {
+    tasks: TaskTracker,
+    ended: CancellationToken,
+    stall_max: Duration,
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let Self { ended, stall_max, .. } = self.clone();
+        self.tasks.spawn(async move {
+            let reader = Arc::new(Reader::default());
+            let stream = READER.scope(Arc::clone(&reader), stream);
+            tokio::select! {
+                () = ended.cancelled() => {}
+                done = AssertUnwindSafe(stream).catch_unwind() => {
+                    if done.is_err() {
+                        tracing::error!("HTTP/2 stream ended by a panic");
+                    }
+                }
+                // Dropping the stream resets it. The connection's other streams go on.
+                () = reader.stalled(stall_max) => tracing::debug!("HTTP/2 stream is not read"),
+            }
+        });
+    }
+}
+
+tokio::task_local! {
+    /// The reader of the HTTP/2 stream that is being served. HTTP/1 has the socket's own deadline;
+    /// on HTTP/2 one stream can stop being read while the socket goes on.
+    static READER: Arc<Reader>;
+}
+
+/// Whether a stream's reader takes what it is given.
+#[derive(Debug, Default)]
+struct Reader {
+    /// Since when a piece is given and the next one not asked for.
+    given_at: Mutex<Option<Instant>>,
+}
+
+impl Reader {
+    fn set(&self, given_at: Option<Instant>) {
+        *self.given_at.lock().unwrap_or_else(PoisonError::into_inner) = given_at;
+    }
+
+    /// Waits until nothing was asked for so long, or up to twice as long.
+    async fn stalled(&self, stall_max: Duration) {
+        loop {
+            let given_at = *self.given_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            if given_at.is_some_and(|at| at + stall_max <= now) {
+                return;
+            }
+            sleep_until(given_at.unwrap_or(now) + stall_max).await;
+        }
+    }
+}
+
+/// Notes when the body's reader takes pieces, on HTTP/2.
+fn heeded(body: Body) -> Body {
+    match READER.try_with(Arc::clone) {
+        Ok(reader) => Body::new(Heeded { body, rest: Bytes::new(), reader }),
+        Err(_) => body,
+    }
+}
+
+struct Heeded {
+    body: Body,
+    /// What is left of a frame that is handed on in pieces.
+    rest: Bytes,
+    reader: Arc<Reader>,
+}
+
+impl Heeded {
+    fn piece(&mut self) -> Frame<Bytes> {
+        let count = self.rest.len().min(H2_PIECE_BYTES);
+        self.reader.set(Some(Instant::now()));
+        Frame::data(self.rest.split_to(count))
+    }
+}
+
+impl http_body::Body for Heeded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if !self.rest.is_empty() {
+            return Poll::Ready(Some(Ok(self.piece())));
+        }
+        self.reader.set(None);
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let Poll::Ready(Some(Ok(frame))) = polled else { return polled };
+        match frame.into_data() {
+            Ok(data) => {
+                self.rest = data;
+                Poll::Ready(Some(Ok(self.piece())))
+            }
+            Err(trailers) => Poll::Ready(Some(Ok(trailers))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        let left = self.rest.len() as u64;
+        let hint = self.body.size_hint();
+        let mut out = http_body::SizeHint::new();
+        out.set_lower(hint.lower() + left);
+        if let Some(upper) = hint.upper() {
+            out.set_upper(upper + left);
+        }
+        out
+    }
+}
