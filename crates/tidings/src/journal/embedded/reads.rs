@@ -6,8 +6,8 @@ use fjall::{Readable as _, Snapshot};
 
 use super::{
     layout::{
-        Store, TopicRecord, due_end, due_kind, named_key, offset_key, read_mark, read_topic_key,
-        split_u64, topic_key, topic_prefix,
+        FIRST_TOPIC, Store, TopicRecord, due_end, due_kind, named_key, offset_key, read_mark,
+        read_topic_key, split_u64, topic_key, topic_prefix,
     },
     writer::{Trim, damaged, unreadable},
 };
@@ -63,7 +63,8 @@ impl Reader {
         loop {
             let result = read(&view)?;
             let now = self.view(topic)?;
-            if (now.record.id, now.record.floor) == (view.record.id, view.record.floor) {
+            let history = |record: &TopicRecord| (record.id, record.is_deleted, record.floor);
+            if history(&now.record) == history(&view.record) {
                 return Ok(result);
             }
             view = now;
@@ -180,7 +181,7 @@ impl Reader {
         let prefix = prefix.unwrap_or_default();
         let start = match &query.after {
             Some(after) if topic_key(after) >= prefix => Bound::Excluded(topic_key(after)),
-            _ => Bound::Included(prefix.clone()),
+            _ => Bound::Included(prefix.clone().max(FIRST_TOPIC.to_vec())),
         };
         let mut topics = Vec::new();
         for entry in snapshot.range(&self.store.topics, (start, Bound::Unbounded)) {
@@ -430,7 +431,7 @@ fn read_event(offset: Offset, bytes: &[u8]) -> Result<Event, JournalError> {
     })
 }
 
-fn read_state(bytes: &[u8]) -> Result<Event, JournalError> {
+pub(super) fn read_state(bytes: &[u8]) -> Result<Event, JournalError> {
     let wrong = || JournalError::Broken("a stored state is damaged".to_owned());
     let (offset, record) = split_u64(bytes).ok_or_else(wrong)?;
     read_event(Offset(offset), record)
