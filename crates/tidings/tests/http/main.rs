@@ -10,6 +10,7 @@ mod access;
 mod connections;
 mod cross_origin;
 mod encryption;
+mod expiry;
 mod follow;
 mod interface;
 mod publish;
