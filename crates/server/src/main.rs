@@ -1,2 +1,75 @@
-//! The `tidings` binary.
-fn main() {}
+//! The `tidings` binary: the hub and its client.
+
+mod admin;
+mod cli;
+mod cli_reference;
+mod client;
+mod commands;
+mod components;
+mod config;
+mod dev;
+mod exit;
+mod live;
+mod remote;
+mod serve;
+mod telemetry;
+
+use std::{io::Write as _, process::ExitCode};
+
+use anstyle::{AnsiColor, Style};
+use clap::Parser as _;
+
+use cli::{Cli, Command, KeyCommand};
+use exit::{Exit, Failure};
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            drop(error.print());
+            // `--help` and `--version` come as errors that go to stdout.
+            return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
+        }
+    };
+    // Only the first call in a process can fail to be the first.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    match run(cli.command) {
+        Ok(exit) => exit.into(),
+        Err(Failure { exit, message }) => {
+            for line in message.lines() {
+                drop(writeln!(anstream::stderr(), "{ERROR}error:{ERROR:#} {line}"));
+            }
+            exit.into()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Dev(args) => hub_runtime()?.block_on(dev::run(&args)),
+        Command::Serve(args) => hub_runtime()?.block_on(serve::run(&args)),
+        Command::Publish(args) => client_runtime()?.block_on(client::publish::run(args)),
+        Command::Follow(args) => client_runtime()?.block_on(client::follow::run(args)),
+        Command::Health(args) => client_runtime()?.block_on(commands::health::run(&args)),
+        Command::Token(command) => commands::token::run(&command),
+        Command::Key(KeyCommand::Create(args)) => commands::key::create(&args),
+        Command::Config(command) => commands::config::run(&command),
+    }
+}
+
+fn hub_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Software, error.to_string()))
+}
+
+/// One thread does for a client.
+fn client_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Software, error.to_string()))
+}

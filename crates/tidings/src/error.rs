@@ -5,10 +5,7 @@
 
 use std::time::Duration;
 
-use crate::{
-    journal::{JournalError, Refusal},
-    model::{JsonText, NameError},
-};
+use crate::model::{JsonText, NameError};
 
 /// Declares the codes with their names, statuses, whether to try again, and titles.
 macro_rules! codes {
@@ -155,24 +152,5 @@ impl Problem {
 impl From<NameError> for Problem {
     fn from(error: NameError) -> Self {
         Self::new(ErrorCode::Malformed, error.to_string())
-    }
-}
-
-impl From<JournalError> for Problem {
-    fn from(_: JournalError) -> Self {
-        Self::new(ErrorCode::Unavailable, "the journal is unavailable, try again later")
-            .after(Duration::from_secs(1))
-    }
-}
-
-impl From<&Refusal> for Problem {
-    /// Without `current`, which only the wire's encoder can write.
-    fn from(refusal: &Refusal) -> Self {
-        let code = match refusal {
-            Refusal::Conflict { .. } => ErrorCode::Conflict,
-            Refusal::Closed => ErrorCode::TopicClosed,
-            Refusal::StatesFull { .. } => ErrorCode::StatesFull,
-        };
-        Self::new(code, refusal.to_string())
     }
 }

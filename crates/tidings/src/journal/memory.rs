@@ -35,7 +35,7 @@ struct Inner {
     topics: BTreeMap<TopicKey, Held>,
     /// How often topics were deleted, so that their next history is told from their last.
     incarnations: BTreeMap<TopicKey, u32>,
-    due: BTreeSet<(Timestamp, DueKind, TopicKey, Offset)>,
+    due: BTreeSet<(DueKind, Timestamp, TopicKey, Offset)>,
     closed: bool,
 }
 
@@ -264,15 +264,10 @@ impl Journal for MemoryJournal {
         limit: usize,
     ) -> Result<Vec<Due>, JournalError> {
         let inner = self.open()?;
-        let entries = inner
-            .due
-            .iter()
-            .take_while(|(at, ..)| *at <= now)
-            .filter(|(_, why, ..)| *why == kind)
-            .take(limit);
-        let due = entries.filter_map(|(_, why, topic, offset)| {
+        let entries = inner.due.iter().filter(|(why, at, ..)| *why == kind && *at <= now);
+        let due = entries.take(limit).filter_map(|(_, _, topic, offset)| {
             let event = inner.topics.get(topic)?.events.get(offset)?.event.clone();
-            Some(Due { topic: topic.clone(), event, why: *why })
+            Some(Due { topic: topic.clone(), event, why: kind })
         });
         Ok(due.collect())
     }
@@ -300,14 +295,14 @@ impl Journal for MemoryJournal {
 fn due_of(
     topic: &TopicKey,
     event: &Event,
-) -> impl Iterator<Item = (Timestamp, DueKind, TopicKey, Offset)> {
+) -> impl Iterator<Item = (DueKind, Timestamp, TopicKey, Offset)> {
     let times = [(event.body.expires_at, DueKind::Expired), (event.body.due_at, DueKind::Due)];
     let is_state = event.body.class == Class::State && !event.body.delete;
     let (topic, offset) = (topic.clone(), event.offset);
     times
         .into_iter()
         .filter(move |_| is_state)
-        .filter_map(move |(at, why)| at.map(|at| (at, why, topic.clone(), offset)))
+        .filter_map(move |(at, why)| at.map(|at| (why, at, topic.clone(), offset)))
 }
 
 impl Held {
@@ -471,4 +466,16 @@ impl Held {
         self.head.earliest = floor.offset.next();
         self.head.floor_fingerprint = floor.fingerprint;
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{journal::contract::Store, journal_contract};
+
+    async fn store(settings: JournalSettings) -> Store {
+        Store::new(Arc::new(MemoryJournal::new(settings)))
+    }
+
+    journal_contract!(memory, store);
 }

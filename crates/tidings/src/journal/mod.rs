@@ -1,6 +1,6 @@
 //! The journal: the durable truth. This is the port; adapters are its files and folders.
 //!
-//! The rules every adapter keeps, and [`contract`] proves of each:
+//! The rules every adapter keeps, and `contract` proves of each:
 //! - Offsets of a topic are dense from 1, in commit order. What was refused takes none.
 //! - `append` returns when its events are durable, and not before. A batch is stored in one commit.
 //! - Nothing can be read before it is durable, and what was read can be read again until it is
@@ -16,6 +16,7 @@ pub mod contract;
 pub mod embedded;
 pub mod memory;
 mod page;
+mod problem;
 pub mod record;
 
 pub use crate::model::resume::Head;
@@ -82,7 +83,9 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Head, JournalError>;
 
-    /// States whose `due_at` or `expires_at` is not after `now`, earliest first, of all tenants.
+    /// States whose time of this kind is not after `now`, earliest first, of all tenants.
+    ///
+    /// They stay due until they are replaced or ended, so the caller acts before it asks again.
     async fn due(
         &self,
         kind: DueKind,
@@ -249,7 +252,7 @@ pub enum Locate {
 }
 
 /// How much of a topic is kept: whichever bound is reached first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Retention {
     /// Events recorded longer ago than this go.
     pub age: Option<Duration>,
@@ -265,7 +268,7 @@ impl Retention {
 }
 
 /// What the writer that creates a topic says about it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Properties {
     /// Subject (`sub`) that `owner` rules let in.
     pub owner: Option<String>,

@@ -269,3 +269,60 @@ impl Journal for SeamJournal {
         self.inner.close().await;
     }
 }
+
+/// A journal that is down.
+#[derive(Debug)]
+pub(crate) struct Down;
+
+fn down<T>() -> Result<T, JournalError> {
+    Err(JournalError::Unavailable("the disk is gone".to_owned()))
+}
+
+#[async_trait]
+impl Journal for Down {
+    async fn append(&self, _: &TopicKey, _: Batch) -> Result<Appended, JournalError> {
+        down()
+    }
+
+    async fn read(&self, _: &TopicKey, _: Offset, _: PageLimit) -> Result<Page, JournalError> {
+        down()
+    }
+
+    async fn states(&self, _: &TopicKey, _: StateQuery) -> Result<Page, JournalError> {
+        down()
+    }
+
+    async fn describe(&self, _: &TopicKey) -> Result<TopicInfo, JournalError> {
+        down()
+    }
+
+    async fn locate(&self, _: &TopicKey, _: Locate) -> Result<Offset, JournalError> {
+        down()
+    }
+
+    async fn set_properties(&self, _: &TopicKey, _: Properties) -> Result<TopicInfo, JournalError> {
+        down()
+    }
+
+    async fn delete(&self, _: &TopicKey) -> Result<bool, JournalError> {
+        down()
+    }
+
+    async fn trim(&self, _: &TopicKey, _: &Retention, _: Timestamp) -> Result<Head, JournalError> {
+        down()
+    }
+
+    async fn due(&self, _: DueKind, _: Timestamp, _: usize) -> Result<Vec<Due>, JournalError> {
+        down()
+    }
+
+    async fn topics(&self, _: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
+        down()
+    }
+
+    fn failure(&self) -> Option<String> {
+        Some("the disk is gone".to_owned())
+    }
+
+    async fn close(&self) {}
+}

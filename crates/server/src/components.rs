@@ -1,0 +1,69 @@
+//! Builds the hub and what serves it from the configuration.
+//!
+//! The rule: everything that can be wrong is found here, before the first connection is accepted.
+
+use std::sync::Arc;
+
+use tidings::{
+    Hub,
+    auth::Authenticator,
+    http::{HttpSettings, ServeSettings, Tls, router},
+    journal::{Journal, JournalError, embedded::EmbeddedJournal, memory::MemoryJournal},
+};
+
+use crate::{
+    config::{Config, JournalKind},
+    exit::{Exit, Failure},
+};
+
+/// Where the journal is within the data directory; the rest of it is for keys and the like.
+const JOURNAL_DIRECTORY: &str = "journal";
+
+/// A hub and what it is served with.
+#[derive(Debug)]
+pub(crate) struct Components {
+    pub(crate) hub: Hub,
+    /// The HTTP interface.
+    pub(crate) router: axum::Router,
+    /// Deadlines and limits of the listener.
+    pub(crate) serve: ServeSettings,
+    pub(crate) tls: Option<Arc<Tls>>,
+}
+
+impl Components {
+    /// Opens the journal and starts the hub. Blocks while the journal recovers.
+    pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
+        let refused = |message: String| Failure::new(Exit::Config, message);
+        let authenticator = Authenticator::new(&config.auth_settings())
+            .map_err(|error| refused(error.to_string()))?;
+        let tls = match (&config.tls.cert, &config.tls.key) {
+            (Some(cert), Some(key)) => {
+                let tls = Tls::open(cert, key).map_err(|error| refused(error.to_string()))?;
+                Some(Arc::new(tls))
+            }
+            _ => None,
+        };
+        let journal = open_journal(config)?;
+        let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
+        let settings = HttpSettings { cors_origins: config.cors.origins.clone() };
+        let router = router(&hub, Arc::new(authenticator), &settings)
+            .map_err(|problem| refused(format!("cors.origins: {problem}")))?;
+        Ok(Self { hub, router, serve: config.serve_settings(), tls })
+    }
+}
+
+fn open_journal(config: &Config) -> Result<Arc<dyn Journal>, Failure> {
+    let settings = config.journal_settings();
+    if config.journal.kind == JournalKind::Memory {
+        return Ok(Arc::new(MemoryJournal::new(settings)));
+    }
+    let directory = config.data.join(JOURNAL_DIRECTORY);
+    std::fs::create_dir_all(&directory)
+        .map_err(|error| Failure::output(directory.display(), &error))?;
+    match EmbeddedJournal::open(&directory, settings) {
+        Ok(journal) => Ok(journal),
+        // A person must act; the message says how.
+        Err(JournalError::Broken(message)) => Err(Failure::new(Exit::Config, message)),
+        Err(error) => Err(Failure::new(Exit::Unavailable, error.to_string())),
+    }
+}

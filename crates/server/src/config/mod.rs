@@ -1,0 +1,386 @@
+//! The configuration: these structs are the one definition that everything else is generated from.
+//!
+//! The rule: a field's name makes its TOML key, its `TIDINGS_*` variable and its flag; its doc
+//! comment is its reference text. Nothing about a setting is written down a second time.
+
+mod document;
+mod load;
+mod reference;
+mod setting;
+mod validate;
+mod value;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tidings::{
+    auth::{ApiKeySettings, AuthSettings, JwtSettings, Policy},
+    http::ServeSettings,
+    journal::{JournalSettings, Retention},
+    model::limits,
+    settings::Settings as HubSettings,
+};
+
+pub(crate) use load::{ConfigProblem, Layers, Loaded, load, read_secret_file};
+pub(crate) use reference::{reference_page, schema_text, show};
+pub(crate) use setting::SettingFlags;
+pub(crate) use validate::serving_problems;
+pub(crate) use value::{ByteSize, Period};
+
+/// Everything an operator can say about a hub.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Address and port that clients connect to. Port 0 takes a free one. Beyond loopback the hub
+    /// asks for TLS or for the word that a proxy provides it (`behind_proxy`).
+    #[schemars(with = "String")]
+    pub(crate) listen: SocketAddr,
+    /// Directory of the embedded journal. Created if absent; one hub at a time.
+    #[schemars(with = "String")]
+    pub(crate) data: PathBuf,
+    /// Whether a reverse proxy in front terminates TLS. Says that cleartext on `listen` is meant.
+    pub(crate) behind_proxy: bool,
+    /// Silence on a connection after which it is pinged, ± 20 %. Below the idle timeout of every
+    /// proxy on the way (nginx: 60 s, AWS load balancers: 60 s).
+    pub(crate) heartbeat: Period,
+    /// What readers are told to wait before they reconnect by themselves.
+    pub(crate) retry: Period,
+    /// How long an orderly shutdown takes at most: readers are sent away spread over it. Keep it
+    /// below the time after which your supervisor kills (Kubernetes: 30 s, `docker stop`: 10 s).
+    pub(crate) drain_window: Period,
+    /// The listener for operators.
+    pub(crate) admin: AdminConfig,
+    /// Encryption of the listener for clients.
+    pub(crate) tls: TlsConfig,
+    /// Browsers on other origins.
+    pub(crate) cors: CorsConfig,
+    /// Where events are kept.
+    pub(crate) journal: JournalConfig,
+    /// How much of a topic is kept, unless the topic says it itself: whichever bound is reached
+    /// first. States stay until they are replaced, deleted or expire.
+    pub(crate) retention: RetentionConfig,
+    /// Bounds on what clients may ask of the hub. Over one, a client gets a typed answer (413, 429).
+    pub(crate) limits: LimitsConfig,
+    /// Times of the HTTP listener.
+    pub(crate) http: HttpConfig,
+    /// Which credentials are accepted.
+    pub(crate) auth: AuthConfig,
+    /// What the holders of tokens may do, by topic, as a list of `[[access]]` tables. What no rule
+    /// allows is denied.
+    pub(crate) access: Policy,
+    /// What the hub says about itself.
+    pub(crate) log: LogConfig,
+}
+
+/// The listener for operators.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AdminConfig {
+    /// Address and port of `/health/live`, `/health/ready` and `/metrics` for operators. It asks
+    /// for no credential, so keep it on loopback or a private network.
+    #[schemars(with = "String")]
+    pub(crate) listen: SocketAddr,
+}
+
+/// Encryption of the listener for clients.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TlsConfig {
+    /// File of the certificate chain, PEM. Set together with `tls.key`.
+    #[schemars(with = "Option<String>")]
+    pub(crate) cert: Option<PathBuf>,
+    /// File of the certificate's private key, PEM.
+    #[schemars(with = "Option<String>")]
+    pub(crate) key: Option<PathBuf>,
+    /// Whether peers beyond loopback may speak cleartext, beside TLS or without any. Tokens then
+    /// cross the network in the clear: for networks that are private by other means only.
+    pub(crate) allow_cleartext: bool,
+}
+
+/// Browsers on other origins.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CorsConfig {
+    /// Origins whose pages may talk to the hub: `["https://app.example.com"]`. Each is written
+    /// out; there is no wildcard, because pages send credentials.
+    pub(crate) origins: Vec<String>,
+}
+
+/// Where events are kept.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct JournalConfig {
+    /// Which journal.
+    pub(crate) kind: JournalKind,
+    /// How long a repeated event id is recognised at least: the longest that a publisher may try
+    /// again and be sure that its event is stored once.
+    pub(crate) dedup_window: Period,
+    /// Among how many last events of a topic a repeated id is recognised at least, however old.
+    pub(crate) dedup_events: u64,
+}
+
+/// Which journal keeps the events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum JournalKind {
+    /// Files in `data`, fsynced before a publish is answered.
+    #[default]
+    Embedded,
+    /// This process's memory: gone when it ends. For tests.
+    Memory,
+}
+
+/// How much of a topic is kept.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RetentionConfig {
+    /// How long events are kept. `"0s"`: without bound.
+    pub(crate) age: Period,
+    /// How many events are kept. 0: without bound.
+    pub(crate) events: u64,
+    /// How many bytes of events are kept. `"0B"`: without bound.
+    pub(crate) bytes: ByteSize,
+}
+
+/// Bounds on what clients may ask of the hub.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LimitsConfig {
+    /// Data of one event. 64 KiB is what every CloudEvents intermediary must forward.
+    pub(crate) event_bytes: ByteSize,
+    /// Body of one publish request; an NDJSON stream is not bounded by it.
+    pub(crate) publish_bytes: ByteSize,
+    /// Events of one publish request.
+    pub(crate) publish_events: u64,
+    /// Topics that one connection follows, at most 32.
+    pub(crate) connection_topics: u64,
+    /// States that one topic holds. Bounds what a new reader is sent first.
+    pub(crate) topic_states: u64,
+    /// Connections at once, of all clients. Each takes some 20 KB.
+    pub(crate) connections: u64,
+    /// Connections at once of one address (of one /64 for IPv6). Loopback has no such limit. Behind
+    /// a proxy elsewhere all connections have the proxy's address, so raise it there.
+    pub(crate) address_connections: u64,
+    /// Frames that a topic keeps in memory for readers that are nearly up to date.
+    pub(crate) ring_frames: u64,
+    /// Bytes of those frames. Times the number of active topics, it bounds their memory.
+    pub(crate) ring_bytes: ByteSize,
+}
+
+/// Times of the HTTP listener.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct HttpConfig {
+    /// How long a peer may take for a TLS handshake.
+    pub(crate) handshake: Period,
+    /// How long a peer may take for a request's head, and a kept-alive connection for its next
+    /// request.
+    pub(crate) header_read: Period,
+    /// How long a write may wait for a reader that takes nothing, before its connection is closed.
+    /// The reader loses nothing: it resumes.
+    pub(crate) write_stall: Period,
+    /// How long a connection lives, ± 10 %, so that load spreads over nodes and grants are looked
+    /// at anew.
+    pub(crate) connection_age: Period,
+}
+
+/// Which credentials are accepted.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AuthConfig {
+    /// The tenant of tokens without a `tenant` claim, and of API keys without a `tenant`.
+    pub(crate) default_tenant: String,
+    /// How tokens are verified.
+    pub(crate) jwt: JwtSettings,
+    /// The API keys that are accepted. `tidings key create` makes one and prints its entry.
+    pub(crate) api_keys: Vec<ApiKeySettings>,
+}
+
+/// What the hub says about itself.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LogConfig {
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or by module:
+    /// `"info,tidings::http=debug"`.
+    pub(crate) level: String,
+    /// How it is written to stderr.
+    pub(crate) format: LogFormat,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// Text on a terminal, else JSON.
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// One object a line, for collectors.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let hub = HubSettings::default();
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            data: PathBuf::from("tidings-data"),
+            behind_proxy: false,
+            heartbeat: Period(hub.heartbeat),
+            retry: Period(hub.retry),
+            drain_window: Period(hub.drain_window),
+            admin: AdminConfig::default(),
+            tls: TlsConfig::default(),
+            cors: CorsConfig::default(),
+            journal: JournalConfig::default(),
+            retention: RetentionConfig::default(),
+            limits: LimitsConfig::default(),
+            http: HttpConfig::default(),
+            auth: AuthConfig::default(),
+            access: Policy::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9090)) }
+    }
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        let journal = JournalSettings::default();
+        Self {
+            kind: JournalKind::default(),
+            dedup_window: Period(journal.dedup_window),
+            dedup_events: journal.dedup_events,
+        }
+    }
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        let Retention { age, events, bytes } = HubSettings::default().retention;
+        Self {
+            age: Period(age.unwrap_or_default()),
+            events: events.unwrap_or_default(),
+            bytes: ByteSize(bytes.unwrap_or_default()),
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        let hub = HubSettings::default();
+        Self {
+            event_bytes: ByteSize(hub.event_bytes_max as u64),
+            publish_bytes: ByteSize(hub.publish_bytes_max as u64),
+            publish_events: hub.publish_events_max as u64,
+            connection_topics: hub.connection_topics_max as u64,
+            topic_states: JournalSettings::default().states_per_topic,
+            connections: ServeSettings::default().connections_max as u64,
+            address_connections: ServeSettings::default().connections_per_address_max as u64,
+            ring_frames: hub.ring_frames_max as u64,
+            ring_bytes: ByteSize(hub.ring_bytes_max as u64),
+        }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        let serve = ServeSettings::default();
+        Self {
+            handshake: Period(serve.handshake),
+            header_read: Period(serve.head),
+            write_stall: Period(serve.write_stall),
+            connection_age: Period(HubSettings::default().connection_age_max),
+        }
+    }
+}
+
+impl Default for AuthConfig {
+    fn default() -> Self {
+        let auth = AuthSettings::default();
+        Self { default_tenant: auth.default_tenant, jwt: auth.jwt, api_keys: auth.api_keys }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Auto }
+    }
+}
+
+impl Config {
+    /// The journal's numbers.
+    pub(crate) const fn journal_settings(&self) -> JournalSettings {
+        JournalSettings {
+            states_per_topic: self.limits.topic_states,
+            dedup_window: self.journal.dedup_window.0,
+            dedup_events: self.journal.dedup_events,
+        }
+    }
+
+    /// The client listener's numbers.
+    pub(crate) fn serve_settings(&self) -> ServeSettings {
+        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        ServeSettings {
+            first_byte: self.http.header_read.0,
+            handshake: self.http.handshake.0,
+            head: self.http.header_read.0,
+            write_stall: self.http.write_stall.0,
+            connections_max: size(self.limits.connections),
+            connections_per_address_max: size(self.limits.address_connections),
+            drain_window: self.drain_window.0,
+            allow_cleartext: self.tls.allow_cleartext,
+            ..ServeSettings::default()
+        }
+    }
+
+    /// The hub's numbers.
+    pub(crate) fn hub_settings(&self) -> HubSettings {
+        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        HubSettings {
+            event_bytes_max: size(self.limits.event_bytes.0),
+            publish_bytes_max: size(self.limits.publish_bytes.0),
+            publish_events_max: size(self.limits.publish_events),
+            connection_topics_max: size(self.limits.connection_topics),
+            ring_frames_max: size(self.limits.ring_frames),
+            ring_bytes_max: size(self.limits.ring_bytes.0),
+            retention: self.retention.bounds(),
+            heartbeat: self.heartbeat.0,
+            retry: self.retry.0,
+            connection_age_max: self.http.connection_age.0,
+            drain_window: self.drain_window.0,
+            ..HubSettings::default()
+        }
+    }
+
+    /// What the authenticator is built from.
+    pub(crate) fn auth_settings(&self) -> AuthSettings {
+        AuthSettings {
+            default_tenant: self.auth.default_tenant.clone(),
+            jwt: self.auth.jwt.clone(),
+            api_keys: self.auth.api_keys.clone(),
+            access: self.access.clone(),
+        }
+    }
+}
+
+impl RetentionConfig {
+    fn bounds(&self) -> Retention {
+        let bound = |number: u64| (number > 0).then_some(number);
+        Retention {
+            age: (!self.age.0.is_zero()).then_some(self.age.0),
+            events: bound(self.events),
+            bytes: bound(self.bytes.0),
+        }
+    }
+}
+
+/// Largest event that may be configured: four of them still fit a connection's buffers.
+const EVENT_BYTES_CEILING: u64 = 4 * limits::EVENT_BYTES_MAX as u64;

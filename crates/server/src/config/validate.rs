@@ -1,0 +1,166 @@
+//! What values mean together, and what `serve` asks of them.
+//!
+//! The rule: a hub that starts is one whose operator said how it is reached and by whom.
+
+use std::{fmt, time::Duration};
+
+use tidings::{auth::Authenticator, model::limits};
+use tracing_subscriber::EnvFilter;
+
+use super::{Config, EVENT_BYTES_CEILING, Period};
+
+/// Why `serve` does not start with a configuration that is otherwise without problems.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServeProblem(String);
+
+impl fmt::Display for ServeProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Paths of settings that cannot be, and why.
+pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut wrong = |path: &str, reason: String| found.push((path.to_owned(), reason));
+    let second = Duration::from_secs(1);
+    for (path, value, least, most) in [
+        ("heartbeat", config.heartbeat.0, second, 300 * second),
+        ("retry", config.retry.0, second / 10, 300 * second),
+        ("drain_window", config.drain_window.0, Duration::ZERO, 600 * second),
+        (
+            "journal.dedup_window",
+            config.journal.dedup_window.0,
+            Duration::ZERO,
+            30 * 86_400 * second,
+        ),
+        ("http.handshake", config.http.handshake.0, second, 300 * second),
+        ("http.header_read", config.http.header_read.0, second, 300 * second),
+        ("http.write_stall", config.http.write_stall.0, second, 300 * second),
+        ("http.connection_age", config.http.connection_age.0, second, 7 * 86_400 * second),
+    ] {
+        if value < least || value > most {
+            wrong(path, format!("must be from {} to {}", Period(least), Period(most)));
+        }
+    }
+    let topics_max = limits::CONNECTION_TOPICS_MAX as u64;
+    for (path, value, most) in [
+        ("limits.event_bytes", config.limits.event_bytes.0, EVENT_BYTES_CEILING),
+        ("limits.publish_bytes", config.limits.publish_bytes.0, 64 << 20),
+        ("limits.publish_events", config.limits.publish_events, 10_000),
+        ("limits.connection_topics", config.limits.connection_topics, topics_max),
+        ("limits.topic_states", config.limits.topic_states, 1_000_000),
+        ("limits.connections", config.limits.connections, 1 << 20),
+        ("limits.ring_frames", config.limits.ring_frames, 1 << 16),
+        ("limits.ring_bytes", config.limits.ring_bytes.0, 1 << 30),
+    ] {
+        if value == 0 || value > most {
+            wrong(path, format!("must be from 1 to {most}"));
+        }
+    }
+    if config.limits.publish_bytes < config.limits.event_bytes {
+        wrong("limits.publish_bytes", "must not be below `limits.event_bytes`".into());
+    }
+    match (&config.tls.cert, &config.tls.key) {
+        (Some(_), None) => wrong("tls.cert", "needs `tls.key` beside it".into()),
+        (None, Some(_)) => wrong("tls.key", "needs `tls.cert` beside it".into()),
+        _ => {}
+    }
+    for (path, file) in [("tls.cert", &config.tls.cert), ("tls.key", &config.tls.key)] {
+        if let Some(Err(error)) = file.as_ref().map(std::fs::metadata) {
+            wrong(path, format!("cannot be read: {error}"));
+        }
+    }
+    for (index, origin) in config.cors.origins.iter().enumerate() {
+        if !is_origin(origin) {
+            let reason = "must be an origin as browsers send it, like https://app.example.com";
+            wrong(&format!("cors.origins[{index}]"), reason.into());
+        }
+    }
+    if let Err(error) = EnvFilter::builder().parse(&config.log.level) {
+        wrong("log.level", format!("is no level or list of levels: {error}"));
+    }
+    if let Err(error) = Authenticator::new(&config.auth_settings()) {
+        wrong(&format!("auth.{}", error.path), error.reason);
+    }
+    found
+}
+
+/// What `serve` refuses to start with. Each says what to do.
+pub(crate) fn serving_problems(config: &Config) -> Vec<ServeProblem> {
+    let mut found = Vec::new();
+    if config.auth.jwt.keys.is_empty() && config.auth.api_keys.is_empty() {
+        found.push(ServeProblem(
+            "nobody could use this hub: there are no keys. Add an `[[auth.jwt.keys]]` entry to \
+             verify your application's tokens, and an `[[auth.api_keys]]` entry for publishers \
+             (`tidings key create` prints one). To try things out, run `tidings dev`"
+                .into(),
+        ));
+    }
+    let tls = config.tls.cert.is_some();
+    let meant = tls || config.behind_proxy || config.tls.allow_cleartext;
+    if !config.listen.ip().is_loopback() && !meant {
+        found.push(ServeProblem(format!(
+            "tokens would cross the network in the clear: `listen` is {}, which is not loopback. \
+             Set `tls.cert` and `tls.key`, or `behind_proxy = true` if a proxy in front \
+             terminates TLS, or `tls.allow_cleartext = true` on a network that is private",
+            config.listen
+        )));
+    }
+    found
+}
+
+/// Scheme, host and perhaps a port, nothing behind them (RFC 6454 §6.2).
+fn is_origin(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    rest.is_some_and(|host| {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-:[]".contains(c);
+        !host.is_empty() && host.chars().all(allowed)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(toml: &str) -> Config {
+        toml::from_str(toml).unwrap()
+    }
+
+    fn paths(toml: &str) -> Vec<String> {
+        problems(&config(toml)).into_iter().map(|(path, _)| path).collect()
+    }
+
+    #[test]
+    fn defaults_have_no_problems_but_serve_nobody() {
+        assert_eq!(problems(&Config::default()), []);
+        assert_eq!(serving_problems(&Config::default()).len(), 1);
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_named_by_their_path() {
+        assert_eq!(paths("heartbeat = \"0s\""), ["heartbeat"]);
+        assert_eq!(paths("limits.connection_topics = 33"), ["limits.connection_topics"]);
+        assert_eq!(paths("tls.cert = \"/\""), ["tls.cert"]);
+        assert_eq!(paths("cors.origins = [\"*\"]"), ["cors.origins[0]"]);
+        assert_eq!(paths("cors.origins = [\"https://a.example/\"]"), ["cors.origins[0]"]);
+        assert_eq!(paths("log.level = \"a=b=c\""), ["log.level"]);
+        assert_eq!(
+            paths("[[auth.jwt.keys]]\nalgorithm = \"HS256\"\nsecret = \"short\""),
+            ["auth.jwt.keys[0].secret"]
+        );
+    }
+
+    #[test]
+    fn beyond_loopback_the_operator_says_where_tls_ends() {
+        let about = |toml: &str| {
+            let found = serving_problems(&config(toml));
+            found.iter().any(|problem| problem.0.contains("in the clear"))
+        };
+        assert!(about("listen = \"0.0.0.0:8080\""));
+        assert!(about("listen = \"[::]:8080\""));
+        assert!(!about("listen = \"0.0.0.0:8080\"\nbehind_proxy = true"));
+        assert!(!about("listen = \"0.0.0.0:8080\"\ntls.allow_cleartext = true"));
+        assert!(!about("listen = \"[::1]:8080\""));
+    }
+}

@@ -1,0 +1,160 @@
+//! `tidings serve`, and the part of `tidings dev` that serves.
+//!
+//! The rules: nothing is accepted before everything is open; the first signal drains within the
+//! drain window, the second ends at once.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tidings::http::{ServeSettings, Tls, serve};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin,
+    cli::ServeArgs,
+    commands::load_config,
+    components::Components,
+    config::serving_problems,
+    exit::{Exit, Failure},
+    telemetry,
+};
+
+/// Runs the command.
+pub(crate) async fn run(args: &ServeArgs) -> Result<Exit, Failure> {
+    let loaded = load_config(&args.layers)?;
+    let config = &loaded.config;
+    let problems = serving_problems(config);
+    if !problems.is_empty() {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        return Err(Failure::new(Exit::Config, lines.join("\n")));
+    }
+    telemetry::start(&config.log);
+    let listeners = Listeners::bind(config.listen, config.admin.listen).await?;
+    let components = Components::start(config)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %listeners.address,
+        admin = %listeners.admin_address,
+        tls = components.tls.is_some(),
+        data = %config.data.display(),
+        "serving"
+    );
+    listeners.serve(components).await
+}
+
+/// Bound sockets that nothing is accepted from yet.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    clients: TcpListener,
+    admin: TcpListener,
+    /// Where clients connect, with the port that was taken for port 0.
+    pub(crate) address: SocketAddr,
+    /// Where operators connect.
+    pub(crate) admin_address: SocketAddr,
+}
+
+impl Listeners {
+    /// Takes both addresses.
+    pub(crate) async fn bind(
+        listen: SocketAddr,
+        admin_listen: SocketAddr,
+    ) -> Result<Self, Failure> {
+        let (clients, address) = bind("listen", listen).await?;
+        let (admin, admin_address) = bind("admin.listen", admin_listen).await?;
+        Ok(Self { clients, admin, address, admin_address })
+    }
+
+    /// Serves until a signal, drains, and closes the journal.
+    pub(crate) async fn serve(self, components: Components) -> Result<Exit, Failure> {
+        let Components { hub, router, serve: settings, tls } = components;
+        let mut signals = Signals::new()?;
+        let (drained, all_over) = (CancellationToken::new(), CancellationToken::new());
+        let admin = tokio::spawn(serve(
+            self.admin,
+            admin::router(hub.clone()),
+            ServeSettings { drain_window: std::time::Duration::ZERO, ..ServeSettings::default() },
+            None,
+            all_over.clone(),
+        ));
+        let clients =
+            tokio::spawn(serve(self.clients, router, settings, tls.clone(), drained.clone()));
+        signals.first(tls.as_ref()).await;
+        tracing::info!("draining; a second signal ends at once");
+        hub.draining().cancel();
+        drained.cancel();
+        let orderly = async {
+            // A task ends otherwise only by a panic, which has been reported.
+            drop(clients.await);
+            hub.shutdown().await;
+            all_over.cancel();
+            drop(admin.await);
+        };
+        tokio::select! {
+            () = orderly => tracing::info!("drained"),
+            () = signals.second() => tracing::warn!("ended by a second signal"),
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+    let refused = |error: std::io::Error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "; is another hub running?",
+            _ => "",
+        };
+        Failure::new(
+            Exit::Unavailable,
+            format!("{name}: cannot listen on {address}: {error}{hint}"),
+        )
+    };
+    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    Ok((listener, address))
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Failure::new(Exit::Software, format!("signals: {error}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits to be told to end; meanwhile SIGHUP reads the certificate anew.
+    async fn first(&mut self, tls: Option<&Arc<Tls>>) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hang_up.recv() => match tls.map(|tls| tls.reload()) {
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "certificate was not reloaded; the old one is in use");
+                    }
+                    Some(Ok(())) => tracing::info!("certificate reloaded"),
+                    None => tracing::info!("nothing to reload"),
+                },
+            }
+        }
+    }
+
+    async fn second(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,594 @@
+//! The writer: one thread that alone changes the store, and commits for everybody at once.
+//!
+//! The rule: what queued up while the last commit ran is the next commit, whatever topics it is
+//! for; there is no timer. Everybody is answered after the commit's fsync. A commit that failed
+//! poisons the store: nothing is acknowledged any more until the process starts anew.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use fjall::PersistMode;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    layout::{
+        META, Meta, Store, TopicRecord, due_key, named_key, offset_key, read_seen, split_u64,
+        topic_key, write_mark, write_seen,
+    },
+    reclaim::Reclaimable,
+};
+use crate::{
+    clock::Clock,
+    journal::{
+        Append, Appended, Batch, Dedup, DueKind, Head, JournalError, JournalSettings, Outcome,
+        Properties, Refusal, TopicInfo, record, topic_epoch,
+    },
+    model::{
+        Class, Event, Fingerprint, NewEvent, Offset, Position, Timestamp, TopicKey,
+        limits::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX},
+    },
+};
+
+/// Topics whose records the writer keeps in memory; past that it reads them again.
+const RECORDS_MAX: usize = 65_536;
+
+type Reply<T> = oneshot::Sender<Result<T, JournalError>>;
+
+/// What the writer is asked to do.
+pub(super) enum Request {
+    Append { topic: TopicKey, batch: Batch, reply: Reply<Appended> },
+    SetProperties { topic: TopicKey, properties: Properties, reply: Reply<TopicInfo> },
+    Delete { topic: TopicKey, reply: Reply<bool> },
+    Trim { topic: TopicKey, trim: Trim, reply: Reply<Head> },
+    Close { reply: oneshot::Sender<()> },
+}
+
+/// How far a topic is to be trimmed, found by reading it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Trim {
+    /// Of which incarnation.
+    pub(super) id: u64,
+    pub(super) floor: Offset,
+    pub(super) floor_fingerprint: Fingerprint,
+    /// Log events and their bytes up to there.
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+}
+
+/// What the writer tells others about itself.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Durable commits, ever.
+    pub(super) commits: AtomicU64,
+    /// When the running commit began, milliseconds on the watch's clock plus one; 0: none runs.
+    pub(super) committing_since: AtomicU64,
+    failure: Mutex<Option<String>>,
+}
+
+impl Progress {
+    pub(super) fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn fail(&self, reason: String) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+}
+
+pub(super) struct Writer {
+    pub(super) store: Store,
+    pub(super) settings: JournalSettings,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) reclaimable: Arc<Reclaimable>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) meta: Meta,
+    pub(super) started: tokio::time::Instant,
+    pub(super) records: HashMap<TopicKey, TopicRecord>,
+}
+
+/// Answers that wait for the commit.
+type Answers = Vec<Box<dyn FnOnce(Result<(), JournalError>) + Send>>;
+
+/// What one commit writes, and what it has written so far and the store does not show yet.
+struct Commit {
+    batch: fjall::OwnedWriteBatch,
+    answers: Answers,
+    events: usize,
+    bytes: usize,
+    /// States that this commit set or ended.
+    states: HashMap<Vec<u8>, Option<Current>>,
+    /// Ids that this commit stored.
+    seen: HashMap<Vec<u8>, (Offset, Fingerprint, Timestamp)>,
+    /// Topics whose records changed.
+    dirty: HashMap<TopicKey, ()>,
+    /// What may be reclaimed once this is durable.
+    floors: Vec<(u64, u64)>,
+}
+
+/// The current state of a key.
+#[derive(Clone)]
+struct Current {
+    event: Event,
+}
+
+impl Writer {
+    /// Works until it is closed or nobody can ask any more.
+    pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        while let Some(first) = requests.blocking_recv() {
+            let mut commit = Commit::new(&self.store);
+            let mut next = Some(first);
+            let mut closing = None;
+            while let Some(request) = next.take() {
+                if let Request::Close { reply } = request {
+                    closing = Some(reply);
+                    requests.close();
+                } else {
+                    self.stage(request, &mut commit);
+                }
+                if commit.events < COMMIT_EVENTS_MAX && commit.bytes < COMMIT_BYTES_MAX {
+                    next = requests.try_recv().ok();
+                }
+            }
+            self.commit(commit);
+            if let Some(reply) = closing {
+                // What was accepted before the channel closed is still served.
+                while let Ok(request) = requests.try_recv() {
+                    let mut commit = Commit::new(&self.store);
+                    self.stage(request, &mut commit);
+                    self.commit(commit);
+                }
+                drop(self);
+                let _ = reply.send(());
+                return;
+            }
+        }
+    }
+
+    fn stage(&mut self, request: Request, commit: &mut Commit) {
+        match request {
+            Request::Append { topic, batch, reply } => {
+                let staged = self.append(&topic, batch, commit);
+                commit.answer(reply, staged);
+            }
+            Request::SetProperties { topic, properties, reply } => {
+                let staged = self.set_properties(&topic, properties, commit);
+                commit.answer(reply, staged);
+            }
+            Request::Delete { topic, reply } => {
+                let staged = self.delete(&topic, commit);
+                commit.answer(reply, staged);
+            }
+            Request::Trim { topic, trim, reply } => {
+                let staged = self.trim(&topic, trim, commit);
+                commit.answer(reply, staged);
+            }
+            Request::Close { .. } => {}
+        }
+    }
+
+    /// Makes it durable and answers, or answers that it failed.
+    fn commit(&mut self, commit: Commit) {
+        let Commit { mut batch, answers, dirty, floors, .. } = commit;
+        let result = match self.progress.failure() {
+            Some(reason) => Err(JournalError::Unavailable(reason)),
+            None if dirty.is_empty() => Ok(()),
+            None => self.write(&mut batch, dirty.into_keys()).and_then(|()| self.persist(batch)),
+        };
+        if result.is_ok() {
+            for (id, floor) in floors {
+                self.reclaimable.set_floor(id, floor);
+            }
+        } else {
+            // What was staged is not in the store: the records in memory are ahead of it.
+            self.records.clear();
+        }
+        for answer in answers {
+            answer(result.clone());
+        }
+        if self.records.len() > RECORDS_MAX {
+            self.records.clear();
+        }
+    }
+
+    fn write(
+        &mut self,
+        batch: &mut fjall::OwnedWriteBatch,
+        dirty: impl Iterator<Item = TopicKey>,
+    ) -> Result<(), JournalError> {
+        for topic in dirty {
+            let Some(record) = self.records.get(&topic) else { continue };
+            batch.insert(&self.store.topics, topic_key(&topic), record.write()?);
+            if record.tail.0 > self.settings.dedup_events {
+                self.reclaimable.set_tail(record.id, record.tail, record.written_at);
+            }
+        }
+        self.meta.commits += 1;
+        batch.insert(&self.store.meta, META, self.meta.write());
+        Ok(())
+    }
+
+    fn persist(&self, batch: fjall::OwnedWriteBatch) -> Result<(), JournalError> {
+        let since = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        self.progress.committing_since.store(since, Ordering::SeqCst);
+        let result = batch.durability(Some(PersistMode::SyncData)).commit();
+        self.progress.committing_since.store(0, Ordering::SeqCst);
+        match result {
+            Ok(()) => {
+                self.progress.commits.store(self.meta.commits, Ordering::SeqCst);
+                Ok(())
+            }
+            Err(error) => {
+                let reason = format!(
+                    "a commit failed and the store takes no more: {error}; see to the disk and \
+                     start the hub again"
+                );
+                tracing::error!(%error, "a commit failed: nothing is acknowledged any more");
+                self.progress.fail(reason.clone());
+                Err(JournalError::Unavailable(reason))
+            }
+        }
+    }
+
+    /// The topic's record, made if there is none: then it is in memory only, until a commit that
+    /// names it dirty.
+    fn record(
+        &mut self,
+        topic: &TopicKey,
+        now: Timestamp,
+        properties: Option<Properties>,
+    ) -> Result<&mut TopicRecord, JournalError> {
+        if !self.records.contains_key(topic) {
+            let stored = self.store.topics.get(topic_key(topic)).map_err(unreadable)?;
+            let stored = match stored {
+                Some(bytes) => Some(TopicRecord::read(&bytes).ok_or_else(|| damaged(topic))?),
+                None => None,
+            };
+            let record = stored.unwrap_or_else(|| TopicRecord {
+                is_deleted: true,
+                ..TopicRecord::new(0, 0, now, Properties::default())
+            });
+            self.records.insert(topic.clone(), record);
+        }
+        let next_id = &mut self.meta.next_id;
+        let record = self
+            .records
+            .get_mut(topic)
+            .ok_or_else(|| JournalError::Unavailable("topic record went away".to_owned()))?;
+        if record.is_deleted {
+            let properties = properties.unwrap_or_default();
+            let fresh = TopicRecord::new(*next_id, record.incarnation, now, properties);
+            *record = TopicRecord { is_deleted: true, ..fresh };
+            *next_id += 1;
+        }
+        Ok(record)
+    }
+
+    fn append(
+        &mut self,
+        topic: &TopicKey,
+        batch: Batch,
+        commit: &mut Commit,
+    ) -> Result<Appended, JournalError> {
+        let Batch { events, properties, close, now } = batch;
+        let store = self.store.clone();
+        let settings = self.settings;
+        let store_epoch = self.meta.store_epoch;
+        let mut staged = Staged {
+            store: &store,
+            settings,
+            states_max: settings.states_max(topic),
+            epoch: topic_epoch(store_epoch, 0),
+            topic,
+            now,
+            commit,
+        };
+        let record = self.record(topic, now, properties)?;
+        staged.epoch = record.head(store_epoch).epoch;
+        if record.has_events {
+            staged.now = now.max(record.written_at);
+        }
+        let mut outcomes = Vec::with_capacity(events.len());
+        let mut stored = Vec::with_capacity(events.len());
+        for append in &events {
+            let outcome = match staged.judge(record, append)? {
+                Judged::Refused(outcome) => outcome,
+                Judged::Store(current) => {
+                    let event = staged.store(record, append, current);
+                    let position = record.head(store_epoch).end();
+                    stored.push(event);
+                    Outcome::Stored(position)
+                }
+            };
+            outcomes.push(outcome);
+        }
+        let changed = !stored.is_empty() || (close && !record.closed);
+        record.closed |= close;
+        let head = record.head(store_epoch);
+        if changed {
+            record.is_deleted = false;
+            commit.dirty.insert(topic.clone(), ());
+        }
+        Ok(Appended { head, outcomes, events: stored })
+    }
+
+    fn set_properties(
+        &mut self,
+        topic: &TopicKey,
+        properties: Properties,
+        commit: &mut Commit,
+    ) -> Result<TopicInfo, JournalError> {
+        let now = self.clock.now();
+        let store_epoch = self.meta.store_epoch;
+        let record = self.record(topic, now, None)?;
+        record.is_deleted = false;
+        record.properties = properties;
+        let info = record.info(topic.clone(), store_epoch);
+        commit.dirty.insert(topic.clone(), ());
+        Ok(info)
+    }
+
+    fn delete(&mut self, topic: &TopicKey, commit: &mut Commit) -> Result<bool, JournalError> {
+        let now = self.clock.now();
+        let store = self.store.clone();
+        let record = self.record(topic, now, None)?;
+        if record.is_deleted {
+            return Ok(false);
+        }
+        // The due index is by time, so its entries of this topic are found through the states.
+        for entry in store.states.prefix(record.id.to_be_bytes()) {
+            let (key, value) = entry.into_inner().map_err(unreadable)?;
+            if let Some(current) = Current::read(&value)? {
+                current.clear_due(record.id, &store, &mut commit.batch);
+            }
+            commit.states.insert(key.to_vec(), None);
+        }
+        let staged: Vec<Current> = commit.states_of(record.id).collect();
+        for current in staged {
+            current.clear_due(record.id, &store, &mut commit.batch);
+        }
+        commit.batch.insert(&store.floors, record.id.to_be_bytes(), u64::MAX.to_be_bytes());
+        commit.floors.push((record.id, u64::MAX));
+        let incarnation = record.incarnation.wrapping_add(1);
+        let gone = TopicRecord::new(record.id, incarnation, now, Properties::default());
+        *record = TopicRecord { is_deleted: true, ..gone };
+        commit.dirty.insert(topic.clone(), ());
+        Ok(true)
+    }
+
+    fn trim(
+        &mut self,
+        topic: &TopicKey,
+        trim: Trim,
+        commit: &mut Commit,
+    ) -> Result<Head, JournalError> {
+        let now = self.clock.now();
+        let store = self.store.clone();
+        let store_epoch = self.meta.store_epoch;
+        let record = self.record(topic, now, None)?;
+        // Deleted, or deleted and written again, since it was looked at: then there is nothing.
+        if record.id == trim.id && !record.is_deleted && trim.floor > record.floor {
+            record.floor = trim.floor;
+            record.floor_fingerprint = trim.floor_fingerprint;
+            record.events = record.events.saturating_sub(trim.events);
+            record.bytes = record.bytes.saturating_sub(trim.bytes);
+            let floor = trim.floor.0;
+            commit.batch.insert(&store.floors, record.id.to_be_bytes(), floor.to_be_bytes());
+            commit.floors.push((record.id, floor));
+            commit.dirty.insert(topic.clone(), ());
+        }
+        Ok(record.head(store_epoch))
+    }
+}
+
+impl Commit {
+    fn new(store: &Store) -> Self {
+        Self {
+            batch: store.db.batch(),
+            answers: Vec::new(),
+            events: 0,
+            bytes: 0,
+            states: HashMap::new(),
+            seen: HashMap::new(),
+            dirty: HashMap::new(),
+            floors: Vec::new(),
+        }
+    }
+
+    fn answer<T: Send + 'static>(&mut self, reply: Reply<T>, staged: Result<T, JournalError>) {
+        self.events += 1;
+        self.answers.push(Box::new(move |result| {
+            // Whoever asked may have gone away.
+            let _ = reply.send(result.and(staged));
+        }));
+    }
+
+    /// The states of a topic that this commit set.
+    fn states_of(&self, id: u64) -> impl Iterator<Item = Current> {
+        let of = move |key: &[u8]| split_u64(key).is_some_and(|(of, _)| of == id);
+        self.states.iter().filter(move |(key, _)| of(key)).filter_map(|(_, state)| state.clone())
+    }
+}
+
+/// An append while it is staged.
+struct Staged<'a> {
+    store: &'a Store,
+    settings: JournalSettings,
+    states_max: u64,
+    epoch: crate::model::Epoch,
+    topic: &'a TopicKey,
+    now: Timestamp,
+    commit: &'a mut Commit,
+}
+
+enum Judged {
+    /// Not to be stored.
+    Refused(Outcome),
+    /// To be stored, in place of this state.
+    Store(Option<Current>),
+}
+
+impl Staged<'_> {
+    /// A repeated id comes first: whoever repeats a publish whose answer was lost is to learn its
+    /// position, whatever happened to the topic since.
+    fn judge(&self, record: &TopicRecord, append: &Append) -> Result<Judged, JournalError> {
+        let event = &append.event;
+        let refused = |refusal| Ok(Judged::Refused(Outcome::Refused(refusal)));
+        if append.dedup == Dedup::ById
+            && let Some((offset, fingerprint)) = self.seen(record, event)?
+        {
+            let position = Position { epoch: self.epoch, offset, fingerprint };
+            return Ok(Judged::Refused(Outcome::Duplicate(position)));
+        }
+        if record.closed {
+            return refused(Refusal::Closed);
+        }
+        let current = self.current(record, event)?;
+        let offset = current.as_ref().map_or(Offset::ZERO, |current| current.event.offset);
+        if append.if_offset.is_some_and(|expected| expected != offset) {
+            return refused(Refusal::Conflict { current: current.map(|current| current.event) });
+        }
+        let adds_state = event.class == Class::State && !event.delete && current.is_none();
+        if adds_state && record.states >= self.states_max {
+            return refused(Refusal::StatesFull { limit: self.states_max });
+        }
+        Ok(Judged::Store(current))
+    }
+
+    fn seen(
+        &self,
+        record: &TopicRecord,
+        event: &NewEvent,
+    ) -> Result<Option<(Offset, Fingerprint)>, JournalError> {
+        let key = named_key(record.id, event.id.as_str());
+        let found = match self.commit.seen.get(&key) {
+            Some(found) => Some(*found),
+            None => {
+                let bytes = self.store.dedup.get(&key).map_err(unreadable)?;
+                bytes.and_then(|bytes| read_seen(&bytes))
+            }
+        };
+        let recognised = found
+            .filter(|(at, _, time)| self.settings.recognises(*at, *time, record.tail, self.now));
+        Ok(recognised.map(|(offset, fingerprint, _)| (offset, fingerprint)))
+    }
+
+    fn current(
+        &self,
+        record: &TopicRecord,
+        event: &NewEvent,
+    ) -> Result<Option<Current>, JournalError> {
+        let Some(key) = &event.key else { return Ok(None) };
+        let key = named_key(record.id, key.as_str());
+        if let Some(staged) = self.commit.states.get(&key) {
+            return Ok(staged.clone());
+        }
+        match self.store.states.get(&key).map_err(unreadable)? {
+            Some(bytes) => Current::read(&bytes),
+            None => Ok(None),
+        }
+    }
+
+    fn store(
+        &mut self,
+        record: &mut TopicRecord,
+        append: &Append,
+        current: Option<Current>,
+    ) -> Event {
+        let body = &append.event;
+        let (id, offset) = (record.id, record.tail);
+        let (fingerprint, bytes) = record::encode(body, offset, self.now);
+        let event = Event { offset, fingerprint, recorded_at: self.now, body: Arc::clone(body) };
+        let commit = &mut *self.commit;
+        commit.events += 1;
+        commit.bytes += bytes.len();
+        if let Some(Current { event: old }) = &current {
+            let place = offset_key(id, old.offset);
+            commit.batch.remove_weak(&self.store.places, place);
+            if old.offset > record.floor {
+                let mark = write_mark(old.fingerprint, old.recorded_at);
+                commit.batch.insert(&self.store.marks, place, mark);
+            }
+            Current { event: old.clone() }.clear_due(id, self.store, &mut commit.batch);
+            record.states -= 1;
+        }
+        match &body.key {
+            Some(key) if !body.delete => {
+                let state_key = named_key(id, key.as_str());
+                let value = [&offset.0.to_be_bytes()[..], &bytes].concat();
+                commit.batch.insert(&self.store.states, state_key.clone(), value);
+                commit.batch.insert(&self.store.places, offset_key(id, offset), key.as_str());
+                let current = Current { event: event.clone() };
+                let topic = [&offset.0.to_be_bytes()[..], &topic_key(self.topic)].concat();
+                for entry in current.due(id) {
+                    commit.batch.insert(&self.store.due, entry, topic.clone());
+                }
+                commit.states.insert(state_key, Some(current));
+                record.states += 1;
+            }
+            key => {
+                if let Some(key) = key {
+                    let state_key = named_key(id, key.as_str());
+                    commit.batch.remove(&self.store.states, state_key.clone());
+                    commit.states.insert(state_key, None);
+                }
+                record.events += 1;
+                record.bytes += bytes.len() as u64;
+                commit.batch.insert(&self.store.log, offset_key(id, offset), bytes);
+            }
+        }
+        record.tail = offset.next();
+        record.tail_fingerprint = fingerprint;
+        record.written_at = self.now;
+        record.has_events = true;
+        if append.dedup == Dedup::ById {
+            let key = named_key(id, body.id.as_str());
+            let position = Position { epoch: self.epoch, offset, fingerprint };
+            let seen = write_seen(position, self.now);
+            commit.batch.insert(&self.store.dedup, key.clone(), seen);
+            commit.seen.insert(key, (offset, fingerprint, self.now));
+        }
+        event
+    }
+}
+
+impl Current {
+    /// Reads a value of `states`.
+    fn read(bytes: &[u8]) -> Result<Option<Self>, JournalError> {
+        let damaged = || JournalError::Broken("a stored state is damaged".to_owned());
+        let (offset, record) = split_u64(bytes).ok_or_else(damaged)?;
+        let event = record::decode(record, Offset(offset))
+            .map_err(|error| JournalError::Broken(error.to_string()))?;
+        Ok(Some(Self { event }))
+    }
+
+    /// The keys of its entries in the due index.
+    fn due(&self, id: u64) -> impl Iterator<Item = Vec<u8>> {
+        let body = Arc::clone(&self.event.body);
+        let times = [(DueKind::Expired, body.expires_at), (DueKind::Due, body.due_at)];
+        times
+            .into_iter()
+            .filter_map(move |(kind, at)| Some(due_key(kind, at?, id, body.key.as_ref()?)))
+    }
+
+    fn clear_due(&self, id: u64, store: &Store, batch: &mut fjall::OwnedWriteBatch) {
+        for entry in self.due(id) {
+            batch.remove(&store.due, entry);
+        }
+    }
+}
+
+pub(super) fn unreadable(error: fjall::Error) -> JournalError {
+    JournalError::Unavailable(format!("the store cannot be read: {error}"))
+}
+
+pub(super) fn damaged(topic: &TopicKey) -> JournalError {
+    JournalError::Broken(format!(
+        "the record of topic {} is damaged; restore the journal from a backup",
+        topic.topic
+    ))
+}

@@ -1,0 +1,27 @@
+//! What the journal's refusals and failures are to a caller.
+//!
+//! The rule: a failure inside the store says when to try again, never what failed.
+
+use std::time::Duration;
+
+use super::{JournalError, Refusal};
+use crate::error::{ErrorCode, Problem};
+
+impl From<JournalError> for Problem {
+    fn from(_: JournalError) -> Self {
+        Self::new(ErrorCode::Unavailable, "the journal is unavailable, try again later")
+            .after(Duration::from_secs(1))
+    }
+}
+
+impl From<&Refusal> for Problem {
+    /// Without `current`, which only the wire's encoder can write.
+    fn from(refusal: &Refusal) -> Self {
+        let code = match refusal {
+            Refusal::Conflict { .. } => ErrorCode::Conflict,
+            Refusal::Closed => ErrorCode::TopicClosed,
+            Refusal::StatesFull { .. } => ErrorCode::StatesFull,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}

@@ -1,0 +1,417 @@
+//! Random operations on the memory and the embedded journal: both answer the same.
+//!
+//! The memory journal is in turn compared with an oracle that knows nothing but lists.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Debug,
+    sync::Arc,
+    time::Duration,
+};
+
+use proptest::{prelude::*, sample::Index};
+use tidings::{
+    clock::ManualClock,
+    journal::{
+        Append, Appended, Batch, Dedup, DueKind, Head, Journal, JournalSettings, Locate, Outcome,
+        Page, PageLimit, Properties, Retention, StateQuery, TopicInfo, TopicQuery,
+        embedded::EmbeddedJournal, memory::MemoryJournal,
+    },
+    model::{
+        Epoch, Event, EventId, EventType, JsonText, NewEvent, Offset, Position, StateKey, Tenant,
+        Timestamp, Topic, TopicKey,
+    },
+};
+
+/// Small enough that every bound is reached within one run.
+const SETTINGS: JournalSettings = JournalSettings {
+    states_per_topic: 4,
+    dedup_window: Duration::from_millis(20),
+    dedup_events: 6,
+};
+
+const TOPICS: [(&str, &str); 5] =
+    [("a", "t"), ("a", "t/1"), ("a", "t-1"), ("a-", "t"), ("b", "$own")];
+
+#[derive(Debug, Clone)]
+struct Planned {
+    key: Option<u8>,
+    delete: bool,
+    id: Option<u8>,
+    if_offset: Option<IfOffset>,
+    bytes: usize,
+    expires_at: Option<u64>,
+    due_at: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum IfOffset {
+    Current,
+    Exactly(u64),
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Append { topic: usize, clock: i64, events: Vec<Planned>, close: bool, owner: Option<u8> },
+    Trim { topic: usize, retention: Retention, clock: i64 },
+    Delete { topic: usize },
+    SetProperties { topic: usize, owner: u8 },
+    Reopen,
+    Look { topic: usize, place: Index, events: usize, bytes: usize, key: u8, since: u64 },
+}
+
+fn planned() -> impl Strategy<Value = Planned> {
+    let if_offset = prop_oneof![
+        6 => Just(None),
+        2 => Just(Some(IfOffset::Current)),
+        1 => (0..9_u64).prop_map(|offset| Some(IfOffset::Exactly(offset))),
+    ];
+    let time = || proptest::option::weighted(0.3, 0..400_u64);
+    (
+        proptest::option::weighted(0.6, 0..7_u8),
+        proptest::bool::weighted(0.2),
+        proptest::option::weighted(0.4, 0..8_u8),
+        if_offset,
+        0..60_usize,
+        time(),
+        time(),
+    )
+        .prop_map(|(key, delete, id, if_offset, bytes, expires_at, due_at)| Planned {
+            key,
+            delete: delete && key.is_some(),
+            id,
+            if_offset,
+            bytes,
+            expires_at,
+            due_at,
+        })
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let topic = || 0..TOPICS.len();
+    let retention = (
+        proptest::option::weighted(0.3, (0..60_u64).prop_map(Duration::from_millis)),
+        proptest::option::weighted(0.4, 0..12_u64),
+        proptest::option::weighted(0.3, 0..1500_u64),
+    )
+        .prop_map(|(age, events, bytes)| Retention { age, events, bytes });
+    let append = (
+        topic(),
+        -10..20_i64,
+        proptest::collection::vec(planned(), 0..7),
+        proptest::bool::weighted(0.03),
+        proptest::option::weighted(0.3, any::<u8>()),
+    )
+        .prop_map(|(topic, clock, events, close, owner)| Op::Append {
+            topic,
+            clock,
+            events,
+            close,
+            owner,
+        });
+    let look = (topic(), any::<Index>(), 0..6_usize, 0..200_usize, 0..7_u8, 0..400_u64).prop_map(
+        |(topic, place, events, bytes, key, since)| Op::Look {
+            topic,
+            place,
+            events,
+            bytes,
+            key,
+            since,
+        },
+    );
+    prop_oneof![
+        24 => append,
+        6 => (topic(), retention, -5..10_i64)
+            .prop_map(|(topic, retention, clock)| Op::Trim { topic, retention, clock }),
+        2 => topic().prop_map(|topic| Op::Delete { topic }),
+        2 => (topic(), any::<u8>()).prop_map(|(topic, owner)| Op::SetProperties { topic, owner }),
+        1 => Just(Op::Reopen),
+        10 => look,
+    ]
+}
+
+/// The oracle's topic: every event ever stored, and nothing else.
+#[derive(Debug, Default)]
+struct Listed {
+    stored: Vec<Event>,
+}
+
+impl Listed {
+    /// What replay yields: what is not below `earliest`, and states that nothing replaced.
+    fn replay(&self, after: Offset, earliest: Offset) -> Vec<Event> {
+        let newest = |event: &&Event| {
+            let later = self.stored.iter().filter(|other| other.offset > event.offset);
+            let mut same_key = later.filter(|other| other.body.key == event.body.key);
+            same_key.next().is_none()
+        };
+        let held = self.stored.iter().filter(|event| {
+            let is_state = event.body.key.is_some() && !event.body.delete;
+            if is_state { newest(event) } else { event.offset >= earliest }
+        });
+        held.filter(|event| event.offset > after).cloned().collect()
+    }
+}
+
+struct World {
+    directory: tempfile::TempDir,
+    clock: Arc<ManualClock>,
+    memory: MemoryJournal,
+    embedded: Arc<EmbeddedJournal>,
+    /// Both journals' epochs of each topic, which must change together.
+    epochs: HashMap<(usize, Epoch), Epoch>,
+    listed: BTreeMap<usize, Listed>,
+    now: u64,
+}
+
+fn key(topic: usize) -> TopicKey {
+    let (tenant, name) = TOPICS[topic];
+    TopicKey::new(Tenant::parse(tenant).unwrap(), Topic::parse(name).unwrap())
+}
+
+fn owned_by(owner: u8) -> Properties {
+    Properties {
+        owner: Some(owner.to_string()),
+        readers: vec!["r".repeat(usize::from(owner % 5))],
+        ttl: (owner % 2 == 0).then(|| Duration::from_millis(u64::from(owner))),
+        retention: (owner % 3 == 0).then_some(Retention::UNLIMITED),
+    }
+}
+
+fn same<T: Debug + PartialEq>(what: &str, memory: T, embedded: T) -> Result<(), TestCaseError> {
+    prop_assert_eq!(memory, embedded, "{} differs: memory left, embedded right", what);
+    Ok(())
+}
+
+impl World {
+    async fn open() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new(Timestamp::from_millis(100)));
+        let memory = MemoryJournal::with_clock(SETTINGS, clock.clone());
+        let embedded =
+            EmbeddedJournal::open_with_clock(directory.path(), SETTINGS, clock.clone()).unwrap();
+        let (epochs, listed) = (HashMap::new(), BTreeMap::new());
+        Self { directory, clock, memory, embedded, epochs, listed, now: 100 }
+    }
+
+    fn tick(&mut self, by: i64) -> Timestamp {
+        self.now = self.now.saturating_add_signed(by);
+        let now = Timestamp::from_millis(self.now);
+        self.clock.set(now);
+        now
+    }
+
+    /// The epoch that the memory journal has where the embedded one has this.
+    fn translate(&mut self, topic: usize, memory: Epoch, embedded: Epoch) -> Epoch {
+        *self.epochs.entry((topic, embedded)).or_insert(memory)
+    }
+
+    fn head(&mut self, topic: usize, memory: &Head, embedded: Head) -> Head {
+        Head { epoch: self.translate(topic, memory.epoch, embedded.epoch), ..embedded }
+    }
+
+    fn info(&mut self, topic: usize, memory: &TopicInfo, embedded: TopicInfo) -> TopicInfo {
+        TopicInfo { head: self.head(topic, &memory.head, embedded.head), ..embedded }
+    }
+
+    fn same_page(
+        &mut self,
+        topic: usize,
+        memory: Page,
+        embedded: Page,
+    ) -> Result<(), TestCaseError> {
+        let head = self.head(topic, &memory.head, embedded.head);
+        let epoch = self.translate(topic, memory.next.epoch, embedded.next.epoch);
+        let next = Position { epoch, ..embedded.next };
+        same("head", memory.head, head)?;
+        same("events", memory.events, embedded.events)?;
+        same("next", memory.next, next)?;
+        same("after_fingerprint", memory.after_fingerprint, embedded.after_fingerprint)
+    }
+
+    async fn apply(&mut self, op: Op) -> Result<(), TestCaseError> {
+        match op {
+            Op::Append { topic, clock, events, close, owner } => {
+                let now = self.tick(clock);
+                let mut appends = Vec::new();
+                for planned in events {
+                    appends.push(self.append(topic, planned).await);
+                }
+                let properties = owner.map(owned_by);
+                let batch = Batch { events: appends, properties, close, now };
+                self.appended(topic, batch).await?;
+            }
+            Op::Trim { topic, retention, clock } => {
+                let now = self.tick(clock);
+                let memory = self.memory.trim(&key(topic), &retention, now).await.unwrap();
+                let embedded = self.embedded.trim(&key(topic), &retention, now).await.unwrap();
+                let embedded = self.head(topic, &memory, embedded);
+                same("trimmed head", memory, embedded)?;
+            }
+            Op::Delete { topic } => {
+                let memory = self.memory.delete(&key(topic)).await.unwrap();
+                let embedded = self.embedded.delete(&key(topic)).await.unwrap();
+                same("deleted", memory, embedded)?;
+                self.listed.remove(&topic);
+            }
+            Op::SetProperties { topic, owner } => {
+                let of = &key(topic);
+                let memory = self.memory.set_properties(of, owned_by(owner)).await.unwrap();
+                let embedded = self.embedded.set_properties(of, owned_by(owner)).await.unwrap();
+                let embedded = self.info(topic, &memory, embedded);
+                same("properties set", memory, embedded)?;
+            }
+            Op::Reopen => {
+                self.embedded.close().await;
+                self.embedded = EmbeddedJournal::open_with_clock(
+                    self.directory.path(),
+                    SETTINGS,
+                    self.clock.clone(),
+                )
+                .unwrap();
+            }
+            Op::Look { topic, place, events, bytes, key: state, since } => {
+                let tail = self.memory.describe(&key(topic)).await.unwrap().head.tail.0;
+                let place = Offset(place.index(usize::try_from(tail).unwrap() + 2) as u64);
+                let limit = PageLimit { events, bytes };
+                self.look(topic, place, limit, state, Timestamp::from_millis(since)).await?;
+            }
+        }
+        self.compare().await
+    }
+
+    async fn append(&self, topic: usize, planned: Planned) -> Append {
+        let mut event = NewEvent::new(EventType::parse("a.b").unwrap())
+            .data(JsonText::string(&"x".repeat(planned.bytes)));
+        if let Some(state) = planned.key {
+            event = event.state(StateKey::parse(&format!("k{state}")).unwrap());
+            event.delete = planned.delete;
+            event.expires_at = planned.expires_at.map(Timestamp::from_millis);
+            event.due_at = planned.due_at.map(Timestamp::from_millis);
+        }
+        let mut dedup = Dedup::Minted;
+        if let Some(id) = planned.id {
+            event.id = EventId::parse(&id.to_string()).unwrap();
+            dedup = Dedup::ById;
+        }
+        let current = self.memory.states(&key(topic), StateQuery::all()).await.unwrap();
+        let current = current.events.iter().find(|held| held.body.key == event.key);
+        let if_offset = planned.if_offset.map(|expected| match expected {
+            IfOffset::Current => current.map_or(Offset::ZERO, |current| current.offset),
+            IfOffset::Exactly(offset) => Offset(offset),
+        });
+        Append { event: Arc::new(event), if_offset, dedup }
+    }
+
+    async fn appended(&mut self, topic: usize, batch: Batch) -> Result<(), TestCaseError> {
+        let memory = self.memory.append(&key(topic), batch.clone()).await.unwrap();
+        let Appended { head, outcomes, events } =
+            self.embedded.append(&key(topic), batch).await.unwrap();
+        let head = self.head(topic, &memory.head, head);
+        let epochs = &self.epochs;
+        let here = |position: Position| Position {
+            epoch: epochs.get(&(topic, position.epoch)).copied().unwrap_or(position.epoch),
+            ..position
+        };
+        let outcomes = outcomes.into_iter().map(|outcome| match outcome {
+            Outcome::Stored(position) => Outcome::Stored(here(position)),
+            Outcome::Duplicate(position) => Outcome::Duplicate(here(position)),
+            refused @ Outcome::Refused(_) => refused,
+        });
+        same("head after append", memory.head, head)?;
+        same("outcomes", memory.outcomes, outcomes.collect())?;
+        same("stored events", &memory.events, &events)?;
+        self.listed.entry(topic).or_default().stored.extend(events);
+        Ok(())
+    }
+
+    async fn look(
+        &mut self,
+        topic: usize,
+        place: Offset,
+        limit: PageLimit,
+        state: u8,
+        since: Timestamp,
+    ) -> Result<(), TestCaseError> {
+        let of = &key(topic);
+        let memory = self.memory.read(of, place, limit).await.unwrap();
+        let embedded = self.embedded.read(of, place, limit).await.unwrap();
+        self.same_page(topic, memory, embedded)?;
+        let prefix = if state % 2 == 0 { "k".to_owned() } else { format!("k{state}") };
+        let until = Offset(place.0.saturating_add(limit.bytes as u64 / 8));
+        let query = StateQuery { prefix, after: place, until, limit };
+        let memory = self.memory.states(of, query.clone()).await.unwrap();
+        let embedded = self.embedded.states(of, query).await.unwrap();
+        self.same_page(topic, memory, embedded)?;
+        for from in [Locate::Latest(limit.events as u64), Locate::Since(since)] {
+            let memory = self.memory.locate(of, from).await.unwrap();
+            let embedded = self.embedded.locate(of, from).await.unwrap();
+            same("located offset", memory, embedded)?;
+        }
+        let now = Timestamp::from_millis(since.as_millis());
+        for kind in [DueKind::Due, DueKind::Expired] {
+            let memory = self.memory.due(kind, now, usize::MAX).await.unwrap();
+            let embedded = self.embedded.due(kind, now, usize::MAX).await.unwrap();
+            let time = |event: &Event| match kind {
+                DueKind::Due => event.body.due_at,
+                DueKind::Expired => event.body.expires_at,
+            };
+            prop_assert!(embedded.is_sorted_by_key(|due| time(&due.event)));
+            let ordered = |mut due: Vec<tidings::journal::Due>| {
+                due.sort_by_key(|due| (due.topic.clone(), due.event.offset));
+                due
+            };
+            let some = self.embedded.due(kind, now, limit.events).await.unwrap();
+            same("limited due", some.as_slice(), &embedded[..limit.events.min(embedded.len())])?;
+            same("due", ordered(memory), ordered(embedded))?;
+        }
+        Ok(())
+    }
+
+    async fn compare(&mut self) -> Result<(), TestCaseError> {
+        let everything = PageLimit { events: usize::MAX, bytes: usize::MAX };
+        for topic in 0..TOPICS.len() {
+            let of = &key(topic);
+            let memory = self.memory.describe(of).await.unwrap();
+            let embedded = self.embedded.describe(of).await.unwrap();
+            let embedded = self.info(topic, &memory, embedded);
+            same("description", &memory, &embedded)?;
+            let page = self.memory.read(of, Offset::ZERO, everything).await.unwrap();
+            let listed = self.listed.entry(topic).or_default();
+            same("oracle", listed.replay(Offset::ZERO, page.head.earliest), page.events.clone())?;
+            let embedded = self.embedded.read(of, Offset::ZERO, everything).await.unwrap();
+            self.same_page(topic, page, embedded)?;
+        }
+        for (tenant, prefix) in [(None, "t"), (Some("a"), ""), (Some("a"), "t/")] {
+            let query = TopicQuery {
+                tenant: tenant.map(|tenant| Tenant::parse(tenant).unwrap()),
+                prefix: prefix.to_owned(),
+                after: None,
+                limit: 9,
+            };
+            let memory = self.memory.topics(query.clone()).await.unwrap();
+            let embedded = self.embedded.topics(query).await.unwrap();
+            let name = |info: TopicInfo| info.topic;
+            let memory: Vec<_> = memory.into_iter().map(name).collect();
+            same("topics", memory, embedded.into_iter().map(name).collect())?;
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    // Each case writes some 60 commits with fsync; 24 take a few seconds in a debug build.
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_journals_answer_the_same(ops in proptest::collection::vec(op(), 1..80)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut world = World::open().await;
+            for op in ops {
+                world.apply(op).await?;
+            }
+            world.embedded.close().await;
+            Ok::<(), TestCaseError>(())
+        })?;
+    }
+}
