@@ -374,7 +374,7 @@ impl Backoff {
 }
 
 /// From 0 to 1. Hash keys are random, which is all that jitter needs.
-fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     let bits = u32::try_from(RandomState::new().hash_one(0_u8) >> 32).unwrap_or_default();
     f64::from(bits) / f64::from(u32::MAX)
 }
