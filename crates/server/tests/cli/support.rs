@@ -135,10 +135,13 @@ impl Client {
             .spawn()
             .unwrap();
         let (sender, lines) = channel();
-        let out = BufReader::new(child.stdout.take().unwrap());
+        let mut out = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || {
-            for line in out.lines() {
-                if sender.send(line.unwrap()).is_err() {
+            let mut line = String::new();
+            // What a kill cut off in the middle of a line was not printed.
+            while out.read_line(&mut line).is_ok() && line.ends_with('\n') {
+                line.pop();
+                if sender.send(std::mem::take(&mut line)).is_err() {
                     return;
                 }
             }
