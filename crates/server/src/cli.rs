@@ -151,6 +151,9 @@ pub(crate) struct PublishArgs {
     /// End the key's state
     #[arg(long, requires = "key")]
     pub(crate) delete: bool,
+    /// Close the topic with this event: nothing can follow it
+    #[arg(long, conflicts_with_all = ["lines", "ndjson"])]
+    pub(crate) close: bool,
     /// Publish each line of stdin as an event
     #[arg(long)]
     pub(crate) lines: bool,

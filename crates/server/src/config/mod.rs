@@ -390,3 +390,36 @@ fn size(number: u64) -> usize {
 
 /// Largest event that may be configured: four of them still fit a connection's buffers.
 const EVENT_BYTES_CEILING: u64 = 4 * limits::EVENT_BYTES_MAX as u64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(toml: &str) -> Config {
+        toml::from_str(toml).unwrap()
+    }
+
+    #[test]
+    fn behind_a_proxy_its_one_address_may_open_all_connections() {
+        let alone = config("limits.connections = 1000").serve_settings();
+        assert_eq!((alone.connections_max, alone.connections_per_address_max), (1000, 200));
+        let behind = config("behind_proxy = true\nlimits.connections = 1000").serve_settings();
+        assert_eq!((behind.connections_max, behind.connections_per_address_max), (1000, 1000));
+    }
+
+    #[test]
+    fn retention_of_zero_is_no_bound() {
+        let text = "retention = { age = \"0s\", events = 0, bytes = \"0B\" }";
+        assert_eq!(config(text).hub_settings().retention, Retention::UNLIMITED);
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_library() {
+        let config = Config::default();
+        assert_eq!(config.hub_settings(), HubSettings::default());
+        let (ours, theirs) = (config.serve_settings(), ServeSettings::default());
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+        let (ours, theirs) = (config.journal_settings(), JournalSettings::default());
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+    }
+}

@@ -121,6 +121,25 @@ fn many_topics_are_followed_on_one_connection_and_filtered() {
 }
 
 #[test]
+fn a_closed_topic_ends_its_follow_and_takes_no_more_lines() {
+    let directory = tempfile::tempdir().unwrap();
+    let _hub = Hub::start(directory.path());
+    let args = ["follow", "--topic", "a", "--since", "earliest", "--format", "data"];
+    let follower = Client::start(directory.path(), &args);
+    publish_lines(directory.path(), 1..=2);
+    assert_eq!(follower.lines(2), numbers(1..=2));
+    let close = ["publish", "--topic", "a", "--type", "end", "--data", "3", "--close"];
+    run(directory.path(), &close).expect(0);
+    assert_eq!(follower.line(), "3");
+    assert_eq!(follower.finish(), 0);
+    // One that was not there ends just so.
+    assert_eq!(run(directory.path(), &args).expect(0), "1\n2\n3\n");
+    let late = run_with_input(directory.path(), &["publish", "--lines", "--topic", "a"], b"4\n");
+    assert!(late.err.contains("topic_closed"), "{late:?}");
+    late.expect(65);
+}
+
+#[test]
 fn a_reader_that_has_enough_ends_the_follow_quietly() {
     let directory = tempfile::tempdir().unwrap();
     let _hub = Hub::start(directory.path());
