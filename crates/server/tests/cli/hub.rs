@@ -1,7 +1,7 @@
 //! `tidings dev`, `tidings serve` and `tidings health`.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead, BufReader, Read as _},
     os::unix::fs::PermissionsExt as _,
     process::Stdio,
 };
@@ -123,7 +123,7 @@ fn the_live_page_may_load_nothing_from_elsewhere() {
 }
 
 #[test]
-fn the_first_signal_drains_readers_and_the_second_ends_at_once() {
+fn a_signal_drains_readers_who_are_told_to_come_back() {
     let directory = tempfile::tempdir().unwrap();
     let hub = Hub::start(directory.path());
     let mut follower = Client::start(directory.path(), &["follow", "--topic", "a"]);
@@ -154,18 +154,60 @@ fn the_first_signal_drains_readers_and_the_second_ends_at_once() {
     // It was told, or cut off before it was attached; either way it tries again.
     assert!(!follower.error_line().is_empty());
     follower.kill();
+}
 
-    // A reader that is let go late, and a hub that is told twice.
+#[test]
+fn while_it_drains_a_hub_is_not_ready_and_a_second_signal_ends_it_at_once() {
     let directory = tempfile::tempdir().unwrap();
-    let mut child = tidings(directory.path(), &["dev", "--listen", "127.0.0.1:0", "--json"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut says = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut says).unwrap();
-    send_signal(&child, "INT");
+    // Its readers would be let go within minutes.
+    let (mut child, mut log, key) = serve(directory.path(), "drain_window = \"600s\"\n");
+    let started = log_line(&mut log);
+    let url = format!("http://{}", started["listen"].as_str().unwrap());
+    let admin = format!("http://{}", started["admin"].as_str().unwrap());
+    let hub = ["--url", &url, "--api-key", &key];
+    let follow = [&["follow", "--topic", "a/1", "--since", "earliest"], &hub[..]].concat();
+    let publish = [&["publish", "--topic", "a/1", "--type", "t"], &hub[..]].concat();
+    run(directory.path(), &publish).expect(0);
+    let follower = Client::start(directory.path(), &follow);
+    follower.line();
+    run(directory.path(), &["health", "--url", &admin]).expect(0);
+    send_signal(&child, "TERM");
+    while log_line(&mut log)["message"] != "draining; a second signal ends at once" {}
+    let ran = run(directory.path(), &["health", "--url", &admin]);
+    assert!(ran.err.contains("draining"), "{ran:?}");
+    ran.expect(1);
+    run(directory.path(), &["health", "--url", &admin, "--live"]).expect(0);
     send_signal(&child, "INT");
     assert_eq!(child.wait().unwrap().code(), Some(0));
+    while log_line(&mut log)["message"] != "ended by a second signal" {}
+    follower.kill();
+}
+
+/// Starts `tidings serve` with these settings, and a key that may do everything under `a/`.
+fn serve(
+    directory: &std::path::Path,
+    settings: &str,
+) -> (std::process::Child, BufReader<std::process::ChildStderr>, String) {
+    let create = ["key", "create", "--write", "a/*", "--read", "a/*", "--json"];
+    let made: serde_json::Value = serde_json::from_str(&run(directory, &create).expect(0)).unwrap();
+    let entry = |name: &str| made["entry"][name].as_str().unwrap().to_owned();
+    let toml = format!(
+        "{settings}listen = \"127.0.0.1:0\"\ndata = \"data\"\nadmin.listen = \"127.0.0.1:0\"\n\
+         [[auth.api_keys]]\nid = \"{}\"\nsha256 = \"{}\"\nread = [\"a/*\"]\nwrite = [\"a/*\"]\n",
+        entry("id"),
+        entry("sha256"),
+    );
+    std::fs::write(directory.join("tidings.toml"), toml).unwrap();
+    run(directory, &["config", "check"]).expect(0);
+    let mut child = tidings(directory, &["serve"]).stderr(Stdio::piped()).spawn().unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap());
+    (child, log, made["key"].as_str().unwrap().to_owned())
+}
+
+fn log_line(log: &mut impl BufRead) -> serde_json::Value {
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap()
 }
 
 #[test]
@@ -192,30 +234,18 @@ fn serve_refuses_what_would_be_unsafe_and_says_what_to_do() {
 #[test]
 fn serve_serves_what_is_configured_and_health_finds_it() {
     let directory = tempfile::tempdir().unwrap();
-    let made = run(directory.path(), &["key", "create", "--write", "a/*", "--json"]).expect(0);
-    let made: serde_json::Value = serde_json::from_str(&made).unwrap();
-    let (id, sha256) =
-        (made["entry"]["id"].as_str().unwrap(), made["entry"]["sha256"].as_str().unwrap());
-    let toml = format!(
-        "listen = \"127.0.0.1:0\"\ndata = \"data\"\nadmin.listen = \"127.0.0.1:0\"\n\
-         [[auth.api_keys]]\nid = \"{id}\"\nsha256 = \"{sha256}\"\nwrite = [\"a/*\"]\n"
-    );
-    std::fs::write(directory.path().join("tidings.toml"), toml).unwrap();
-    run(directory.path(), &["config", "check"]).expect(0);
-    let mut child = tidings(directory.path(), &["serve"]).stderr(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
+    let (mut child, mut log, key) = serve(directory.path(), "");
+    let logged = log_line(&mut log);
     // Its log is not read any further: a collector that goes away must not end the hub.
-    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
-    let logged: serde_json::Value = serde_json::from_str(&line).unwrap();
+    drop(log);
     let url = format!("http://{}", logged["listen"].as_str().unwrap());
     let admin = format!("http://{}", logged["admin"].as_str().unwrap());
     run(directory.path(), &["health", "--url", &admin]).expect(0);
     run(directory.path(), &["health", "--url", &url, "--live"]).expect(0);
-    let key = made["key"].as_str().unwrap();
     let publish = |topic: &str| {
         let output =
             tidings(directory.path(), &["publish", "--url", &url, "--topic", topic, "--type", "t"])
-                .env("TIDINGS_KEY", key)
+                .env("TIDINGS_KEY", &key)
                 .output()
                 .unwrap();
         output.status.code()
