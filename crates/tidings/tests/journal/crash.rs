@@ -185,10 +185,10 @@ fn no_acknowledged_event_is_lost_doubled_or_renumbered_by_kill_9() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (mut expected, mut epochs) = (Expected::new(), HashMap::new());
     for round in 0..ROUNDS {
-        // Every fourth is killed while it opens, the others somewhere in their first thousands.
+        // Every fourth is killed while it opens, the others somewhere in their first thousand.
         let lines = match round % 4 {
             3 => 0,
-            _ => 1 + u64::from(getrandom::u32().unwrap()) % 3_000,
+            _ => 1 + u64::from(getrandom::u32().unwrap()) % 1_500,
         };
         run(directory.path(), lines, &mut expected);
         runtime.block_on(async {

@@ -159,11 +159,11 @@ async fn a_flipped_bit_is_noticed_or_harmless() {
     let original = sound(&store).await;
     let (mut tried, mut noticed) = (0, 0);
     for (path, bytes) in files(&store) {
-        // Spread over the file, denser where it is short; the first and last byte always.
+        // The first and last byte, and one in the middle.
         let places: Vec<usize> = match bytes.len() {
             0 => continue,
             1 => vec![0],
-            length => (0..5).map(|n| n * (length - 1) / 4).collect(),
+            length => (0..3).map(|n| n * (length - 1) / 2).collect(),
         };
         for place in places {
             let damaged = parent.path().join("damaged");

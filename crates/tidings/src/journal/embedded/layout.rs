@@ -132,12 +132,17 @@ pub(super) fn due_key(kind: DueKind, at: Timestamp, id: u64, key: &StateKey) -> 
     [&[due_kind(kind)][..], &at, &id.to_be_bytes(), key.as_str().as_bytes()].concat()
 }
 
+/// Due entries of a kind that are not before a time sort from here on.
+pub(super) fn due_begin(kind: DueKind, from: Timestamp) -> Vec<u8> {
+    [&[due_kind(kind)][..], &from.as_millis().to_be_bytes()].concat()
+}
+
 /// Due entries of a kind that are not after a time sort before this.
 pub(super) fn due_end(kind: DueKind, now: Timestamp) -> Vec<u8> {
     [&[due_kind(kind)][..], &now.as_millis().saturating_add(1).to_be_bytes()].concat()
 }
 
-pub(super) const fn due_kind(kind: DueKind) -> u8 {
+const fn due_kind(kind: DueKind) -> u8 {
     match kind {
         DueKind::Expired => 1,
         DueKind::Due => 2,

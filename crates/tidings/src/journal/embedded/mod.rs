@@ -4,6 +4,7 @@
 //! and compare the floor before and after, so that a page is whole or is read again.
 
 mod directory;
+mod due_start;
 mod layout;
 mod reads;
 mod reclaim;
@@ -23,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use self::{
     directory::Directory,
+    due_start::DueStart,
     layout::{META, Meta, Store, split_u64},
     reads::Reader,
     reclaim::{Reclaimable, Reclaimer},
@@ -133,8 +135,10 @@ impl EmbeddedJournal {
         progress.commits.store(meta.commits, Ordering::SeqCst);
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let started = tokio::time::Instant::now();
+        let due_start = Arc::new(DueStart::default());
         let writer = Writer {
             store: store.clone(),
+            due_start: Arc::clone(&due_start),
             settings,
             clock,
             reclaimable: Arc::clone(&reclaimable),
@@ -149,7 +153,7 @@ impl EmbeddedJournal {
         let shared = Arc::new(Shared { directory, progress, reclaimer, started });
         let watched = Arc::downgrade(&shared);
         spawn("journal-watch", move || watch(&watched))?;
-        let reader = Reader { store, store_epoch: meta.store_epoch };
+        let reader = Reader { store, store_epoch: meta.store_epoch, due_start };
         Ok(Arc::new(Self {
             open: Mutex::new(Some(Open { reader, requests })),
             shared,

@@ -1,12 +1,13 @@
 //! Reading: pages from a snapshot, each record checked.
 
-use std::ops::Bound;
+use std::{ops::Bound, sync::Arc};
 
 use fjall::{Readable as _, Snapshot};
 
 use super::{
+    due_start::DueStart,
     layout::{
-        FIRST_TOPIC, Store, TopicRecord, due_end, due_kind, named_key, offset_key, read_mark,
+        FIRST_TOPIC, Store, TopicRecord, due_begin, due_end, named_key, offset_key, read_mark,
         read_topic_key, split_u64, topic_key, topic_prefix,
     },
     writer::{Trim, damaged, unreadable},
@@ -23,6 +24,7 @@ use crate::{
 pub(super) struct Reader {
     pub(super) store: Store,
     pub(super) store_epoch: u32,
+    pub(super) due_start: Arc<DueStart>,
 }
 
 /// A topic in a snapshot.
@@ -153,17 +155,22 @@ impl Reader {
         now: Timestamp,
         limit: usize,
     ) -> Result<Vec<Due>, JournalError> {
+        let start = self.due_start.look(kind);
         let snapshot = self.store.db.snapshot();
-        let range = vec![due_kind(kind)]..due_end(kind, now);
+        let range = due_begin(kind, start.at)..due_end(kind, now);
         let mut due = Vec::new();
+        if start.at > now {
+            return Ok(due);
+        }
+        let mut first = None;
         for entry in snapshot.range(&self.store.due, range) {
             if due.len() == limit {
                 break;
             }
             let (entry, value) = entry.into_inner().map_err(unreadable)?;
             let wrong = || JournalError::Broken("an entry of the due index is damaged".to_owned());
-            // Kind and time come before the topic's id and the state's key.
-            let state_key = entry.get(9..).ok_or_else(wrong)?;
+            let (at, state_key) = entry.get(1..).and_then(split_u64).ok_or_else(wrong)?;
+            first = first.or(Some(at));
             let (offset, topic) = split_u64(&value).ok_or_else(wrong)?;
             let topic = read_topic_key(topic).ok_or_else(wrong)?;
             let state = snapshot.get(&self.store.states, state_key).map_err(unreadable)?;
@@ -171,6 +178,10 @@ impl Reader {
             if let Some(event) = event.filter(|event| event.offset == Offset(offset)) {
                 due.push(Due { topic, event, why: kind });
             }
+        }
+        if limit > 0 {
+            let after = now.as_millis().saturating_add(1);
+            self.due_start.found(kind, start, Timestamp::from_millis(first.unwrap_or(after)));
         }
         Ok(due)
     }

@@ -16,6 +16,7 @@ use fjall::PersistMode;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    due_start::DueStart,
     layout::{
         META, Meta, Store, TopicRecord, due_key, named_key, offset_key, read_seen, topic_key,
         write_mark, write_seen,
@@ -107,6 +108,7 @@ pub(super) struct Writer {
     pub(super) settings: JournalSettings,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) reclaimable: Arc<Reclaimable>,
+    pub(super) due_start: Arc<DueStart>,
     pub(super) progress: Arc<Progress>,
     pub(super) meta: Meta,
     pub(super) started: tokio::time::Instant,
@@ -210,6 +212,7 @@ impl Writer {
 
     /// Makes it durable and answers, or answers that it failed.
     fn commit(&mut self, commit: Commit) {
+        let added: Vec<_> = commit.states.values().flat_map(Slot::added_due).collect();
         let Commit { mut batch, answers, dirty, floors, forgotten, states, .. } = commit;
         let result = match self.progress.failure() {
             Some(reason) => Err(JournalError::Unavailable(reason)),
@@ -226,6 +229,9 @@ impl Writer {
                 self.reclaimable.set_floor(id, floor);
             }
             self.reclaimable.forget(&forgotten);
+            for (kind, at) in added {
+                self.due_start.add(kind, at);
+            }
         } else {
             // What was staged is not in the store: the records in memory are ahead of it.
             self.records.clear();
@@ -569,10 +575,19 @@ impl Slot {
         Self { topic: topic.clone(), id, current: stored.clone(), stored, record: Vec::new() }
     }
 
+    fn is_changed(&self) -> bool {
+        let offset = |event: &Option<Event>| event.as_ref().map(|event| event.offset);
+        offset(&self.stored) != offset(&self.current)
+    }
+
+    /// When the new state is due, if this is one.
+    fn added_due(&self) -> impl Iterator<Item = (DueKind, Timestamp)> {
+        self.current.iter().filter(|_| self.is_changed()).flat_map(times_of)
+    }
+
     /// Writes what became of the state; nothing, if it is the one that the store has.
     fn write(self, key: Vec<u8>, store: &Store, batch: &mut fjall::OwnedWriteBatch) {
-        let offset = |event: &Option<Event>| event.as_ref().map(|event| event.offset);
-        if offset(&self.stored) == offset(&self.current) {
+        if !self.is_changed() {
             return;
         }
         if let Some(old) = &self.stored {
@@ -596,11 +611,16 @@ impl Slot {
     }
 }
 
+/// A state's times.
+fn times_of(state: &Event) -> impl Iterator<Item = (DueKind, Timestamp)> {
+    let times = [(DueKind::Expired, state.body.expires_at), (DueKind::Due, state.body.due_at)];
+    times.into_iter().filter_map(|(kind, at)| Some((kind, at?)))
+}
+
 /// The keys of a state's entries in the due index.
 fn due_of(id: u64, state: &Event) -> impl Iterator<Item = Vec<u8>> {
-    let body = &state.body;
-    let times = [(DueKind::Expired, body.expires_at), (DueKind::Due, body.due_at)];
-    times.into_iter().filter_map(move |(kind, at)| Some(due_key(kind, at?, id, body.key.as_ref()?)))
+    let key = state.body.key.as_ref();
+    times_of(state).filter_map(move |(kind, at)| Some(due_key(kind, at, id, key?)))
 }
 
 pub(super) fn unreadable(error: fjall::Error) -> JournalError {
