@@ -28,7 +28,8 @@ use crate::{
     subscribe::{Filter, Follow, Since, States, is_type_filter, keys},
 };
 
-const PARAMETERS: &[&str] = &[
+/// Query parameters.
+pub(super) const PARAMETERS: &[&str] = &[
     "topic",
     "type",
     "key",

@@ -38,7 +38,7 @@ pub(super) struct Drafts {
 }
 
 /// Members of an event in `application/json` and NDJSON.
-const MEMBERS: &[&str] = &[
+pub(super) const MEMBERS: &[&str] = &[
     "topic",
     "type",
     "class",

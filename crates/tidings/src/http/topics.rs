@@ -22,6 +22,8 @@ use crate::{
     model::{Topic, TopicKey},
 };
 
+/// Query parameters of the listing.
+pub(super) const PARAMETERS: &[&str] = &["prefix", "after", "limit"];
 /// Topics of one answer by default and at most.
 const TOPICS_DEFAULT: usize = 100;
 const TOPICS_MAX: usize = 1000;
@@ -52,9 +54,7 @@ pub(super) async fn list(
     let mut prefix = String::new();
     let mut after = None;
     let mut limit = TOPICS_DEFAULT;
-    for Parameter { name, value } in
-        query::parameters(query.as_deref(), &["prefix", "after", "limit"])?
-    {
+    for Parameter { name, value } in query::parameters(query.as_deref(), PARAMETERS)? {
         match &*name {
             "prefix" => prefix = value,
             "after" => {
