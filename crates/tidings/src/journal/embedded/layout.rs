@@ -285,9 +285,9 @@ impl TopicRecord {
     }
 
     pub(super) fn write(&self) -> Result<Vec<u8>, JournalError> {
-        let flags = u8::from(self.is_deleted) * DELETED
-            | u8::from(self.closed) * CLOSED
-            | u8::from(self.has_events) * HAS_EVENTS;
+        let flags =
+            [(self.is_deleted, DELETED), (self.closed, CLOSED), (self.has_events, HAS_EVENTS)];
+        let flags = flags.iter().filter(|(is_set, _)| *is_set).fold(0, |all, (_, flag)| all | flag);
         let mut out = vec![0, 0, 0, 0, RECORD_VERSION, flags];
         out.extend(self.id.to_be_bytes());
         out.extend(self.incarnation.to_be_bytes());

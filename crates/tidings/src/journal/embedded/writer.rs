@@ -623,6 +623,7 @@ fn due_of(id: u64, state: &Event) -> impl Iterator<Item = Vec<u8>> {
     times_of(state).filter_map(move |(kind, at)| Some(due_key(kind, at, id, key?)))
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "it is named in `map_err`")]
 pub(super) fn unreadable(error: fjall::Error) -> JournalError {
     JournalError::Unavailable(format!("the store cannot be read: {error}"))
 }
