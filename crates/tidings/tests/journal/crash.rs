@@ -1,8 +1,9 @@
 //! `kill -9` of a process that appends, over and over on one directory.
 //!
 //! The rule: what was acknowledged is there, once, where it was said to be; and what was once read
-//! after a crash is there after the next. Proven by breaking the adapter: with the commit's
-//! durability left out and the acknowledgement sent before the commit, the first rounds fail.
+//! after a crash is there after the next. Proven by breaking the adapter: when the writer answers
+//! before it commits, the first round fails. (That commits reach the disk itself, a kill cannot
+//! show: what was written survives in the page cache.)
 
 use std::{
     collections::{BTreeMap, HashMap},
