@@ -147,12 +147,16 @@ impl Connection {
         let Self { phase: Phase::Run(subscription), timers, draining, .. } = self else {
             return Bytes::new();
         };
-        let happening = tokio::select! {
-            // Events first: a connection that is to end hands out what it has already found.
-            biased;
-            items = subscription.next() => Happening::Items(items),
-            happening = timers.next() => happening,
-            () = draining, if !timers.is_draining => Happening::Drain,
+        // The end first: a reader that is behind always has events waiting, and a credential that has
+        // ended must not deliver them.
+        let happening = match timers.ended(Instant::now()) {
+            Some(reason) => Happening::End(reason),
+            None => tokio::select! {
+                biased;
+                () = draining, if !timers.is_draining => Happening::Drain,
+                items = subscription.next() => Happening::Items(items),
+                happening = timers.next() => happening,
+            },
         };
         match happening {
             Happening::Items(Ok(items)) => {
@@ -257,13 +261,18 @@ impl Timers {
         self.timer.as_mut().reset(Instant::now());
     }
 
+    /// Why the connection is to end by now.
+    fn ended(&self, now: Instant) -> Option<GoAway> {
+        let past = self.ends.iter().filter(|(at, _)| *at <= now);
+        past.min_by_key(|(at, _)| *at).map(|(_, reason)| *reason)
+    }
+
     async fn next(&mut self) -> Happening {
         loop {
             std::future::poll_fn(|context| self.timer.as_mut().poll(context)).await;
             let now = Instant::now();
-            let ended = self.ends.iter().filter(|(at, _)| *at <= now).min_by_key(|(at, _)| *at);
-            if let Some((_, reason)) = ended {
-                return Happening::End(*reason);
+            if let Some(reason) = self.ended(now) {
+                return Happening::End(reason);
             }
             if let Some((_, expires_at)) = self.notice.take_if(|(at, _)| *at <= now) {
                 return Happening::Notice(expires_at);

@@ -1,5 +1,7 @@
 //! Who is calling, and what they may touch.
 
+use std::time::Duration;
+
 use axum::{
     body::{Body, Bytes},
     extract::{FromRequestParts, Request},
@@ -90,9 +92,17 @@ pub(super) fn not_found() -> Problem {
     Problem::new(ErrorCode::NotFound, "there is no such topic for this credential")
 }
 
+/// How long a body may take to arrive: 1 MiB at 35 kB/s.
+const BODY_READ_MAX: Duration = Duration::from_secs(30);
+
 /// Reads a body up to a limit in bytes.
 pub(super) async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
-    match Limited::new(body, bytes_max).collect().await {
+    let reading = tokio::time::timeout(BODY_READ_MAX, Limited::new(body, bytes_max).collect());
+    let Ok(read) = reading.await else {
+        let detail = "the body did not arrive within 30 s";
+        return Err(Problem::new(ErrorCode::Malformed, detail));
+    };
+    match read {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
             let detail = format!("the body is larger than {bytes_max} bytes");

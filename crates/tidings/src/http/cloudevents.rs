@@ -20,6 +20,8 @@ use crate::{
     publish::Publish,
 };
 
+/// What headers with attributes begin with, in binary mode.
+const PREFIX: &str = "ce-";
 /// Names that this hub writes itself, and that an event must not bring.
 const OWN: &[&str] = &["position", "cursor"];
 
@@ -35,6 +37,7 @@ pub(super) fn structured(
     bounds: Bounds,
     topic: Option<Topic>,
 ) -> Result<Publish, Problem> {
+    let prefix = format!("{at}/");
     let mut draft = DraftParts { topic, ..DraftParts::default() };
     let mut content_type = None;
     let mut version = None;
@@ -56,7 +59,7 @@ pub(super) fn structured(
             _ => attribute(&mut draft, &name, json, &at, bounds)?,
         }
     }
-    required(&draft, version.as_deref(), at)?;
+    required(&draft, version.as_deref(), &prefix)?;
     match (encoded, content_type) {
         (Some(_), _) if draft.data != Data::None => {
             return Err(malformed("has both data and data_base64").at(format!("{at}/data")));
@@ -72,7 +75,7 @@ pub(super) fn structured(
         }
         (None, _) => {}
     }
-    draft.finish(at)
+    draft.finish(&prefix, spelled)
 }
 
 /// Whether the request carries an event in binary mode.
@@ -91,7 +94,7 @@ pub(super) fn binary(
     let mut draft = DraftParts { topic, ..DraftParts::default() };
     let mut version = None;
     for (name, value) in headers {
-        let Some(attribute_name) = name.as_str().strip_prefix("ce-") else { continue };
+        let Some(attribute_name) = name.as_str().strip_prefix(PREFIX) else { continue };
         let text = value.to_str().ok().and_then(percent_decode);
         let text = text.ok_or_else(|| {
             malformed("must be ASCII with percent-encoded UTF-8").at(name.as_str())
@@ -107,20 +110,30 @@ pub(super) fn binary(
             }
         }
     }
-    required(&draft, version.as_deref(), "")?;
+    required(&draft, version.as_deref(), PREFIX)?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     draft.data = data(content_type, body, bounds)?;
-    draft.finish("")
+    draft.finish(PREFIX, spelled)
 }
 
-fn required(draft: &DraftParts, version: Option<&str>, at: &str) -> Result<(), Problem> {
+/// CloudEvents' spelling of a field that has another name in plain JSON.
+fn spelled(name: &'static str) -> &'static str {
+    match name {
+        "expires_at" => "expirytime",
+        "if_offset" => "ifoffset",
+        "delete" => "deleted",
+        name => name,
+    }
+}
+
+fn required(draft: &DraftParts, version: Option<&str>, prefix: &str) -> Result<(), Problem> {
     if version != Some("1.0") {
-        return Err(malformed("must be \"1.0\"").at(format!("{at}/specversion")));
+        return Err(malformed("must be \"1.0\"").at(format!("{prefix}specversion")));
     }
     for (name, is_there) in [("id", draft.id.is_some()), ("source", draft.source.is_some())] {
         if !is_there {
-            let detail = format!("the member `{name}` is missing");
-            return Err(malformed(&detail).at(format!("{at}/{name}")));
+            let detail = format!("`{name}` is missing");
+            return Err(malformed(&detail).at(format!("{prefix}{name}")));
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! `POST /v1/events`: publishing, one request or one long stream.
 
-use std::{collections::HashMap, convert::Infallible};
+use std::{collections::HashMap, convert::Infallible, time::Duration};
 
 use axum::{
     body::Body,
@@ -29,6 +29,7 @@ use crate::{
     publish::{Publish, Published},
 };
 
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Longest idempotency key, bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// What a line of NDJSON may have besides its data, bytes.
@@ -57,12 +58,16 @@ pub(super) async fn publish(
     };
     if essence == "application/x-ndjson" || essence == "application/jsonl" {
         query::parameters(query.as_deref(), &[])?;
+        if headers.contains_key(IDEMPOTENCY_KEY) {
+            let detail = "a stream cannot be repeated as a whole; give its events ids";
+            return Err(Problem::new(ErrorCode::Malformed, detail).at("Idempotency-Key"));
+        }
         return Ok(publish_stream(app.clone(), grant, bounds, body));
     }
     let key = idempotency_key(&headers)?;
     let body = read_body(body, settings.publish_bytes_max).await?;
     let drafts = read(&essence, content_type, query.as_deref(), &headers, body.clone(), bounds)?;
-    let key = key.map(|key| (key, body));
+    let key = key.map(|key| (key, whole_request(content_type, query.as_deref(), &headers, &body)));
     let results = authorize_and_publish(&app, &grant, drafts.events, key).await?;
     Ok(answer(drafts.is_single, results))
 }
@@ -110,7 +115,7 @@ fn topic_parameter(query: Option<&str>) -> Result<Option<Topic>, Problem> {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
     // A structured-fields string may come in quotes; both spellings are one key.
     let key = value.to_str().ok().map(|text| text.trim_matches('"'));
     let fits = |key: &&str| (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
@@ -119,6 +124,32 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
         Problem::new(ErrorCode::Malformed, detail).at("Idempotency-Key")
     })?;
     Ok(Some(key.to_owned()))
+}
+
+/// Everything that a request publishes: an idempotency key stands for all of it, not for its body
+/// alone, which the query or `ce-` headers may send elsewhere.
+fn whole_request(
+    content_type: Option<&str>,
+    query: Option<&str>,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Bytes {
+    let mut whole = BytesMut::new();
+    let mut put = |part: &[u8]| {
+        whole.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        whole.extend_from_slice(part);
+    };
+    put(content_type.unwrap_or_default().as_bytes());
+    put(query.unwrap_or_default().as_bytes());
+    put(body);
+    let mut attributes: Vec<_> =
+        headers.iter().filter(|(name, _)| name.as_str().starts_with("ce-")).collect();
+    attributes.sort_by_key(|(name, _)| name.as_str());
+    for (name, value) in attributes {
+        put(name.as_str().as_bytes());
+        put(value.as_bytes());
+    }
+    whole.freeze()
 }
 
 /// Publishes what may be published; the rest keeps its problem. One result for each event, in
@@ -203,30 +234,65 @@ fn answer(is_single: bool, results: Vec<Result<Published, Problem>>) -> Response
     }
 }
 
-/// A stream of events in, a stream of results out, a line each.
+/// A stream of events in, a stream of results out, a line each. It ends with its credential, and
+/// when the hub drains, and says so in its last line; lines after the last result were not read.
 fn publish_stream(app: App, grant: Grant, bounds: Bounds, body: Body) -> Response {
     let request_id = problem::request_id();
     let lines = Lines::new(body, bounds.event_bytes_max + LINE_OVERHEAD);
-    let stream = stream::unfold((lines, app, grant), move |(mut lines, app, grant)| {
+    let stream = stream::unfold(Some((lines, app, grant)), move |state| {
         let request_id = request_id.clone();
-        async move {
-            let drafts = lines.next(bounds).await?;
-            let publish = authorize_and_publish(&app, &grant, drafts, None);
-            let results = problem::within(request_id, publish).await;
+        problem::within(request_id, async move {
+            let (mut lines, app, grant) = state?;
+            let drafts = tokio::select! {
+                // The end first: lines may go on for ever.
+                biased;
+                problem = end_of_stream(&app, &grant) => Err(problem),
+                drafts = lines.next(bounds) => Ok(drafts?),
+            };
+            let (results, state) = match drafts {
+                Ok(drafts) => {
+                    let results = authorize_and_publish(&app, &grant, drafts, None).await;
+                    (
+                        results.unwrap_or_else(|problem| vec![Err(problem)]),
+                        Some((lines, app, grant)),
+                    )
+                }
+                Err(problem) => (vec![Err(problem)], None),
+            };
             let mut out = BytesMut::new();
-            for result in results.unwrap_or_else(|problem| vec![Err(problem)]) {
+            for result in results {
                 out.extend_from_slice(result_json(&result).to_string().as_bytes());
                 out.extend_from_slice(b"\n");
             }
-            let frame = Ok::<_, Infallible>(Frame::data(out.freeze()));
-            Some((frame, (lines, app, grant)))
-        }
+            Some((Ok::<_, Infallible>(Frame::data(out.freeze())), state))
+        })
     });
     let headers = [
         (header::CONTENT_TYPE, "application/x-ndjson"),
         (header::CACHE_CONTROL, "no-cache, no-transform"),
     ];
     (headers, Body::new(StreamBody::new(stream))).into_response()
+}
+
+/// Waits until a stream may publish no more.
+async fn end_of_stream(app: &App, grant: &Grant) -> Problem {
+    let expired = async {
+        match grant.expires_at() {
+            Some(end) => tokio::time::sleep(app.hub.clock().now().until(end)).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = app.hub.draining().cancelled() => {
+            let detail = "the hub is draining; send the rest again";
+            Problem::new(ErrorCode::Unavailable, detail).after(Duration::from_secs(1))
+        }
+        () = expired => {
+            let detail = "the credential expired; send the rest with a new one";
+            Problem::new(ErrorCode::CredentialExpired, detail)
+        }
+    }
 }
 
 /// The lines of a body, as many at once as have arrived and one request may hold.

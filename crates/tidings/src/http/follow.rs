@@ -28,7 +28,8 @@ use crate::{
     subscribe::{Filter, Follow, Since, States, is_type_filter, keys},
 };
 
-const PARAMETERS: &[&str] = &[
+/// Query parameters.
+pub(super) const PARAMETERS: &[&str] = &[
     "topic",
     "type",
     "key",
@@ -40,6 +41,8 @@ const PARAMETERS: &[&str] = &[
     "wait",
     "ticket",
 ];
+/// Those of them that may be repeated.
+const REPEATABLE: &[&str] = &["topic", "type", "key", "class"];
 
 /// What a reader asks for.
 #[derive(Debug)]
@@ -95,7 +98,16 @@ async fn answer(
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
     let request = parse(query, headers, app.hub.clock().now())?;
+    // Before a ticket is used up: its reader comes back with it.
+    if app.hub.draining().is_cancelled() {
+        let detail = "the hub is draining; come back";
+        return Err(Problem::new(ErrorCode::Unavailable, detail).after(Duration::from_secs(1)));
+    }
     let (grant, tag) = match &request.ticket {
+        Some(_) if method == Method::HEAD && !headers.contains_key(header::AUTHORIZATION) => {
+            let detail = "HEAD would use up the ticket; send `Authorization: Bearer`";
+            return Err(Problem::new(ErrorCode::CredentialMissing, detail));
+        }
         Some(ticket) if !headers.contains_key(header::AUTHORIZATION) => {
             let cursor = request.cursor.as_deref();
             let (grant, tag) = app.hub.redeem_ticket(ticket, cursor).await?;
@@ -105,10 +117,6 @@ async fn answer(
     };
     let topics = if request.topics.is_empty() { grant.feed() } else { request.topics.clone() };
     readable(app, &grant, &topics).await?;
-    if app.hub.draining().is_cancelled() {
-        let detail = "the hub is draining; come back";
-        return Err(Problem::new(ErrorCode::Unavailable, detail).after(Duration::from_secs(1)));
-    }
     let follow = Follow {
         topics: keys(grant.tenant(), &topics),
         cursor: request.cursor.clone(),
@@ -124,6 +132,7 @@ async fn answer(
         return Ok((StatusCode::NO_CONTENT, stream_headers(None)).into_response());
     }
     match request.answer {
+        Answer::Page if method == Method::HEAD => Ok(PAGE_HEADERS.into_response()),
         Answer::Page => page(app, follow, request.envelope, request.wait).await,
         Answer::Stream(format) => {
             let headers = stream_headers(Some(format));
@@ -186,9 +195,11 @@ async fn page(
         page.closed,
     );
     body.extend_from_slice(rest.as_bytes());
-    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, body).into_response())
+    Ok((PAGE_HEADERS, body).into_response())
 }
+
+const PAGE_HEADERS: [(HeaderName, &str); 2] =
+    [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
 
 fn stream_headers(format: Option<Format>) -> HeaderMap {
     let mut headers = HeaderMap::from_iter([
@@ -230,7 +241,7 @@ fn parse(query: Option<&str>, headers: &HeaderMap, now: Timestamp) -> Result<Req
         ticket: None,
         answer: accepted(headers)?,
     };
-    for Parameter { name, value } in query::parameters(query, PARAMETERS)? {
+    for Parameter { name, value } in query::repeatable(query, PARAMETERS, REPEATABLE)? {
         let wrong = |rule: &str| Problem::new(ErrorCode::Malformed, rule).at(&*name);
         match &*name {
             "topic" => {

@@ -38,7 +38,7 @@ pub(super) struct Drafts {
 }
 
 /// Members of an event in `application/json` and NDJSON.
-const MEMBERS: &[&str] = &[
+pub(super) const MEMBERS: &[&str] = &[
     "topic",
     "type",
     "class",
@@ -115,7 +115,7 @@ pub(super) fn raw(
         draft.member(&name, &json, &name, bounds)?;
     }
     draft.data = data(content_type, body, bounds)?;
-    draft.finish("")
+    draft.finish("", |name| name)
 }
 
 /// A body as data: JSON, text, or bytes, by its media type.
@@ -217,12 +217,19 @@ impl DraftParts {
         Ok(())
     }
 
-    /// Checks that the fields fit together. `at` is the JSON pointer of the event.
-    pub(super) fn finish(self, at: &str) -> Result<Publish, Problem> {
-        let missing = |name: &str| {
-            malformed(&format!("the member `{name}` is missing")).at(format!("{at}/{name}"))
+    /// Checks that the fields fit together. What is wrong is pointed at by `prefix` and the name
+    /// that `spelled` gives the field in this form of body.
+    pub(super) fn finish(
+        self,
+        prefix: &str,
+        spelled: fn(&'static str) -> &'static str,
+    ) -> Result<Publish, Problem> {
+        let missing = |name| {
+            let name = spelled(name);
+            malformed(&format!("`{name}` is missing")).at(format!("{prefix}{name}"))
         };
-        let clash = |name: &str, rule: &str| Err(malformed(rule).at(format!("{at}/{name}")));
+        let clash =
+            |name, rule: &str| Err(malformed(rule).at(format!("{prefix}{}", spelled(name))));
         let topic = self.topic.ok_or_else(|| missing("topic"))?;
         let event_type = self.event_type.ok_or_else(|| missing("type"))?;
         let class = self.class.unwrap_or_default();
@@ -277,7 +284,7 @@ fn event(text: &str, at: &str, bounds: Bounds) -> Result<Publish, Problem> {
         let at = format!("{at}/{}", escape(&name));
         draft.member(&name, value.get(), &at, bounds)?;
     }
-    draft.finish(at)
+    draft.finish(&format!("{at}/"), |name| name)
 }
 
 fn array(

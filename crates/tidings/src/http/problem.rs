@@ -91,3 +91,41 @@ pub(super) async fn identify(request: Request, next: Next) -> Response {
 pub(super) async fn within<T>(id: String, work: impl Future<Output = T>) -> T {
     REQUEST.scope(id, work).await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::{Router, body::Body, middleware, routing::get};
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn answer(handler: fn() -> Response) -> (StatusCode, http::HeaderMap, serde_json::Value) {
+        let app = Router::new().route("/", get(async move || handler()));
+        let app = app.layer(middleware::from_fn(identify));
+        // An id of the caller's own is not taken.
+        let request = Request::builder().uri("/").header(REQUEST_ID, "mine").body(Body::empty());
+        let (parts, body) = app.oneshot(request.unwrap()).await.unwrap().into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (parts.status, parts.headers, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_answered_for_and_says_nothing_of_why() {
+        let (status, headers, body) = answer(|| panic!("the secret")).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(body["request_id"], headers[REQUEST_ID].to_str().unwrap());
+        assert!(!body.to_string().contains("the secret") && body["request_id"] != "mine");
+    }
+
+    #[tokio::test]
+    async fn a_problem_says_when_to_come_back_in_whole_seconds_rounded_up() {
+        for (ms, seconds) in [(0, "0"), (1, "1"), (1000, "1"), (1001, "2")] {
+            let problem = Problem::new(ErrorCode::Unavailable, "x");
+            let answer = problem.after(Duration::from_millis(ms)).into_response();
+            assert_eq!(answer.headers()[header::RETRY_AFTER], seconds, "{ms} ms");
+        }
+    }
+}

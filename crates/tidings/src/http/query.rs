@@ -14,10 +14,20 @@ pub(super) struct Parameter {
     pub(super) value: String,
 }
 
-/// Reads a query of `application/x-www-form-urlencoded` (WHATWG URL §5.1), names as known.
+/// Reads a query of `application/x-www-form-urlencoded` (WHATWG URL §5.1), names as known and each
+/// at most once.
 pub(super) fn parameters(query: Option<&str>, known: &[&str]) -> Result<Vec<Parameter>, Problem> {
+    repeatable(query, known, &[])
+}
+
+/// The same for a query in which the parameters `many` may be repeated.
+pub(super) fn repeatable(
+    query: Option<&str>,
+    known: &[&str],
+    many: &[&str],
+) -> Result<Vec<Parameter>, Problem> {
     let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-    let mut parameters = Vec::new();
+    let mut parameters: Vec<Parameter> = Vec::new();
     for pair in pairs {
         if parameters.len() == PARAMETERS_MAX {
             return Err(malformed("the query has more than 128 parameters"));
@@ -32,6 +42,9 @@ pub(super) fn parameters(query: Option<&str>, known: &[&str]) -> Result<Vec<Para
                 None => "this resource has no parameters".to_owned(),
             };
             return Err(malformed(&detail).at(name));
+        }
+        if !many.contains(&&*name) && parameters.iter().any(|other| other.name == name) {
+            return Err(malformed("this parameter is there twice").at(name));
         }
         let value = decode(value)
             .ok_or_else(|| malformed("the value is not percent-encoded UTF-8").at(name.clone()))?;
@@ -119,12 +132,15 @@ mod tests {
 
     #[test]
     fn a_query_is_decoded_strictly() {
-        let read = parameters(Some("topic=a%2Fb&topic=c+d&x="), &["topic", "x"]).unwrap();
+        let read =
+            repeatable(Some("topic=a%2Fb&topic=c+d&x="), &["topic", "x"], &["topic"]).unwrap();
         let pairs: Vec<_> = read.iter().map(|p| (&*p.name, &*p.value)).collect();
         assert_eq!(pairs, [("topic", "a/b"), ("topic", "c d"), ("x", "")]);
         for bad in ["topic=%", "topic=%2", "topic=%zz", "topic=%ff", "%ff=1"] {
             assert!(parameters(Some(bad), &["topic"]).is_err(), "{bad}");
         }
+        let problem = parameters(Some("topic=a&topic=b"), &["topic"]).unwrap_err();
+        assert_eq!(problem.pointer.as_deref(), Some("topic"));
         let problem = parameters(Some("topc=a"), &["since", "topic"]).unwrap_err();
         assert_eq!(problem.pointer.as_deref(), Some("topc"));
         assert_eq!(problem.detail, "there is no such parameter; did you mean `topic`?");

@@ -16,6 +16,9 @@ use crate::{
     model::{Topic, TopicKey},
 };
 
+/// Query parameters.
+pub(super) const PARAMETERS: &[&str] = &["topic", "prefix"];
+
 pub(super) async fn snapshot(
     State(app): State<App>,
     Caller(grant): Caller,
@@ -23,7 +26,7 @@ pub(super) async fn snapshot(
 ) -> Result<Response, Problem> {
     let mut topic = None;
     let mut prefix = String::new();
-    for Parameter { name, value } in query::parameters(query.as_deref(), &["topic", "prefix"])? {
+    for Parameter { name, value } in query::parameters(query.as_deref(), PARAMETERS)? {
         match &*name {
             "topic" => {
                 topic = Some(Topic::parse(&value).map_err(|e| Problem::from(e).at("topic"))?)

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use axum::{
     body::Body,
-    extract::{Path, RawQuery, State},
-    http::{StatusCode, header},
+    extract::{FromRequestParts, Path, RawQuery, State},
+    http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
@@ -22,6 +22,8 @@ use crate::{
     model::{Topic, TopicKey},
 };
 
+/// Query parameters of the listing.
+pub(super) const PARAMETERS: &[&str] = &["prefix", "after", "limit"];
 /// Topics of one answer by default and at most.
 const TOPICS_DEFAULT: usize = 100;
 const TOPICS_MAX: usize = 1000;
@@ -29,6 +31,20 @@ const TOPICS_MAX: usize = 1000;
 const LOOKED_AT_MAX: usize = 10_000;
 /// Bytes of a body with properties.
 const BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// The topic that the path names.
+pub(super) struct TopicPath(Topic);
+
+impl FromRequestParts<App> for TopicPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let Path(text) = Path::<String>::from_request_parts(parts, app).await.map_err(|_| {
+            Problem::new(ErrorCode::Malformed, "the path is not percent-encoded UTF-8").at("topic")
+        })?;
+        Topic::parse(&text).map(Self).map_err(|error| Problem::from(error).at("topic"))
+    }
+}
 
 pub(super) async fn list(
     State(app): State<App>,
@@ -38,9 +54,7 @@ pub(super) async fn list(
     let mut prefix = String::new();
     let mut after = None;
     let mut limit = TOPICS_DEFAULT;
-    for Parameter { name, value } in
-        query::parameters(query.as_deref(), &["prefix", "after", "limit"])?
-    {
+    for Parameter { name, value } in query::parameters(query.as_deref(), PARAMETERS)? {
         match &*name {
             "prefix" => prefix = value,
             "after" => {
@@ -82,9 +96,8 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(app): State<App>,
     Caller(grant): Caller,
-    Path(topic): Path<String>,
+    TopicPath(topic): TopicPath,
 ) -> Result<Response, Problem> {
-    let topic = Topic::parse(&topic)?;
     if !may_read(&app.hub, &grant, &topic).await? {
         return Err(not_found());
     }
@@ -98,10 +111,9 @@ pub(super) async fn show(
 pub(super) async fn put(
     State(app): State<App>,
     Caller(grant): Caller,
-    Path(topic): Path<String>,
+    TopicPath(topic): TopicPath,
     body: Body,
 ) -> Result<Response, Problem> {
-    let topic = Topic::parse(&topic)?;
     let body = read_body(body, BODY_BYTES_MAX).await?;
     let text = std::str::from_utf8(&body)
         .map_err(|_| Problem::new(ErrorCode::Malformed, "the body is not UTF-8"))?;
@@ -127,9 +139,8 @@ pub(super) async fn put(
 pub(super) async fn delete(
     State(app): State<App>,
     Caller(grant): Caller,
-    Path(topic): Path<String>,
+    TopicPath(topic): TopicPath,
 ) -> Result<Response, Problem> {
-    let topic = Topic::parse(&topic)?;
     may_write(&app.hub, &grant, &topic, None).await?;
     if app.hub.delete(&TopicKey::new(grant.tenant().clone(), topic)).await? {
         Ok(StatusCode::NO_CONTENT.into_response())

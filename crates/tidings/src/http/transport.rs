@@ -335,3 +335,51 @@ impl http_body::Body for Heeded {
         out
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use rcgen::generate_simple_self_signed;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// What a peer of this address is answered on a port with TLS.
+    async fn cleartext_answer(address: &str, allow_cleartext: bool) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let pair = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let paths = ["cert.pem", "key.pem"].map(|name| directory.path().join(name));
+        std::fs::write(&paths[0], pair.cert.pem()).unwrap();
+        std::fs::write(&paths[1], pair.signing_key.serialize_pem()).unwrap();
+        let tls = Arc::new(Tls::open(&paths[0], &paths[1]).unwrap());
+        let settings = ServeSettings { allow_cleartext, ..ServeSettings::default() };
+        let app = Router::new().route("/", get(async || "served"));
+        let ended = CancellationToken::new();
+        let transport =
+            Transport::new(app, settings, Some(tls), ended.clone(), TaskTracker::new(), ended);
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        transport.serve(stream, address.parse().unwrap()).await;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn cleartext_beside_tls_is_for_loopback_unless_allowed() {
+        for local in ["127.0.0.1:9", "127.1.2.3:9", "[::1]:9", "[::ffff:127.0.0.1]:9"] {
+            assert!(cleartext_answer(local, false).await.ends_with("served"), "{local}");
+        }
+        for remote in ["192.0.2.1:9", "10.0.0.1:9", "[2001:db8::1]:9", "[::ffff:192.0.2.1]:9"] {
+            let answer = cleartext_answer(remote, false).await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{remote}: {answer}");
+            assert!(answer.contains("this port speaks https only"), "{remote}: {answer}");
+            assert!(cleartext_answer(remote, true).await.ends_with("served"), "{remote}");
+        }
+    }
+}

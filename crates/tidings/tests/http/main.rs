@@ -1,0 +1,19 @@
+//! The hub through HTTP: a real listener, real sockets, the memory journal.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod access;
+mod connections;
+mod cross_origin;
+mod encryption;
+mod expiry;
+mod follow;
+mod interface;
+mod publish;
+mod resume;
+mod support;
+mod topics;
