@@ -65,7 +65,7 @@ async fn append(journal: &dyn Journal, writer: usize, round: u64) {
     let events = (0..count).map(|n| {
         let mut event = NewEvent::new(EventType::parse("a.b").unwrap())
             .data(JsonText::string(&"x".repeat(usize::try_from(round % 300).unwrap())));
-        if (round + n) % 3 == 0 {
+        if (round + n).is_multiple_of(3) {
             event = event.state(StateKey::parse(&format!("k{}", n % 2)).unwrap());
         }
         Append { event: Arc::new(event), if_offset: None, dedup: Dedup::ById }
