@@ -25,6 +25,7 @@ async fn hasty() -> Server {
         first_byte: SHORT,
         handshake: SHORT,
         head: SHORT,
+        idle: SHORT * 2,
         write_stall: SHORT,
         h2_ping: SHORT,
         h2_pong: SHORT,
@@ -54,6 +55,23 @@ async fn a_client_that_stops_talking_is_closed() {
         assert!((SHORT..SOON).contains(&begun.elapsed()), "{probe}: {:?}", begun.elapsed());
         assert_eq!(answer.contains("200 OK"), probe.starts_with("idle"), "{probe}: {answer}");
     }
+}
+
+#[tokio::test]
+async fn a_kept_connection_may_be_idle_for_longer_than_a_head_may_take() {
+    let serve = ServeSettings { head: SHORT, ..ServeSettings::default() };
+    let server = Server::with(Options { serve, ..Options::default() }).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let head = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n";
+    for _ in 0..2 {
+        stream.write_all(head).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let count = timeout(SOON, stream.read(&mut answer)).await.unwrap().unwrap();
+        assert!(answer[..count].starts_with(b"HTTP/1.1 200 OK"));
+        assert!(timeout(SHORT * 2, stream.read(&mut answer)).await.is_err(), "it was closed");
+    }
+    // The second head has its deadline as well.
+    assert_eq!(raw(&mut stream, b"GET /health/li").await, "");
 }
 
 #[tokio::test]
@@ -96,6 +114,7 @@ async fn fill(server: &Server, topic: &str, kib: usize) {
     }
 }
 
+/// Broken on purpose, it failed: with `Stalling` waiting without its timer.
 #[tokio::test]
 async fn a_reader_that_stops_reading_is_dropped_and_costs_little_until_then() {
     let server = hasty().await;
@@ -146,6 +165,7 @@ async fn http_2_with_prior_knowledge_is_spoken_on_the_same_port() {
     assert_eq!(reader.data(1).await, [2]);
 }
 
+/// Broken on purpose, it failed: with `Reader::stalled` never returning.
 #[tokio::test]
 async fn one_http_2_stream_that_is_not_read_ends_and_the_others_go_on() {
     let server = hasty().await;
