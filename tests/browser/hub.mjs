@@ -36,18 +36,18 @@ class Hub {
   }
 
   async start() {
-    const process = spawn(BINARY, ["dev", "--json", "--listen", this.#listen, "--data", this.#data], {
+    const started = spawn(BINARY, ["dev", "--json", "--listen", this.#listen, "--data", this.#data], {
       stdio: ["ignore", "pipe", "pipe"],
     });
-    this.#process = process;
-    process.stderr.setEncoding("utf8").on("data", (text) => {
+    this.#process = started;
+    started.stderr.setEncoding("utf8").on("data", (text) => {
       this.#stderr = (this.#stderr + text).slice(-STDERR_CHARS_MAX);
     });
-    const lines = createInterface({ input: process.stdout });
+    const lines = createInterface({ input: started.stdout });
     const bound = AbortSignal.timeout(START_MS);
     const [line] = await Promise.race([
       once(lines, "line", { signal: bound }),
-      once(process, "exit").then(([code]) => { throw new Error(`the hub ended with ${code}\n${this.#stderr}`); }),
+      once(started, "exit").then(([code]) => { throw new Error(`the hub ended with ${code}\n${this.#stderr}`); }),
     ]).catch((error) => { throw new Error(`the hub did not start: ${error.message}\n${this.#stderr}`); });
     const said = JSON.parse(line);
     this.url = said.url.replace(/\/+$/, "");
@@ -72,10 +72,10 @@ class Hub {
   }
 
   async #end(signal) {
-    const process = this.#process;
-    if (!process || process.exitCode !== null || process.signalCode !== null) return;
-    const ended = once(process, "exit", { signal: AbortSignal.timeout(STOP_MS) });
-    process.kill(signal);
+    const running = this.#process;
+    if (!running || running.exitCode !== null || running.signalCode !== null) return;
+    const ended = once(running, "exit", { signal: AbortSignal.timeout(STOP_MS) });
+    running.kill(signal);
     await ended;
   }
 
@@ -92,6 +92,20 @@ class Hub {
     const refused = body.results?.find((result) => result.error);
     if (!response.ok || refused) throw new Error(`publish: ${response.status} ${JSON.stringify(refused ?? body)}`);
     return body.results;
+  }
+
+  // `tidings publish --lines`: returns its stdin, and `ended`, which rejects if a line was refused.
+  pipe(topic) {
+    const publisher = spawn(BINARY, ["publish", "--lines", "--quiet", "--topic", topic], {
+      env: { PATH: process.env.PATH, TIDINGS_URL: this.url, TIDINGS_KEY: this.publisherKey },
+      stdio: ["pipe", "ignore", "pipe"],
+    });
+    let said = "";
+    publisher.stderr.setEncoding("utf8").on("data", (text) => { said = (said + text).slice(-STDERR_CHARS_MAX); });
+    const ended = once(publisher, "exit").then(([code]) => {
+      if (code !== 0) throw new Error(`publish --lines ended with ${code}\n${said}`);
+    });
+    return { stdin: publisher.stdin, ended };
   }
 
   async ticket() {

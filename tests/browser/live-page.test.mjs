@@ -126,6 +126,29 @@ test("killed and started again, the hub goes on in the page where it stopped", a
   live.assertClean();
 });
 
+test("what is piped into `tidings publish --lines` appears line by line, through a reload and a kill -9", async (t) => {
+  const hub = await startHub(t);
+  const live = await openLive(t, browser, hub, { topics: [TOPIC] });
+  await live.until("caughtUp", "true");
+  const { stdin, ended } = hub.pipe(TOPIC);
+  const say = (from, to) => stdin.write(lines(from, to).map(({ data }) => `${data}\n`).join(""));
+  say(1, 100);
+  await live.untilRows(100);
+  await live.page.reload();
+  say(101, 200);
+  await live.untilRows(150);
+  await hub.kill();
+  say(201, 300);
+  stdin.end();
+  await hub.start();
+  await ended;
+  await live.untilRows(300);
+
+  assert.deepEqual(await live.rows(TOPIC), asRows(1, 300));
+  assert.equal(await live.by("continuity").innerText(), "continuity: exact");
+  live.assertClean();
+});
+
 test("a hub that ends in order says so, and the page comes back to the next one", async (t) => {
   const hub = await startHub(t);
   const live = await openLive(t, browser, hub, { topics: [TOPIC] });

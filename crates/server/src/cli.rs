@@ -114,9 +114,9 @@ Examples:
   cargo build 2>&1 | tidings publish --lines --topic build/1
   tidings publish --ndjson --file events.ndjson
 
-With --lines, an event's data is the line as a JSON string, without its line break; colours and other
-control characters stay, bytes that are no UTF-8 become U+FFFD. While the hub is away, lines wait in
-the pipe; each has an id of its own, so that one which is sent twice is stored once.")]
+With --lines, an event's data is the line as a JSON string, without its line break; colours
+and other control characters stay, bytes that are no UTF-8 become U+FFFD. While the hub is away,
+lines wait in the pipe; each has an id of its own, so that what is sent twice is stored once.")]
 pub(crate) struct PublishArgs {
     /// Topic, such as user/42
     #[arg(long, required_unless_present = "ndjson")]
@@ -151,6 +151,9 @@ pub(crate) struct PublishArgs {
     /// End the key's state
     #[arg(long, requires = "key")]
     pub(crate) delete: bool,
+    /// Close the topic with this event: nothing can follow it
+    #[arg(long, conflicts_with_all = ["lines", "ndjson"])]
+    pub(crate) close: bool,
     /// Publish each line of stdin as an event
     #[arg(long)]
     pub(crate) lines: bool,
@@ -186,8 +189,8 @@ Examples:
   tidings follow --topic build/1 --since earliest --format data
   tidings follow --topic user/42 --topic team/7/jobs --filter 'type=job.*' --cursor-file cursor
 
-The cursor file is replaced after an event was printed, never before: an interrupted follow prints the
-last event again rather than never.")]
+The cursor file is replaced after an event was printed, never before: an interrupted follow
+prints the last event again rather than never.")]
 pub(crate) struct FollowArgs {
     /// Topic to follow; repeat it for more [default: the feed of the credential]
     #[arg(long)]

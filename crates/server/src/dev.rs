@@ -26,7 +26,7 @@ use crate::{
     cli::DevArgs,
     commands::print,
     components::Components,
-    config::{Config, LogConfig, LogFormat},
+    config::{Config, LogConfig, LogFormat, Period},
     exit::{Exit, Failure},
     live,
     remote::{DevFile, variable},
@@ -38,6 +38,8 @@ use crate::{
 const CREDENTIALS_FILE: &str = "credentials.json";
 /// How long the reader token is valid: as long as anybody tries things out.
 const READER_TOKEN_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+/// A developer waits for the end: readers of one machine need no spreading.
+const DRAIN_WINDOW: Duration = Duration::from_secs(2);
 
 /// Runs the command.
 pub(crate) async fn run(args: &DevArgs) -> Result<Exit, Failure> {
@@ -169,8 +171,12 @@ impl Credentials {
     }
 
     fn config(&self, args: &DevArgs) -> Config {
-        let mut config =
-            Config { listen: args.listen, data: args.data.clone(), ..Config::default() };
+        let mut config = Config {
+            listen: args.listen,
+            data: args.data.clone(),
+            drain_window: Period(DRAIN_WINDOW),
+            ..Config::default()
+        };
         self.put(&mut config);
         config
     }

@@ -14,13 +14,16 @@ mod remote;
 mod serve;
 mod telemetry;
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use anstyle::{AnsiColor, Style};
 use clap::Parser as _;
 
 use cli::{Cli, Command, KeyCommand};
 use exit::{Exit, Failure};
+
+/// What blocking calls are given once everything else is over.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 
@@ -48,8 +51,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<Exit, Failure> {
     match command {
-        Command::Dev(args) => hub_runtime()?.block_on(dev::run(&args)),
-        Command::Serve(args) => hub_runtime()?.block_on(serve::run(&args)),
+        Command::Dev(args) => run_hub(dev::run(&args)),
+        Command::Serve(args) => run_hub(serve::run(&args)),
         Command::Publish(args) => client_runtime()?.block_on(client::publish::run(args)),
         Command::Follow(args) => client_runtime()?.block_on(client::follow::run(args)),
         Command::Health(args) => client_runtime()?.block_on(commands::health::run(&args)),
@@ -59,11 +62,15 @@ fn run(command: Command) -> Result<Exit, Failure> {
     }
 }
 
-fn hub_runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+fn run_hub(hub: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::new(Exit::Software, error.to_string()))
+        .map_err(|error| Failure::new(Exit::Software, error.to_string()))?;
+    let exit = runtime.block_on(hub);
+    // A call into the store that hangs must not keep the process from ending.
+    runtime.shutdown_timeout(SHUTDOWN_MAX);
+    exit
 }
 
 /// One thread does for a client.

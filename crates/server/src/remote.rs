@@ -252,8 +252,34 @@ impl From<reqwest::Error> for Trouble {
             // Nothing was sent: a header or address that cannot be.
             return Self::Final(Failure::new(Exit::Usage, causes(&error)));
         }
+        if is_about_certificate(&error) {
+            let message = format!(
+                "{}; if the hub has its own certificate authority, name its file with --ca",
+                causes(&error)
+            );
+            return Self::Final(Failure::new(Exit::Unavailable, message));
+        }
         Self::Passing { message: causes(&error), retry_after: None }
     }
+}
+
+/// Whether the hub's certificate is not trusted: no wait mends that.
+fn is_about_certificate(error: &reqwest::Error) -> bool {
+    /// An I/O error may be a box around the error of TLS, or around another such box.
+    fn unboxed<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+        match error.downcast_ref::<std::io::Error>() {
+            Some(io) => unboxed(io.get_ref()?),
+            None => error.downcast_ref(),
+        }
+    }
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if matches!(unboxed(inner), Some(rustls::Error::InvalidCertificate(_))) {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// The hub's answer if it is a success, else what its refusal means.
@@ -374,7 +400,7 @@ impl Backoff {
 }
 
 /// From 0 to 1. Hash keys are random, which is all that jitter needs.
-fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     let bits = u32::try_from(RandomState::new().hash_one(0_u8) >> 32).unwrap_or_default();
     f64::from(bits) / f64::from(u32::MAX)
 }

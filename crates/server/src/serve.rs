@@ -50,6 +50,8 @@ pub(crate) async fn run(args: &ServeArgs) -> Result<Exit, Failure> {
 pub(crate) struct Listeners {
     clients: TcpListener,
     admin: TcpListener,
+    /// Listened for before anybody is told that the hub is there.
+    signals: Signals,
     /// Where clients connect, with the port that was taken for port 0.
     pub(crate) address: SocketAddr,
     /// Where operators connect.
@@ -64,13 +66,13 @@ impl Listeners {
     ) -> Result<Self, Failure> {
         let (clients, address) = bind("listen", listen).await?;
         let (admin, admin_address) = bind("admin.listen", admin_listen).await?;
-        Ok(Self { clients, admin, address, admin_address })
+        Ok(Self { clients, admin, signals: Signals::new()?, address, admin_address })
     }
 
     /// Serves until a signal, drains, and closes the journal.
     pub(crate) async fn serve(self, components: Components) -> Result<Exit, Failure> {
         let Components { hub, router, serve: settings, tls } = components;
-        let mut signals = Signals::new()?;
+        let mut signals = self.signals;
         let (drained, all_over) = (CancellationToken::new(), CancellationToken::new());
         let admin = tokio::spawn(serve(
             self.admin,
@@ -116,6 +118,7 @@ async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAdd
     Ok((listener, address))
 }
 
+#[derive(Debug)]
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

@@ -14,7 +14,10 @@ pub(crate) fn start(config: &LogConfig) {
     // The level was checked with the configuration.
     let filter = EnvFilter::builder().parse(&config.level).unwrap_or_default();
     let colours = terminal && crate::remote::variable("NO_COLOR").is_none();
-    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Without this, a log collector that goes away takes the hub with it: the complaint about it
+    // panics on the same closed stderr.
+    let lines =
+        fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let as_text = match config.format {
         LogFormat::Auto => terminal,
         LogFormat::Text => true,

@@ -245,6 +245,11 @@ impl Hub {
         &self.0.draining
     }
 
+    /// Begins to let go of connections, spread over the drain window; publishing goes on.
+    pub fn drain(&self) {
+        self.0.draining.cancel();
+    }
+
     /// Ends the hub: lets go of connections, finishes what was accepted and closes the journal.
     ///
     /// Stop accepting requests before, and wait for those that run.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cli::{FollowArgs, FormatArg},
     exit::{Exit, Failure},
-    remote::{Backoff, Purpose, Remote, Trouble, accept, refusal},
+    remote::{Backoff, Purpose, Remote, Trouble, accept, random, refusal},
 };
 
 /// How long the first bytes may take: the hub sends them before it reads anything.
@@ -122,9 +122,9 @@ impl Follower {
             if backoff.is_first() {
                 self.warn(&format!("{}: {message}; trying again", self.remote.address()));
             }
-            // `retry:` spreads the readers of a hub that goes down without a word.
-            let at_least = retry_after.or(self.retry.take().filter(|_| heard));
-            sleep(backoff.next(at_least)).await;
+            // A hub that went down without a word has told before how to spread its readers.
+            let spread = self.retry.take().filter(|_| heard).map(|retry| retry.mul_f64(random()));
+            sleep(backoff.next(retry_after) + spread.unwrap_or_default()).await;
         }
     }
 

@@ -163,6 +163,7 @@ fn event(args: &PublishArgs) -> Result<String, Failure> {
         if_offset: args.if_offset,
         expires_at: args.expires_at.as_deref(),
         delete: args.delete.then_some(true),
+        close: args.close.then_some(true),
         data: data.as_deref(),
     };
     serde_json::to_string(&event).map_err(|error| Failure::new(Exit::Software, error.to_string()))
@@ -186,6 +187,8 @@ struct NewEventJson<'a> {
     expires_at: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     delete: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<&'a RawValue>,
 }

@@ -39,7 +39,8 @@ pub(crate) struct Config {
     /// Directory of the embedded journal. Created if absent; one hub at a time.
     #[schemars(with = "String")]
     pub(crate) data: PathBuf,
-    /// Whether a reverse proxy in front terminates TLS. Says that cleartext on `listen` is meant.
+    /// Whether a reverse proxy in front terminates TLS. Says that cleartext on `listen` is meant,
+    /// and that all connections come from the proxy's address.
     pub(crate) behind_proxy: bool,
     /// Silence on a connection after which it is pinged, ± 20 %. Below the idle timeout of every
     /// proxy on the way (nginx: 60 s, AWS load balancers: 60 s).
@@ -159,8 +160,8 @@ pub(crate) struct LimitsConfig {
     pub(crate) topic_states: u64,
     /// Connections at once, of all clients. Each takes some 20 KB.
     pub(crate) connections: u64,
-    /// Connections at once of one address (of one /64 for IPv6). Loopback has no such limit. Behind
-    /// a proxy elsewhere all connections have the proxy's address, so raise it there.
+    /// Connections at once from one address (one /64 for IPv6). Does not count loopback, nor with
+    /// `behind_proxy`, where all connections come from the proxy.
     pub(crate) address_connections: u64,
     /// Frames that a topic keeps in memory for readers that are nearly up to date.
     pub(crate) ring_frames: u64,
@@ -327,14 +328,16 @@ impl Config {
 
     /// The client listener's numbers.
     pub(crate) fn serve_settings(&self) -> ServeSettings {
-        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let connections = self.limits.connections;
+        let of_address =
+            if self.behind_proxy { connections } else { self.limits.address_connections };
         ServeSettings {
             first_byte: self.http.header_read.0,
             handshake: self.http.handshake.0,
             head: self.http.header_read.0,
             write_stall: self.http.write_stall.0,
-            connections_max: size(self.limits.connections),
-            connections_per_address_max: size(self.limits.address_connections),
+            connections_max: size(connections),
+            connections_per_address_max: size(of_address),
             drain_window: self.drain_window.0,
             allow_cleartext: self.tls.allow_cleartext,
             ..ServeSettings::default()
@@ -343,7 +346,6 @@ impl Config {
 
     /// The hub's numbers.
     pub(crate) fn hub_settings(&self) -> HubSettings {
-        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         HubSettings {
             event_bytes_max: size(self.limits.event_bytes.0),
             publish_bytes_max: size(self.limits.publish_bytes.0),
@@ -382,5 +384,42 @@ impl RetentionConfig {
     }
 }
 
+fn size(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
 /// Largest event that may be configured: four of them still fit a connection's buffers.
 const EVENT_BYTES_CEILING: u64 = 4 * limits::EVENT_BYTES_MAX as u64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(toml: &str) -> Config {
+        toml::from_str(toml).unwrap()
+    }
+
+    #[test]
+    fn behind_a_proxy_its_one_address_may_open_all_connections() {
+        let alone = config("limits.connections = 1000").serve_settings();
+        assert_eq!((alone.connections_max, alone.connections_per_address_max), (1000, 200));
+        let behind = config("behind_proxy = true\nlimits.connections = 1000").serve_settings();
+        assert_eq!((behind.connections_max, behind.connections_per_address_max), (1000, 1000));
+    }
+
+    #[test]
+    fn retention_of_zero_is_no_bound() {
+        let text = "retention = { age = \"0s\", events = 0, bytes = \"0B\" }";
+        assert_eq!(config(text).hub_settings().retention, Retention::UNLIMITED);
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_library() {
+        let config = Config::default();
+        assert_eq!(config.hub_settings(), HubSettings::default());
+        let (ours, theirs) = (config.serve_settings(), ServeSettings::default());
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+        let (ours, theirs) = (config.journal_settings(), JournalSettings::default());
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+    }
+}

@@ -30,7 +30,7 @@ Durations carry their unit: `250ms`, `10s`, `1h30m`, `7d`. Sizes are bytes or `6
 An unknown key or `TIDINGS_*` variable is an error that names the nearest known one; variables that Kubernetes adds for a service named `tidings` are left alone. `tidings config check` lists every problem with its place and exits with 78 if there is any, `tidings config show` prints the values in effect and where each comes from, and `tidings config schema` prints the JSON schema ([tidings.schema.json](tidings.schema.json)) for editors:
 
 ```toml
-#:schema https://raw.githubusercontent.com/tidings-hub/tidings/main/docs/tidings.schema.json
+#:schema ./tidings.schema.json
 listen = \"0.0.0.0:8080\"
 data = \"/var/lib/tidings\"
 behind_proxy = true

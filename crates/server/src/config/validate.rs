@@ -51,6 +51,7 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         ("limits.connection_topics", config.limits.connection_topics, topics_max),
         ("limits.topic_states", config.limits.topic_states, 1_000_000),
         ("limits.connections", config.limits.connections, 1 << 20),
+        ("limits.address_connections", config.limits.address_connections, 1 << 20),
         ("limits.ring_frames", config.limits.ring_frames, 1 << 16),
         ("limits.ring_bytes", config.limits.ring_bytes.0, 1 << 30),
     ] {

@@ -31,10 +31,36 @@ pub(super) struct App {
     pub(super) authenticator: Arc<Authenticator>,
 }
 
-/// The hub's HTTP interface, to serve alone or to nest into another application's router.
+impl Hub {
+    /// The hub's HTTP interface, to serve alone or to nest into another application's router.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// use tidings::{Hub, auth::{AuthSettings, Authenticator}, http::HttpSettings};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let hub = Hub::builder().start();
+    /// let authenticator = Arc::new(Authenticator::new(&AuthSettings::default())?);
+    /// let live = hub.router(authenticator, &HttpSettings::default())?;
+    /// let app: axum::Router = axum::Router::new().nest("/live", live);
+    /// # drop(app); Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// A problem if an origin is not one: scheme, host and port, nothing else.
+    pub fn router(
+        &self,
+        authenticator: Arc<Authenticator>,
+        settings: &HttpSettings,
+    ) -> Result<Router, Problem> {
+        router(self, authenticator, settings)
+    }
+}
+
+/// See [`Hub::router`].
 ///
 /// # Errors
-/// A problem if an origin is not one: scheme, host and port, nothing else.
+/// As there.
 pub fn router(
     hub: &Hub,
     authenticator: Arc<Authenticator>,

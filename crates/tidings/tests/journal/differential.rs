@@ -57,6 +57,7 @@ enum Op {
     Delete { topic: usize },
     SetProperties { topic: usize, owner: u8 },
     Reopen,
+    Reclaim,
     Look { topic: usize, place: Index, events: usize, bytes: usize, key: u8, since: u64 },
 }
 
@@ -126,6 +127,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => topic().prop_map(|topic| Op::Delete { topic }),
         2 => (topic(), any::<u8>()).prop_map(|(topic, owner)| Op::SetProperties { topic, owner }),
         1 => Just(Op::Reopen),
+        1 => Just(Op::Reclaim),
         10 => look,
     ]
 }
@@ -260,6 +262,7 @@ impl World {
                 let embedded = self.info(topic, &memory, embedded);
                 same("properties set", memory, embedded)?;
             }
+            Op::Reclaim => self.embedded.reclaim().await.unwrap(),
             Op::Reopen => {
                 self.embedded.close().await;
                 self.embedded = EmbeddedJournal::open_with_clock(

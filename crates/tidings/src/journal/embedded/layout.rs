@@ -12,10 +12,13 @@
 //! | `floors` | topic id | everything of this topic up to here may be reclaimed |
 //! | `meta` | `store` | store epoch, next topic id, commits |
 //!
+//! Each keyspace also has the key `\0`, so that one whose files were lost, and which the store
+//! would take for an empty one, is told from it.
+//!
 //! Numbers are big endian, so that bytes sort as numbers do. Names are interned as topic ids, a
 //! fresh one for each incarnation, so that a deleted topic's bytes can never be read as another's.
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::{
     journal::{DueKind, Head, JournalError, Properties, TopicInfo, topic_epoch},
@@ -24,6 +27,9 @@ use crate::{
 
 /// Bytes of one keyspace's memtable: 16-32 MiB kept flush hiccups short (measured 2026-11).
 const MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
+/// Of keyspaces whose keys are replaced or removed all the time, and scanned: what was replaced is
+/// passed over in the memtable, one by one, until it is flushed.
+const CHURNING_MEMTABLE_BYTES: u64 = 2 * 1024 * 1024;
 
 /// The keyspaces, by the names above.
 #[derive(Clone)]
@@ -42,22 +48,55 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn open(db: Database) -> Result<Self, fjall::Error> {
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-        let open = |name| db.keyspace(name, options);
+        let open = |name, memtable_bytes| {
+            db.keyspace(name, || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes))
+        };
         Ok(Self {
-            topics: open("topics")?,
-            log: open("log")?,
-            states: open("states")?,
-            places: open("places")?,
-            marks: open("marks")?,
-            dedup: open("dedup")?,
-            due: open("due")?,
-            floors: open("floors")?,
-            meta: open("meta")?,
+            topics: open("topics", CHURNING_MEMTABLE_BYTES)?,
+            log: open("log", MEMTABLE_BYTES)?,
+            states: open("states", CHURNING_MEMTABLE_BYTES)?,
+            places: open("places", CHURNING_MEMTABLE_BYTES)?,
+            marks: open("marks", MEMTABLE_BYTES)?,
+            dedup: open("dedup", MEMTABLE_BYTES)?,
+            due: open("due", CHURNING_MEMTABLE_BYTES)?,
+            floors: open("floors", CHURNING_MEMTABLE_BYTES)?,
+            meta: open("meta", CHURNING_MEMTABLE_BYTES)?,
             db,
         })
     }
 }
+
+impl Store {
+    /// Marks the keyspaces of a store that was just made.
+    pub(super) fn mark_keyspaces(&self) -> Result<(), fjall::Error> {
+        let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
+        for keyspace in self.keyspaces() {
+            batch.insert(keyspace, SENTINEL, "");
+        }
+        batch.commit()
+    }
+
+    /// A keyspace whose files were lost.
+    pub(super) fn lost_keyspace(&self) -> Result<Option<&Keyspace>, fjall::Error> {
+        for keyspace in self.keyspaces() {
+            if !keyspace.contains_key(SENTINEL)? {
+                return Ok(Some(keyspace));
+            }
+        }
+        Ok(None)
+    }
+
+    fn keyspaces(&self) -> [&Keyspace; 9] {
+        let Self { db: _, topics, log, states, places, marks, dedup, due, floors, meta } = self;
+        [topics, log, states, places, marks, dedup, due, floors, meta]
+    }
+}
+
+/// In every keyspace, before all other keys; no id, name or kind begins with it.
+const SENTINEL: [u8; 1] = [0];
+
+/// Where the topics of all tenants begin.
+pub(super) const FIRST_TOPIC: [u8; 1] = [1];
 
 /// The key of a topic's record.
 pub(super) fn topic_key(topic: &TopicKey) -> Vec<u8> {
@@ -93,12 +132,17 @@ pub(super) fn due_key(kind: DueKind, at: Timestamp, id: u64, key: &StateKey) -> 
     [&[due_kind(kind)][..], &at, &id.to_be_bytes(), key.as_str().as_bytes()].concat()
 }
 
+/// Due entries of a kind that are not before a time sort from here on.
+pub(super) fn due_begin(kind: DueKind, from: Timestamp) -> Vec<u8> {
+    [&[due_kind(kind)][..], &from.as_millis().to_be_bytes()].concat()
+}
+
 /// Due entries of a kind that are not after a time sort before this.
 pub(super) fn due_end(kind: DueKind, now: Timestamp) -> Vec<u8> {
     [&[due_kind(kind)][..], &now.as_millis().saturating_add(1).to_be_bytes()].concat()
 }
 
-pub(super) const fn due_kind(kind: DueKind) -> u8 {
+const fn due_kind(kind: DueKind) -> u8 {
     match kind {
         DueKind::Expired => 1,
         DueKind::Due => 2,

@@ -4,6 +4,7 @@
 //! and compare the floor before and after, so that a page is whole or is read again.
 
 mod directory;
+mod due_start;
 mod layout;
 mod reads;
 mod reclaim;
@@ -18,15 +19,16 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fjall::Database;
+use fjall::{Database, PersistMode};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use self::{
     directory::Directory,
+    due_start::DueStart,
     layout::{META, Meta, Store, split_u64},
     reads::Reader,
-    reclaim::Reclaimable,
-    writer::{Progress, Request, Writer},
+    reclaim::{Reclaimable, Reclaimer},
+    writer::{Progress, Request, Writer, unreadable},
 };
 use super::{
     Appended, Batch, Due, DueKind, Head, Journal, JournalError, JournalSettings, Locate, Page,
@@ -49,11 +51,15 @@ const READS_MAX: usize = 16;
 /// How often the high-water mark is written down.
 const HIGH_WATER_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How much was trimmed or deleted before the store is compacted, once it is idle …
+const RECLAIM_IDLE_BYTES: u64 = 64 * 1024 * 1024;
+/// … and before it is compacted although it is busy.
+const RECLAIM_BUSY_BYTES: u64 = 1024 * 1024 * 1024;
+
 /// A journal in a directory of this machine. One process at a time.
 pub struct EmbeddedJournal {
     open: Mutex<Option<Open>>,
-    progress: Arc<Progress>,
-    directory: Directory,
+    shared: Arc<Shared>,
     reads: Arc<Semaphore>,
     /// Trims are found by reading and applied by the writer: one at a time, so that none counts
     /// what another removed.
@@ -66,10 +72,18 @@ struct Open {
     requests: mpsc::Sender<Request>,
 }
 
+/// What the journal and its watch both use.
+struct Shared {
+    directory: Directory,
+    progress: Arc<Progress>,
+    reclaimer: Arc<Reclaimer>,
+    started: tokio::time::Instant,
+}
+
 impl std::fmt::Debug for EmbeddedJournal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EmbeddedJournal")
-            .field("directory", &self.directory)
+            .field("directory", &self.shared.directory)
             .finish_non_exhaustive()
     }
 }
@@ -97,61 +111,69 @@ impl EmbeddedJournal {
     ) -> Result<Arc<Self>, JournalError> {
         let directory = Directory::open(path)?;
         let reclaimable = Arc::new(Reclaimable::default());
-        let filtered = Arc::clone(&reclaimable);
-        let db = Database::builder(directory.store())
-            .max_journaling_size(STORE_JOURNAL_BYTES)
-            .cache_size(STORE_CACHE_BYTES)
-            .manual_journal_persist(true)
-            .with_compaction_filter_factories(Arc::new(move |keyspace: &str| {
-                reclaim::filter(keyspace, &filtered, settings)
-            }))
-            .open()
-            .map_err(|error| unopened(&directory, &error))?;
-        let store = Store::open(db).map_err(|error| unopened(&directory, &error))?;
+        let files = directory.store(|new| {
+            let store = open_store(new, &reclaimable, settings)?;
+            store.mark_keyspaces().map_err(|error| unopened(new, &error))
+        })?;
+        let store = open_store(&files, &reclaimable, settings)?;
+        if let Some(lost) = store.lost_keyspace().map_err(|error| unopened(&files, &error))? {
+            return Err(JournalError::Broken(format!(
+                "{}: files of `{}` are missing; restore a backup, or choose an empty directory to \
+                 begin with an empty journal",
+                files.display(),
+                lost.name(),
+            )));
+        }
         for entry in store.floors.iter() {
-            let (id, floor) = entry.into_inner().map_err(|error| unopened(&directory, &error))?;
+            let (id, floor) = entry.into_inner().map_err(|error| unopened(&files, &error))?;
             if let (Some((id, _)), Some((floor, _))) = (split_u64(&id), split_u64(&floor)) {
                 reclaimable.set_floor(id, floor);
             }
         }
-        let meta = meta(&store, &directory)?;
+        let meta = meta(&store, &directory, &files)?;
         let progress = Arc::new(Progress::default());
         progress.commits.store(meta.commits, Ordering::SeqCst);
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let started = tokio::time::Instant::now();
+        let due_start = Arc::new(DueStart::default());
         let writer = Writer {
             store: store.clone(),
+            due_start: Arc::clone(&due_start),
             settings,
             clock,
-            reclaimable,
+            reclaimable: Arc::clone(&reclaimable),
             progress: Arc::clone(&progress),
             meta,
             started,
             records: HashMap::new(),
         };
-        let spawned = |error: std::io::Error| JournalError::Broken(format!("no thread: {error}"));
-        thread::Builder::new()
-            .name("journal-writer".to_owned())
-            .spawn(move || writer.run(receiver))
-            .map_err(spawned)?;
-        let watched = Watch {
-            directory: directory.clone(),
-            started,
-            noted: meta.commits,
-            progress: Arc::downgrade(&progress),
-        };
-        thread::Builder::new()
-            .name("journal-watch".to_owned())
-            .spawn(move || watched.run())
-            .map_err(spawned)?;
-        let reader = Reader { store, store_epoch: meta.store_epoch };
+        spawn("journal-writer", move || writer.run(receiver))?;
+        let reclaimer = Reclaimer::new(store.clone(), reclaimable, requests.clone());
+        let reclaimer = Arc::new(reclaimer);
+        let shared = Arc::new(Shared { directory, progress, reclaimer, started });
+        let watched = Arc::downgrade(&shared);
+        spawn("journal-watch", move || watch(&watched))?;
+        let reader = Reader { store, store_epoch: meta.store_epoch, due_start };
         Ok(Arc::new(Self {
             open: Mutex::new(Some(Open { reader, requests })),
-            progress,
-            directory,
+            shared,
             reads: Arc::new(Semaphore::new(READS_MAX)),
             trimming: tokio::sync::Mutex::default(),
         }))
+    }
+
+    /// Gives the space of what was trimmed and deleted back to the disk now. It happens by itself
+    /// when there is much of it and the journal is idle.
+    ///
+    /// # Errors
+    /// [`JournalError::Unavailable`] if the store cannot be compacted; nothing is lost.
+    pub async fn reclaim(&self) -> Result<(), JournalError> {
+        let reclaimer = Arc::clone(&self.shared.reclaimer);
+        let run = tokio::task::spawn_blocking(move || reclaimer.run());
+        match run.await {
+            Ok(result) => result.map_err(unreadable),
+            Err(error) => Err(JournalError::Unavailable(error.to_string())),
+        }
     }
 
     fn opened(&self) -> Result<Open, JournalError> {
@@ -266,7 +288,9 @@ impl Journal for EmbeddedJournal {
 
     fn failure(&self) -> Option<String> {
         let closed = self.open.lock().unwrap_or_else(PoisonError::into_inner).is_none();
-        closed.then(|| "the journal was closed".to_owned()).or_else(|| self.progress.failure())
+        closed
+            .then(|| "the journal was closed".to_owned())
+            .or_else(|| self.shared.progress.failure())
     }
 
     async fn close(&self) {
@@ -281,31 +305,66 @@ impl Journal for EmbeddedJournal {
         let reads = u32::try_from(READS_MAX).unwrap_or(u32::MAX);
         let _ = self.reads.acquire_many(reads).await;
         self.reads.close();
-        let commits = self.progress.commits.load(Ordering::SeqCst);
-        if let Err(error) = self.directory.set_high_water(commits) {
-            tracing::error!(%error, "the high-water mark was not written");
-        }
+        let shared = Arc::clone(&self.shared);
         // Closing the store's files blocks.
-        let _ = tokio::task::spawn_blocking(move || drop(open)).await;
+        let closed = tokio::task::spawn_blocking(move || {
+            shared.reclaimer.close();
+            drop(open);
+            let commits = shared.progress.commits.load(Ordering::SeqCst);
+            if let Err(error) = shared.directory.set_high_water(commits) {
+                tracing::error!(%error, "the high-water mark was not written");
+            }
+            shared.directory.release();
+        });
+        let _ = closed.await;
     }
 }
 
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), JournalError> {
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(run);
+    spawned.map(drop).map_err(|error| {
+        JournalError::Broken(format!("cannot start the thread {name}: {error}; raise its limit"))
+    })
+}
+
+fn open_store(
+    files: &Path,
+    reclaimable: &Arc<Reclaimable>,
+    settings: JournalSettings,
+) -> Result<Store, JournalError> {
+    let filtered = Arc::clone(reclaimable);
+    let filters = move |keyspace: &str| reclaim::filter(keyspace, &filtered, settings);
+    let db = Database::builder(files)
+        .max_journaling_size(STORE_JOURNAL_BYTES)
+        .cache_size(STORE_CACHE_BYTES)
+        .manual_journal_persist(true)
+        .with_compaction_filter_factories(Arc::new(filters))
+        .open();
+    db.and_then(Store::open).map_err(|error| unopened(files, &error))
+}
+
 /// Reads what the store knows of itself, and whether it has lost its end.
-fn meta(store: &Store, directory: &Directory) -> Result<Meta, JournalError> {
-    let stored = store.meta.get(META).map_err(|error| unopened(directory, &error))?;
-    let high_water = directory.high_water()?;
+fn meta(store: &Store, directory: &Directory, files: &Path) -> Result<Meta, JournalError> {
+    let stored = store.meta.get(META).map_err(|error| unopened(files, &error))?;
+    let high_water = directory.high_water();
     let fresh_epoch = || {
         let failed = |error| JournalError::Broken(format!("no randomness: {error}"));
         getrandom::u32().map_err(failed)
     };
-    let Some(bytes) = stored else {
+    let is_new = stored.is_none();
+    let mut meta = match stored {
         // Nothing was ever committed, or all of it was lost.
-        return Ok(Meta { store_epoch: fresh_epoch()?, next_id: 1, commits: high_water });
+        None => Meta { store_epoch: fresh_epoch()?, next_id: 1, commits: high_water },
+        Some(bytes) => Meta::read(&bytes).ok_or_else(|| {
+            let at = files.display();
+            JournalError::Broken(format!(
+                "{at}: the store's own record is damaged; restore a backup"
+            ))
+        })?,
     };
-    let mut meta = Meta::read(&bytes).ok_or_else(|| {
-        let at = directory.path().display();
-        JournalError::Broken(format!("{at}: the store's own record is damaged; restore a backup"))
-    })?;
+    if !is_new && meta.commits >= high_water {
+        return Ok(meta);
+    }
     if meta.commits < high_water {
         tracing::error!(
             stored = meta.commits,
@@ -317,15 +376,17 @@ fn meta(store: &Store, directory: &Directory) -> Result<Meta, JournalError> {
         // Ids of topics that were lost must not be used again.
         meta.next_id = meta.next_id.saturating_add(1 << 32);
     }
+    // Before anybody is told of an epoch, it is the one that the next start finds.
+    let mut batch = store.db.batch().durability(Some(PersistMode::SyncAll));
+    batch.insert(&store.meta, META, meta.write());
+    batch.commit().map_err(|error| unopened(files, &error))?;
     Ok(meta)
 }
 
-fn unopened(directory: &Directory, error: &fjall::Error) -> JournalError {
-    let at = directory.path().display();
+fn unopened(files: &Path, error: &fjall::Error) -> JournalError {
+    let at = files.display();
     JournalError::Broken(match error {
-        fjall::Error::Locked => format!(
-            "{at}: another process has this journal open; stop it, or choose another data directory"
-        ),
+        fjall::Error::Locked => return directory::locked(files),
         fjall::Error::Io(io) if io.kind() == std::io::ErrorKind::PermissionDenied => format!(
             "{at}: cannot be opened: {io}; give the hub's user read and write permission on it"
         ),
@@ -333,54 +394,64 @@ fn unopened(directory: &Directory, error: &fjall::Error) -> JournalError {
             format!("{at}: the store has another version; run the version of Tidings that wrote it")
         }
         other => format!(
-            "{at}: the store cannot be opened: {other}; nothing was changed: restore a backup, or \
-             move the directory away to begin with an empty journal"
+            "{at}: the store cannot be opened: {other}; restore a backup, or choose an empty \
+             directory to begin with an empty journal"
         ),
     })
 }
 
-/// Looks after the writer from outside.
-struct Watch {
-    directory: Directory,
-    started: tokio::time::Instant,
-    noted: u64,
-    progress: Weak<Progress>,
-}
-
-impl Watch {
-    /// Writes the high-water mark down now and then, and ends the process if a commit hangs.
-    fn run(mut self) {
-        let tick = Duration::from_secs(1);
-        let ticks = HIGH_WATER_INTERVAL.as_secs().max(1);
-        for count in 1.. {
-            // Nothing is waited for here: this is the clock by which the writer is watched.
-            thread::sleep(tick);
-            let Some(progress) = self.progress.upgrade() else { return };
-            let since = progress.committing_since.load(Ordering::SeqCst);
-            let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let limit = u64::try_from(COMMIT_STALL_MAX.as_millis()).unwrap_or(u64::MAX);
-            if since > 0 && now.saturating_sub(since) > limit {
-                tracing::error!(
-                    "a commit takes longer than {limit} ms: the store is stuck, and starting again \
-                     mends it"
-                );
-                std::process::abort();
-            }
-            let commits = progress.commits.load(Ordering::SeqCst);
-            if count % ticks == 0 && commits > self.noted {
-                match self.directory.set_high_water(commits) {
-                    Ok(()) => self.noted = commits,
-                    Err(error) => tracing::warn!(%error, "the high-water mark was not written"),
+/// Looks after the journal from outside: writes the high-water mark down now and then, ends the
+/// process if a commit hangs, and has the store compacted when that is worth it.
+fn watch(shared: &Weak<Shared>) {
+    let mut commits_before = 0;
+    for seconds in 1.. {
+        // Nothing is waited for here: this is the clock by which the writer is watched.
+        thread::sleep(Duration::from_secs(1));
+        let Some(shared) = shared.upgrade() else { return };
+        abort_if_stuck(&shared);
+        let commits = shared.progress.commits.load(Ordering::SeqCst);
+        if seconds % HIGH_WATER_INTERVAL.as_secs() == 0
+            && let Err(error) = shared.directory.set_high_water(commits)
+        {
+            tracing::warn!(%error, "the high-water mark was not written");
+        }
+        let is_idle = commits == commits_before;
+        commits_before = commits;
+        let worthwhile = if is_idle { RECLAIM_IDLE_BYTES } else { RECLAIM_BUSY_BYTES };
+        if shared.reclaimer.is_idle() && shared.reclaimer.bytes() >= worthwhile {
+            let reclaimer = Arc::clone(&shared.reclaimer);
+            let reclaim = move || {
+                if let Err(error) = reclaimer.run() {
+                    tracing::error!(%error, "the store was not compacted, and keeps growing");
                 }
+            };
+            // On its own thread: it takes long, and the writer is to be watched meanwhile.
+            if let Err(error) = spawn("journal-reclaim", reclaim) {
+                tracing::warn!(%error, "the store was not compacted");
             }
         }
+    }
+}
+
+/// Ends the process if a commit hangs: the store is stuck, and starting again mends it.
+fn abort_if_stuck(shared: &Shared) {
+    let since = shared.progress.committing_since.load(Ordering::SeqCst);
+    let now = u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let limit = u64::try_from(COMMIT_STALL_MAX.as_millis()).unwrap_or(u64::MAX);
+    if since > 0 && now.saturating_sub(since) > limit {
+        tracing::error!("a commit takes longer than {limit} ms: the process ends to start anew");
+        std::process::abort();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{journal::contract::Store as Tested, journal_contract};
+    use crate::{
+        journal::{Append, Dedup, contract::Store as Tested},
+        journal_contract,
+        model::{EventType, JsonText, NewEvent, StateKey, Tenant, Topic},
+    };
 
     async fn store(settings: JournalSettings) -> Tested {
         let directory = tempfile::tempdir().unwrap();
@@ -394,4 +465,60 @@ mod tests {
     }
 
     journal_contract!(embedded, store);
+
+    fn bytes_below(path: &Path) -> u64 {
+        let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .map(|path| match path.is_dir() {
+                true => bytes_below(&path),
+                false => path.metadata().unwrap().len(),
+            })
+            .sum()
+    }
+
+    #[tokio::test]
+    async fn reclaiming_gives_back_what_was_trimmed_and_deleted_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = EmbeddedJournal::open(directory.path(), JournalSettings::default()).unwrap();
+        let topic = |name| TopicKey::new(Tenant::parse("a").unwrap(), Topic::parse(name).unwrap());
+        let (kept, gone) = (topic("kept"), topic("gone"));
+        // Random letters, or compression makes the sizes say nothing.
+        let letters = |n: u64| {
+            let hash = |k: u64| crc32c::crc32c(&(n * 1000 + k).to_be_bytes());
+            (0..250).map(|k| format!("{:08x}", hash(k))).collect::<String>()
+        };
+        for n in 0..100 {
+            for topic in [&kept, &gone] {
+                let events = (0..10).map(|k| {
+                    let event = NewEvent::new(EventType::parse("a.b").unwrap());
+                    let event = event.data(JsonText::string(&letters(n * 10 + k)));
+                    let key = StateKey::parse(&format!("k{}", n % 7)).unwrap();
+                    let event = if k == 0 { event.state(key) } else { event };
+                    Append { event: Arc::new(event), if_offset: None, dedup: Dedup::ById }
+                });
+                let batch = Batch { events: events.collect(), ..Batch::default() };
+                journal.append(topic, batch).await.unwrap();
+            }
+        }
+        let ten = Retention { events: Some(10), ..Retention::UNLIMITED };
+        journal.trim(&kept, &ten, Timestamp::default()).await.unwrap();
+        assert!(journal.delete(&gone).await.unwrap());
+        let everything = PageLimit { events: usize::MAX, bytes: usize::MAX };
+        let before = journal.read(&kept, Offset::ZERO, everything).await.unwrap();
+        assert_eq!(before.events.len(), 17);
+        let store = directory.path().join("store/keyspaces");
+        journal.reclaim().await.unwrap();
+        assert!(bytes_below(&store) < 300_000, "{} bytes are left of 4 MB", bytes_below(&store));
+        let after = journal.read(&kept, Offset::ZERO, everything).await.unwrap();
+        assert_eq!((after.head, after.events), (before.head, before.events.clone()));
+        journal.close().await;
+        let journal = EmbeddedJournal::open(directory.path(), JournalSettings::default()).unwrap();
+        let after = journal.read(&kept, Offset::ZERO, everything).await.unwrap();
+        assert_eq!((after.head, after.events), (before.head, before.events));
+        assert!(!journal.describe(&gone).await.unwrap().exists);
+        // The floors of what is wholly gone need not be remembered.
+        let floors = journal.opened().unwrap().reader.store.floors.len().unwrap();
+        assert_eq!(floors, 2, "the floor of `kept`, and the keyspace's own key");
+        journal.close().await;
+    }
 }

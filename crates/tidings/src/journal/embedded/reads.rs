@@ -1,13 +1,14 @@
 //! Reading: pages from a snapshot, each record checked.
 
-use std::ops::Bound;
+use std::{ops::Bound, sync::Arc};
 
 use fjall::{Readable as _, Snapshot};
 
 use super::{
+    due_start::DueStart,
     layout::{
-        Store, TopicRecord, due_end, due_kind, named_key, offset_key, read_mark, read_topic_key,
-        split_u64, topic_key, topic_prefix,
+        FIRST_TOPIC, Store, TopicRecord, due_begin, due_end, named_key, offset_key, read_mark,
+        read_topic_key, split_u64, topic_key, topic_prefix,
     },
     writer::{Trim, damaged, unreadable},
 };
@@ -23,6 +24,7 @@ use crate::{
 pub(super) struct Reader {
     pub(super) store: Store,
     pub(super) store_epoch: u32,
+    pub(super) due_start: Arc<DueStart>,
 }
 
 /// A topic in a snapshot.
@@ -63,7 +65,8 @@ impl Reader {
         loop {
             let result = read(&view)?;
             let now = self.view(topic)?;
-            if (now.record.id, now.record.floor) == (view.record.id, view.record.floor) {
+            let history = |record: &TopicRecord| (record.id, record.is_deleted, record.floor);
+            if history(&now.record) == history(&view.record) {
                 return Ok(result);
             }
             view = now;
@@ -152,17 +155,22 @@ impl Reader {
         now: Timestamp,
         limit: usize,
     ) -> Result<Vec<Due>, JournalError> {
+        let start = self.due_start.look(kind);
         let snapshot = self.store.db.snapshot();
-        let range = vec![due_kind(kind)]..due_end(kind, now);
+        let range = due_begin(kind, start.at)..due_end(kind, now);
         let mut due = Vec::new();
+        if start.at > now {
+            return Ok(due);
+        }
+        let mut first = None;
         for entry in snapshot.range(&self.store.due, range) {
             if due.len() == limit {
                 break;
             }
             let (entry, value) = entry.into_inner().map_err(unreadable)?;
             let wrong = || JournalError::Broken("an entry of the due index is damaged".to_owned());
-            // Kind and time come before the topic's id and the state's key.
-            let state_key = entry.get(9..).ok_or_else(wrong)?;
+            let (at, state_key) = entry.get(1..).and_then(split_u64).ok_or_else(wrong)?;
+            first = first.or(Some(at));
             let (offset, topic) = split_u64(&value).ok_or_else(wrong)?;
             let topic = read_topic_key(topic).ok_or_else(wrong)?;
             let state = snapshot.get(&self.store.states, state_key).map_err(unreadable)?;
@@ -170,6 +178,10 @@ impl Reader {
             if let Some(event) = event.filter(|event| event.offset == Offset(offset)) {
                 due.push(Due { topic, event, why: kind });
             }
+        }
+        if limit > 0 {
+            let after = now.as_millis().saturating_add(1);
+            self.due_start.found(kind, start, Timestamp::from_millis(first.unwrap_or(after)));
         }
         Ok(due)
     }
@@ -180,7 +192,7 @@ impl Reader {
         let prefix = prefix.unwrap_or_default();
         let start = match &query.after {
             Some(after) if topic_key(after) >= prefix => Bound::Excluded(topic_key(after)),
-            _ => Bound::Included(prefix.clone()),
+            _ => Bound::Included(prefix.clone().max(FIRST_TOPIC.to_vec())),
         };
         let mut topics = Vec::new();
         for entry in snapshot.range(&self.store.topics, (start, Bound::Unbounded)) {
@@ -430,7 +442,7 @@ fn read_event(offset: Offset, bytes: &[u8]) -> Result<Event, JournalError> {
     })
 }
 
-fn read_state(bytes: &[u8]) -> Result<Event, JournalError> {
+pub(super) fn read_state(bytes: &[u8]) -> Result<Event, JournalError> {
     let wrong = || JournalError::Broken("a stored state is damaged".to_owned());
     let (offset, record) = split_u64(bytes).ok_or_else(wrong)?;
     read_event(Offset(offset), record)

@@ -5,35 +5,66 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use fjall::compaction::filter::{
     CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict,
 };
+use tokio::sync::mpsc;
 
-use super::layout::{read_seen, split_u64};
+use super::{
+    layout::{Store, read_seen, split_u64},
+    writer::Request,
+};
 use crate::{
     journal::JournalSettings,
     model::{Offset, Timestamp},
 };
 
+/// The floor of a topic that was deleted: everything of it may go.
+pub(super) const DELETED: u64 = u64::MAX;
+
 /// What may be reclaimed of which topic. Shared by the writer, which moves it, and the filters.
 #[derive(Debug, Default)]
 pub(super) struct Reclaimable {
-    /// Topic id: everything up to this offset; `u64::MAX`: the topic was deleted.
+    /// Topic id: everything up to this offset, or [`DELETED`].
     floors: RwLock<HashMap<u64, u64>>,
     /// Topic id: tail and time, of topics whose dedup window does not hold all their ids.
     tails: RwLock<HashMap<u64, (Offset, Timestamp)>>,
+    /// Bytes that were trimmed or deleted, and not yet reclaimed as far as this process knows.
+    bytes: AtomicU64,
 }
 
 impl Reclaimable {
     pub(super) fn set_floor(&self, id: u64, floor: u64) {
         self.floors.write().unwrap_or_else(PoisonError::into_inner).insert(id, floor);
+        if floor == DELETED {
+            self.tails.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        }
     }
 
     pub(super) fn set_tail(&self, id: u64, tail: Offset, at: Timestamp) {
         self.tails.write().unwrap_or_else(PoisonError::into_inner).insert(id, (tail, at));
+    }
+
+    /// Forgets deleted topics of which nothing is left.
+    pub(super) fn forget(&self, ids: &[u64]) {
+        let mut floors = self.floors.write().unwrap_or_else(PoisonError::into_inner);
+        for id in ids {
+            floors.remove(id);
+        }
+    }
+
+    pub(super) fn add_bytes(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     fn floor(&self, id: u64) -> u64 {
@@ -43,6 +74,68 @@ impl Reclaimable {
 
     fn tail(&self, id: u64) -> Option<(Offset, Timestamp)> {
         self.tails.read().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+    }
+
+    fn deleted(&self) -> Vec<u64> {
+        let floors = self.floors.read().unwrap_or_else(PoisonError::into_inner);
+        floors.iter().filter(|(_, floor)| **floor == DELETED).map(|(id, _)| *id).collect()
+    }
+}
+
+/// Compacts the whole store. fjall's own compaction is driven by writes, so that an idle hub's
+/// store would never shrink.
+pub(super) struct Reclaimer {
+    reclaimable: Arc<Reclaimable>,
+    /// One at a time; `None` once the journal was closed.
+    store: Mutex<Option<(Store, mpsc::Sender<Request>)>>,
+    closing: AtomicBool,
+}
+
+impl Reclaimer {
+    pub(super) fn new(
+        store: Store,
+        reclaimable: Arc<Reclaimable>,
+        requests: mpsc::Sender<Request>,
+    ) -> Self {
+        let store = Mutex::new(Some((store, requests)));
+        Self { reclaimable, store, closing: AtomicBool::new(false) }
+    }
+
+    /// Bytes that a run would give back.
+    pub(super) fn bytes(&self) -> u64 {
+        self.reclaimable.bytes()
+    }
+
+    /// Whether none runs.
+    pub(super) fn is_idle(&self) -> bool {
+        self.store.try_lock().is_ok()
+    }
+
+    /// Gives back to the disk what trimming and deleting left behind. Blocks while it does.
+    pub(super) fn run(&self) -> Result<(), fjall::Error> {
+        let guard = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((store, requests)) = &*guard else { return Ok(()) };
+        let (bytes, deleted) = (self.reclaimable.bytes(), self.reclaimable.deleted());
+        for keyspace in [&store.log, &store.marks, &store.places, &store.states, &store.dedup] {
+            if self.closing.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            // The filter sees tables only, so what is in memory goes there first.
+            keyspace.rotate_memtable_and_wait()?;
+            keyspace.major_compact()?;
+        }
+        self.reclaimable.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if !deleted.is_empty() {
+            // The writer is gone if the journal is closing; then it is done next time.
+            let _ = requests.blocking_send(Request::Forget { ids: deleted });
+        }
+        Ok(())
+    }
+
+    /// Waits for a run and lets the store go.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
@@ -64,11 +157,12 @@ pub(super) fn filter(
 
 #[derive(Clone, Copy)]
 enum What {
-    /// Keys of topic id and offset.
+    /// Keys of topic id and offset, written once.
     Offsets,
-    /// Keys of topic id and something: only of deleted topics.
+    /// Keys of topic id and something: only of deleted topics, whose ids are never used again.
     Deleted,
-    /// Ids that are recognised no more.
+    /// Ids that are recognised no more. One may have been written again, and destroying the later
+    /// entry may uncover the earlier one: which is older still, and recognised as little.
     Dedup(JournalSettings),
 }
 
@@ -77,6 +171,8 @@ struct Reclaim {
     what: What,
     reclaimable: Arc<Reclaimable>,
 }
+
+impl std::panic::RefUnwindSafe for Reclaim {}
 
 impl Factory for Reclaim {
     fn name(&self) -> &'static str {
@@ -93,7 +189,7 @@ impl CompactionFilter for Reclaim {
         let Some((id, rest)) = split_u64(item.key()) else { return Ok(Verdict::Keep) };
         let floor = self.reclaimable.floor(id);
         let gone = match self.what {
-            _ if floor == u64::MAX => true,
+            _ if floor == DELETED => true,
             What::Offsets => split_u64(rest).is_some_and(|(offset, _)| offset <= floor),
             What::Deleted => false,
             What::Dedup(settings) => match self.reclaimable.tail(id) {

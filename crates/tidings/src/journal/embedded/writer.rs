@@ -5,7 +5,7 @@
 //! poisons the store: nothing is acknowledged any more until the process starts anew.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,11 +16,13 @@ use fjall::PersistMode;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    due_start::DueStart,
     layout::{
-        META, Meta, Store, TopicRecord, due_key, named_key, offset_key, read_seen, split_u64,
-        topic_key, write_mark, write_seen,
+        META, Meta, Store, TopicRecord, due_key, named_key, offset_key, read_seen, topic_key,
+        write_mark, write_seen,
     },
-    reclaim::Reclaimable,
+    reads::read_state,
+    reclaim::{DELETED, Reclaimable},
 };
 use crate::{
     clock::Clock,
@@ -29,7 +31,7 @@ use crate::{
         Properties, Refusal, TopicInfo, record, topic_epoch,
     },
     model::{
-        Class, Event, Fingerprint, NewEvent, Offset, Position, Timestamp, TopicKey,
+        Class, Event, Fingerprint, NewEvent, Offset, Position, StateKey, Timestamp, TopicKey,
         limits::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX},
     },
 };
@@ -41,11 +43,32 @@ type Reply<T> = oneshot::Sender<Result<T, JournalError>>;
 
 /// What the writer is asked to do.
 pub(super) enum Request {
-    Append { topic: TopicKey, batch: Batch, reply: Reply<Appended> },
-    SetProperties { topic: TopicKey, properties: Properties, reply: Reply<TopicInfo> },
-    Delete { topic: TopicKey, reply: Reply<bool> },
-    Trim { topic: TopicKey, trim: Trim, reply: Reply<Head> },
-    Close { reply: oneshot::Sender<()> },
+    Append {
+        topic: TopicKey,
+        batch: Batch,
+        reply: Reply<Appended>,
+    },
+    SetProperties {
+        topic: TopicKey,
+        properties: Properties,
+        reply: Reply<TopicInfo>,
+    },
+    Delete {
+        topic: TopicKey,
+        reply: Reply<bool>,
+    },
+    Trim {
+        topic: TopicKey,
+        trim: Trim,
+        reply: Reply<Head>,
+    },
+    /// Forget floors of deleted topics: nothing of them is left.
+    Forget {
+        ids: Vec<u64>,
+    },
+    Close {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// How far a topic is to be trimmed, found by reading it.
@@ -85,6 +108,7 @@ pub(super) struct Writer {
     pub(super) settings: JournalSettings,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) reclaimable: Arc<Reclaimable>,
+    pub(super) due_start: Arc<DueStart>,
     pub(super) progress: Arc<Progress>,
     pub(super) meta: Meta,
     pub(super) started: tokio::time::Instant,
@@ -100,20 +124,29 @@ struct Commit {
     answers: Answers,
     events: usize,
     bytes: usize,
-    /// States that this commit set or ended.
-    states: HashMap<Vec<u8>, Option<Current>>,
-    /// Ids that this commit stored.
-    seen: HashMap<Vec<u8>, (Offset, Fingerprint, Timestamp)>,
+    /// States that this commit looked at, by their keys in the store.
+    states: HashMap<Vec<u8>, Slot>,
+    /// Ids that this commit looked at, and where they were stored.
+    seen: HashMap<Vec<u8>, Option<Seen>>,
     /// Topics whose records changed.
     dirty: HashMap<TopicKey, ()>,
     /// What may be reclaimed once this is durable.
     floors: Vec<(u64, u64)>,
+    /// Deleted topics of which nothing is left.
+    forgotten: Vec<u64>,
 }
 
-/// The current state of a key.
-#[derive(Clone)]
-struct Current {
-    event: Event,
+type Seen = (Offset, Fingerprint, Timestamp);
+
+/// A key's state: as the store has it, and as it is to be. Only the last of a commit is written, so
+/// a flood of updates that queued up costs one.
+struct Slot {
+    topic: TopicKey,
+    id: u64,
+    stored: Option<Event>,
+    current: Option<Event>,
+    /// The record of `current`, if this commit set it.
+    record: Vec<u8>,
 }
 
 impl Writer {
@@ -167,21 +200,37 @@ impl Writer {
                 let staged = self.trim(&topic, trim, commit);
                 commit.answer(reply, staged);
             }
+            Request::Forget { ids } => {
+                for id in &ids {
+                    commit.batch.remove(&self.store.floors, id.to_be_bytes());
+                }
+                commit.forgotten.extend(ids);
+            }
             Request::Close { .. } => {}
         }
     }
 
     /// Makes it durable and answers, or answers that it failed.
     fn commit(&mut self, commit: Commit) {
-        let Commit { mut batch, answers, dirty, floors, .. } = commit;
+        let added: Vec<_> = commit.states.values().flat_map(Slot::added_due).collect();
+        let Commit { mut batch, answers, dirty, floors, forgotten, states, .. } = commit;
         let result = match self.progress.failure() {
             Some(reason) => Err(JournalError::Unavailable(reason)),
-            None if dirty.is_empty() => Ok(()),
-            None => self.write(&mut batch, dirty.into_keys()).and_then(|()| self.persist(batch)),
+            None if dirty.is_empty() && forgotten.is_empty() => Ok(()),
+            None => {
+                for (key, slot) in states {
+                    slot.write(key, &self.store, &mut batch);
+                }
+                self.write(&mut batch, dirty.into_keys()).and_then(|()| self.persist(batch))
+            }
         };
         if result.is_ok() {
             for (id, floor) in floors {
                 self.reclaimable.set_floor(id, floor);
+            }
+            self.reclaimable.forget(&forgotten);
+            for (kind, at) in added {
+                self.due_start.add(kind, at);
             }
         } else {
             // What was staged is not in the store: the records in memory are ahead of it.
@@ -289,21 +338,20 @@ impl Writer {
         };
         let record = self.record(topic, now, properties)?;
         staged.epoch = record.head(store_epoch).epoch;
+        // What may fail comes first, so that a batch is staged whole or not at all.
+        for append in &events {
+            staged.load(record.id, append)?;
+        }
         if record.has_events {
             staged.now = now.max(record.written_at);
         }
         let mut outcomes = Vec::with_capacity(events.len());
         let mut stored = Vec::with_capacity(events.len());
         for append in &events {
-            let outcome = match staged.judge(record, append)? {
-                Judged::Refused(outcome) => outcome,
-                Judged::Store(current) => {
-                    let event = staged.store(record, append, current);
-                    let position = record.head(store_epoch).end();
-                    stored.push(event);
-                    Outcome::Stored(position)
-                }
-            };
+            let outcome = staged.judge(record, append).unwrap_or_else(|| {
+                stored.push(staged.store(record, append));
+                Outcome::Stored(record.head(store_epoch).end())
+            });
             outcomes.push(outcome);
         }
         let changed = !stored.is_empty() || (close && !record.closed);
@@ -334,25 +382,26 @@ impl Writer {
 
     fn delete(&mut self, topic: &TopicKey, commit: &mut Commit) -> Result<bool, JournalError> {
         let now = self.clock.now();
-        let store = self.store.clone();
+        let (store, reclaimable) = (self.store.clone(), Arc::clone(&self.reclaimable));
         let record = self.record(topic, now, None)?;
         if record.is_deleted {
             return Ok(false);
         }
-        // The due index is by time, so its entries of this topic are found through the states.
+        // Every state is ended, so that nothing of it stays due.
+        let mut found = Vec::new();
         for entry in store.states.prefix(record.id.to_be_bytes()) {
             let (key, value) = entry.into_inner().map_err(unreadable)?;
-            if let Some(current) = Current::read(&value)? {
-                current.clear_due(record.id, &store, &mut commit.batch);
-            }
-            commit.states.insert(key.to_vec(), None);
+            found.push((key.to_vec(), read_state(&value)?));
         }
-        let staged: Vec<Current> = commit.states_of(record.id).collect();
-        for current in staged {
-            current.clear_due(record.id, &store, &mut commit.batch);
+        for (key, stored) in found {
+            commit.states.entry(key).or_insert_with(|| Slot::of(topic, record.id, Some(stored)));
         }
-        commit.batch.insert(&store.floors, record.id.to_be_bytes(), u64::MAX.to_be_bytes());
-        commit.floors.push((record.id, u64::MAX));
+        for slot in commit.states.values_mut().filter(|slot| slot.id == record.id) {
+            slot.current = None;
+        }
+        commit.batch.insert(&store.floors, record.id.to_be_bytes(), DELETED.to_be_bytes());
+        commit.floors.push((record.id, DELETED));
+        reclaimable.add_bytes(record.bytes.max(1));
         let incarnation = record.incarnation.wrapping_add(1);
         let gone = TopicRecord::new(record.id, incarnation, now, Properties::default());
         *record = TopicRecord { is_deleted: true, ..gone };
@@ -369,6 +418,7 @@ impl Writer {
         let now = self.clock.now();
         let store = self.store.clone();
         let store_epoch = self.meta.store_epoch;
+        self.reclaimable.add_bytes(trim.bytes);
         let record = self.record(topic, now, None)?;
         // Deleted, or deleted and written again, since it was looked at: then there is nothing.
         if record.id == trim.id && !record.is_deleted && trim.floor > record.floor {
@@ -396,6 +446,7 @@ impl Commit {
             seen: HashMap::new(),
             dirty: HashMap::new(),
             floors: Vec::new(),
+            forgotten: Vec::new(),
         }
     }
 
@@ -405,12 +456,6 @@ impl Commit {
             // Whoever asked may have gone away.
             let _ = reply.send(result.and(staged));
         }));
-    }
-
-    /// The states of a topic that this commit set.
-    fn states_of(&self, id: u64) -> impl Iterator<Item = Current> {
-        let of = move |key: &[u8]| split_u64(key).is_some_and(|(of, _)| of == id);
-        self.states.iter().filter(move |(key, _)| of(key)).filter_map(|(_, state)| state.clone())
     }
 }
 
@@ -425,80 +470,63 @@ struct Staged<'a> {
     commit: &'a mut Commit,
 }
 
-enum Judged {
-    /// Not to be stored.
-    Refused(Outcome),
-    /// To be stored, in place of this state.
-    Store(Option<Current>),
-}
-
 impl Staged<'_> {
+    /// Looks the event's id and key up, unless this commit has already.
+    fn load(&mut self, id: u64, append: &Append) -> Result<(), JournalError> {
+        if append.dedup == Dedup::ById {
+            let key = named_key(id, append.event.id.as_str());
+            if let Entry::Vacant(vacant) = self.commit.seen.entry(key) {
+                let bytes = self.store.dedup.get(vacant.key()).map_err(unreadable)?;
+                vacant.insert(bytes.and_then(|bytes| read_seen(&bytes)));
+            }
+        }
+        if let Some(key) = &append.event.key {
+            let key = named_key(id, key.as_str());
+            if let Entry::Vacant(vacant) = self.commit.states.entry(key) {
+                let bytes = self.store.states.get(vacant.key()).map_err(unreadable)?;
+                let stored = bytes.map(|bytes| read_state(&bytes)).transpose()?;
+                vacant.insert(Slot::of(self.topic, id, stored));
+            }
+        }
+        Ok(())
+    }
+
+    /// Why an event is not to be stored; `None` if it is.
+    ///
     /// A repeated id comes first: whoever repeats a publish whose answer was lost is to learn its
     /// position, whatever happened to the topic since.
-    fn judge(&self, record: &TopicRecord, append: &Append) -> Result<Judged, JournalError> {
+    fn judge(&self, record: &TopicRecord, append: &Append) -> Option<Outcome> {
         let event = &append.event;
-        let refused = |refusal| Ok(Judged::Refused(Outcome::Refused(refusal)));
+        let refused = |refusal| Some(Outcome::Refused(refusal));
         if append.dedup == Dedup::ById
-            && let Some((offset, fingerprint)) = self.seen(record, event)?
+            && let Some((offset, fingerprint)) = self.seen(record, event)
         {
-            let position = Position { epoch: self.epoch, offset, fingerprint };
-            return Ok(Judged::Refused(Outcome::Duplicate(position)));
+            return Some(Outcome::Duplicate(Position { epoch: self.epoch, offset, fingerprint }));
         }
         if record.closed {
             return refused(Refusal::Closed);
         }
-        let current = self.current(record, event)?;
-        let offset = current.as_ref().map_or(Offset::ZERO, |current| current.event.offset);
+        let key = event.key.as_ref().map(|key| named_key(record.id, key.as_str()));
+        let current = key.and_then(|key| self.commit.states.get(&key)?.current.as_ref());
+        let offset = current.map_or(Offset::ZERO, |current| current.offset);
         if append.if_offset.is_some_and(|expected| expected != offset) {
-            return refused(Refusal::Conflict { current: current.map(|current| current.event) });
+            return refused(Refusal::Conflict { current: current.cloned() });
         }
         let adds_state = event.class == Class::State && !event.delete && current.is_none();
         if adds_state && record.states >= self.states_max {
             return refused(Refusal::StatesFull { limit: self.states_max });
         }
-        Ok(Judged::Store(current))
+        None
     }
 
-    fn seen(
-        &self,
-        record: &TopicRecord,
-        event: &NewEvent,
-    ) -> Result<Option<(Offset, Fingerprint)>, JournalError> {
+    fn seen(&self, record: &TopicRecord, event: &NewEvent) -> Option<(Offset, Fingerprint)> {
         let key = named_key(record.id, event.id.as_str());
-        let found = match self.commit.seen.get(&key) {
-            Some(found) => Some(*found),
-            None => {
-                let bytes = self.store.dedup.get(&key).map_err(unreadable)?;
-                bytes.and_then(|bytes| read_seen(&bytes))
-            }
-        };
-        let recognised = found
-            .filter(|(at, _, time)| self.settings.recognises(*at, *time, record.tail, self.now));
-        Ok(recognised.map(|(offset, fingerprint, _)| (offset, fingerprint)))
+        let (offset, fingerprint, at) = (*self.commit.seen.get(&key)?)?;
+        let recognised = self.settings.recognises(offset, at, record.tail, self.now);
+        recognised.then_some((offset, fingerprint))
     }
 
-    fn current(
-        &self,
-        record: &TopicRecord,
-        event: &NewEvent,
-    ) -> Result<Option<Current>, JournalError> {
-        let Some(key) = &event.key else { return Ok(None) };
-        let key = named_key(record.id, key.as_str());
-        if let Some(staged) = self.commit.states.get(&key) {
-            return Ok(staged.clone());
-        }
-        match self.store.states.get(&key).map_err(unreadable)? {
-            Some(bytes) => Current::read(&bytes),
-            None => Ok(None),
-        }
-    }
-
-    fn store(
-        &mut self,
-        record: &mut TopicRecord,
-        append: &Append,
-        current: Option<Current>,
-    ) -> Event {
+    fn store(&mut self, record: &mut TopicRecord, append: &Append) -> Event {
         let body = &append.event;
         let (id, offset) = (record.id, record.tail);
         let (fingerprint, bytes) = record::encode(body, offset, self.now);
@@ -506,36 +534,22 @@ impl Staged<'_> {
         let commit = &mut *self.commit;
         commit.events += 1;
         commit.bytes += bytes.len();
-        if let Some(Current { event: old }) = &current {
-            let place = offset_key(id, old.offset);
-            commit.batch.remove_weak(&self.store.places, place);
+        let slot = body.key.as_ref().map(|key| named_key(id, key.as_str()));
+        let mut slot = slot.and_then(|key| commit.states.get_mut(&key));
+        if let Some(old) = slot.as_mut().and_then(|slot| slot.current.take()) {
             if old.offset > record.floor {
                 let mark = write_mark(old.fingerprint, old.recorded_at);
-                commit.batch.insert(&self.store.marks, place, mark);
+                commit.batch.insert(&self.store.marks, offset_key(id, old.offset), mark);
             }
-            Current { event: old.clone() }.clear_due(id, self.store, &mut commit.batch);
-            record.states -= 1;
+            record.states = record.states.saturating_sub(1);
         }
-        match &body.key {
-            Some(key) if !body.delete => {
-                let state_key = named_key(id, key.as_str());
-                let value = [&offset.0.to_be_bytes()[..], &bytes].concat();
-                commit.batch.insert(&self.store.states, state_key.clone(), value);
-                commit.batch.insert(&self.store.places, offset_key(id, offset), key.as_str());
-                let current = Current { event: event.clone() };
-                let topic = [&offset.0.to_be_bytes()[..], &topic_key(self.topic)].concat();
-                for entry in current.due(id) {
-                    commit.batch.insert(&self.store.due, entry, topic.clone());
-                }
-                commit.states.insert(state_key, Some(current));
+        match slot {
+            Some(slot) if !body.delete => {
+                slot.current = Some(event.clone());
+                slot.record = bytes;
                 record.states += 1;
             }
-            key => {
-                if let Some(key) = key {
-                    let state_key = named_key(id, key.as_str());
-                    commit.batch.remove(&self.store.states, state_key.clone());
-                    commit.states.insert(state_key, None);
-                }
+            _ => {
                 record.events += 1;
                 record.bytes += bytes.len() as u64;
                 commit.batch.insert(&self.store.log, offset_key(id, offset), bytes);
@@ -550,36 +564,63 @@ impl Staged<'_> {
             let position = Position { epoch: self.epoch, offset, fingerprint };
             let seen = write_seen(position, self.now);
             commit.batch.insert(&self.store.dedup, key.clone(), seen);
-            commit.seen.insert(key, (offset, fingerprint, self.now));
+            commit.seen.insert(key, Some((offset, fingerprint, self.now)));
         }
         event
     }
 }
 
-impl Current {
-    /// Reads a value of `states`.
-    fn read(bytes: &[u8]) -> Result<Option<Self>, JournalError> {
-        let damaged = || JournalError::Broken("a stored state is damaged".to_owned());
-        let (offset, record) = split_u64(bytes).ok_or_else(damaged)?;
-        let event = record::decode(record, Offset(offset))
-            .map_err(|error| JournalError::Broken(error.to_string()))?;
-        Ok(Some(Self { event }))
+impl Slot {
+    fn of(topic: &TopicKey, id: u64, stored: Option<Event>) -> Self {
+        Self { topic: topic.clone(), id, current: stored.clone(), stored, record: Vec::new() }
     }
 
-    /// The keys of its entries in the due index.
-    fn due(&self, id: u64) -> impl Iterator<Item = Vec<u8>> {
-        let body = Arc::clone(&self.event.body);
-        let times = [(DueKind::Expired, body.expires_at), (DueKind::Due, body.due_at)];
-        times
-            .into_iter()
-            .filter_map(move |(kind, at)| Some(due_key(kind, at?, id, body.key.as_ref()?)))
+    fn is_changed(&self) -> bool {
+        let offset = |event: &Option<Event>| event.as_ref().map(|event| event.offset);
+        offset(&self.stored) != offset(&self.current)
     }
 
-    fn clear_due(&self, id: u64, store: &Store, batch: &mut fjall::OwnedWriteBatch) {
-        for entry in self.due(id) {
-            batch.remove(&store.due, entry);
+    /// When the new state is due, if this is one.
+    fn added_due(&self) -> impl Iterator<Item = (DueKind, Timestamp)> {
+        self.current.iter().filter(|_| self.is_changed()).flat_map(times_of)
+    }
+
+    /// Writes what became of the state; nothing, if it is the one that the store has.
+    fn write(self, key: Vec<u8>, store: &Store, batch: &mut fjall::OwnedWriteBatch) {
+        if !self.is_changed() {
+            return;
         }
+        if let Some(old) = &self.stored {
+            // A place is written once and removed once, so the two may annihilate each other.
+            batch.remove_weak(&store.places, offset_key(self.id, old.offset));
+            for entry in due_of(self.id, old) {
+                batch.remove(&store.due, entry);
+            }
+        }
+        let Some(new) = &self.current else {
+            return batch.remove(&store.states, key);
+        };
+        let offset = new.offset.0.to_be_bytes();
+        let state_key = new.body.key.as_ref().map(StateKey::as_str).unwrap_or_default();
+        batch.insert(&store.places, offset_key(self.id, new.offset), state_key);
+        // After the removals: one at the same time has the same key.
+        for entry in due_of(self.id, new) {
+            batch.insert(&store.due, entry, [&offset[..], &topic_key(&self.topic)].concat());
+        }
+        batch.insert(&store.states, key, [&offset[..], &self.record].concat());
     }
+}
+
+/// A state's times.
+fn times_of(state: &Event) -> impl Iterator<Item = (DueKind, Timestamp)> {
+    let times = [(DueKind::Expired, state.body.expires_at), (DueKind::Due, state.body.due_at)];
+    times.into_iter().filter_map(|(kind, at)| Some((kind, at?)))
+}
+
+/// The keys of a state's entries in the due index.
+fn due_of(id: u64, state: &Event) -> impl Iterator<Item = Vec<u8>> {
+    let key = state.body.key.as_ref();
+    times_of(state).filter_map(move |(kind, at)| Some(due_key(kind, at, id, key?)))
 }
 
 pub(super) fn unreadable(error: fjall::Error) -> JournalError {

@@ -1,0 +1,34 @@
+//! The generated pages are what the binary prints. `UPDATE_DOCS=1` writes them anew.
+
+use std::path::Path;
+
+use crate::support::run;
+
+fn compare(page: &str, args: &[&str]) {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let directory = tempfile::tempdir().unwrap();
+    let printed = run(directory.path(), args).expect(0);
+    let file = docs.join(page);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::create_dir_all(&docs).unwrap();
+        std::fs::write(&file, printed).unwrap();
+        return;
+    }
+    let committed = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(committed == printed, "docs/{page} is out of date: run `cargo xtask docs`");
+}
+
+#[test]
+fn the_configuration_page_is_what_the_code_says() {
+    compare("configuration.md", &["config", "docs"]);
+}
+
+#[test]
+fn the_command_line_page_is_what_the_code_says() {
+    compare("cli.md", &["config", "docs", "cli"]);
+}
+
+#[test]
+fn the_schema_is_what_the_code_says() {
+    compare("tidings.schema.json", &["config", "schema"]);
+}

@@ -1,0 +1,238 @@
+//! `kill -9` of the whole hub, again and again, under load and with readers that resume.
+//!
+//! What was acknowledged is delivered to every reader, once, in order, under the offset that was
+//! acknowledged. Broken on purpose: in the embedded journal's writer, leave the ids of events out of
+//! their commit.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+
+const ROUNDS: usize = 30;
+const TOPICS: [&str; 3] = ["load/a", "load/b", "load/c"];
+const PUBLISHERS: usize = 4;
+const READERS: usize = 4;
+
+/// The hub's process, and what its one line of JSON says.
+struct Hub {
+    child: Child,
+    facts: Value,
+}
+
+impl Hub {
+    fn start(listen: &str, data: &std::path::Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tidings"))
+            .args(["dev", "--json", "--listen", listen, "--data"])
+            .arg(data)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let facts = serde_json::from_str(&line).unwrap();
+        Self { child, facts }
+    }
+
+    fn fact(&self, name: &str) -> String {
+        self.facts[name].as_str().unwrap().to_owned()
+    }
+
+    fn kill(mut self) {
+        // SIGKILL on Unix.
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        // Already ended in the good case.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Topic and offset: the event's id.
+type History = BTreeMap<(String, u64), String>;
+
+#[derive(Default)]
+struct Shared {
+    acked: Mutex<History>,
+    /// Publishers end.
+    stop: AtomicBool,
+    /// Nothing more is acknowledged: readers end once they have it all.
+    complete: AtomicBool,
+}
+
+fn client() -> reqwest::Client {
+    // The connection is what is being broken: none is to be waited for long.
+    let builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(2));
+    builder.build().unwrap()
+}
+
+/// Publishes one event after the other, each until it is acknowledged.
+async fn publisher(number: usize, url: String, key: String, shared: Arc<Shared>) {
+    let client = client();
+    for count in 0.. {
+        if shared.stop.load(Ordering::SeqCst) {
+            return;
+        }
+        let events: Vec<Value> = (0..4)
+            .map(|part| {
+                let id = format!("p{number}:{count}:{part}");
+                json!({"topic": TOPICS[(number + part) % 3], "type": "load", "id": id, "data": id})
+            })
+            .collect();
+        let body = Value::Array(events);
+        loop {
+            let request = client.post(format!("{url}/v1/events")).bearer_auth(&key).json(&body);
+            let Ok(Ok(answer)) = timeout(Duration::from_secs(5), request.send()).await else {
+                tokio::task::yield_now().await;
+                continue;
+            };
+            let Ok(answer) = answer.json::<Value>().await else { continue };
+            let Some(results) = answer["results"].as_array() else { continue };
+            let all = results.iter().all(|result| result["offset"].is_u64());
+            let mut acked = shared.acked.lock().unwrap();
+            for result in results.iter().filter(|result| result["offset"].is_u64()) {
+                let topic = result["topic"].as_str().unwrap().to_owned();
+                let place = (topic, result["offset"].as_u64().unwrap());
+                let id = result["id"].as_str().unwrap().to_owned();
+                let before = acked.insert(place.clone(), id.clone());
+                assert!(before.is_none_or(|before| before == id), "{place:?} was given twice");
+            }
+            drop(acked);
+            if all {
+                break;
+            }
+        }
+    }
+}
+
+/// Follows all topics, resuming by the last id, until it has seen everything acknowledged.
+async fn reader(url: String, token: String, shared: Arc<Shared>) -> History {
+    let client = client();
+    let mut seen = History::new();
+    let mut newest: HashMap<String, u64> = HashMap::new();
+    let mut last_id = String::new();
+    let query = TOPICS.map(|topic| format!("topic={topic}")).join("&");
+    loop {
+        let mut request =
+            client.get(format!("{url}/v1/events?{query}&since=earliest")).bearer_auth(&token);
+        if !last_id.is_empty() {
+            request = request.header("last-event-id", &last_id);
+        }
+        let Ok(answer) = request.send().await else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        assert_eq!(answer.status(), 200);
+        let mut stream = answer.bytes_stream();
+        let mut buffer = Vec::new();
+        loop {
+            // Looks now and then whether it is done, also when nothing comes.
+            let piece = timeout(Duration::from_millis(200), stream.next()).await;
+            match piece {
+                Ok(Some(Ok(bytes))) => buffer.extend_from_slice(&bytes),
+                Ok(_) => break,
+                Err(_) => {}
+            }
+            while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
+                let block: Vec<u8> = buffer.drain(..end + 2).collect();
+                message(&String::from_utf8(block).unwrap(), &mut last_id, &mut seen, &mut newest);
+            }
+            if shared.complete.load(Ordering::SeqCst)
+                && shared.acked.lock().unwrap().keys().all(|place| seen.contains_key(place))
+            {
+                return seen;
+            }
+        }
+    }
+}
+
+fn message(
+    block: &str,
+    last_id: &mut String,
+    seen: &mut History,
+    newest: &mut HashMap<String, u64>,
+) {
+    assert!(!block.contains("tidings.gap"), "{block}");
+    let mut data = None;
+    for line in block.lines() {
+        match line.split_once(": ") {
+            Some(("id", id)) => id.clone_into(last_id),
+            Some(("data", text)) if !block.contains("event: ") => data = Some(text),
+            _ => {}
+        }
+    }
+    let Some(data) = data else { return };
+    let event: Value = serde_json::from_str(data).unwrap();
+    let topic = event["topic"].as_str().unwrap().to_owned();
+    let position = event["position"].as_str().unwrap();
+    let offset: u64 = position.split_once('-').unwrap().1.parse().unwrap();
+    let before = newest.insert(topic.clone(), offset).unwrap_or(0);
+    assert_eq!(offset, before + 1, "{topic} goes from {before} to {offset}");
+    seen.insert((topic, offset), event["id"].as_str().unwrap().to_owned());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_that_is_killed_again_and_again_loses_doubles_and_renumbers_nothing() {
+    // A second test of this process may have been faster.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let data = tempfile::tempdir().unwrap();
+    let mut hub = Hub::start("127.0.0.1:0", data.path());
+    let (url, key, token) = (hub.fact("url"), hub.fact("publisher_key"), hub.fact("reader_token"));
+    let listen = url.strip_prefix("http://").unwrap().to_owned();
+    let shared = Arc::new(Shared::default());
+    let publishers: Vec<_> = (0..PUBLISHERS)
+        .map(|n| tokio::spawn(publisher(n, url.clone(), key.clone(), Arc::clone(&shared))))
+        .collect();
+    let readers: Vec<_> = (0..READERS)
+        .map(|_| tokio::spawn(reader(url.clone(), token.clone(), Arc::clone(&shared))))
+        .collect();
+    for round in 0..ROUNDS {
+        // Killed in the middle of the load, not after so long: once this round has acknowledged a
+        // number of events that differs from round to round.
+        let goal = shared.acked.lock().unwrap().len() + 1 + round * 37 % 200;
+        let start = Instant::now();
+        while shared.acked.lock().unwrap().len() < goal {
+            assert!(start.elapsed() < Duration::from_secs(30), "round {round} makes no progress");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        hub.kill();
+        hub = Hub::start(&listen, data.path());
+        assert_eq!(hub.fact("publisher_key"), key, "keys stay valid over restarts");
+    }
+    shared.stop.store(true, Ordering::SeqCst);
+    for publisher in publishers {
+        publisher.await.unwrap();
+    }
+    shared.complete.store(true, Ordering::SeqCst);
+    let acked = shared.acked.lock().unwrap().clone();
+    assert!(acked.len() > ROUNDS * 4);
+    for reader in readers {
+        let seen = timeout(Duration::from_secs(60), reader).await.unwrap().unwrap();
+        for (place, id) in &acked {
+            assert_eq!(seen.get(place), Some(id), "{place:?}");
+        }
+        let mut ids: Vec<&String> = seen.values().collect();
+        ids.sort();
+        let count = ids.len();
+        ids.dedup();
+        assert_eq!(ids.len(), count, "an event was stored twice");
+    }
+    hub.kill();
+}
