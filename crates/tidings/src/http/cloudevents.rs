@@ -101,6 +101,10 @@ pub(super) fn binary(
         })?;
         match attribute_name {
             "specversion" => version = Some(text),
+            // The body is the data, and `Content-Type` its type (HTTP binding §3.1.1).
+            "data" | "datacontenttype" => {
+                return Err(malformed("is not an attribute in binary mode").at(name.as_str()));
+            }
             "ifoffset" | "deleted" | "close" => {
                 attribute(&mut draft, attribute_name, &text, name.as_str(), bounds)?;
             }
@@ -259,5 +263,15 @@ mod tests {
         headers.insert("ce-subject", "a%0Ab".parse().unwrap());
         let problem = binary(&headers, Bytes::new(), BOUNDS, None).unwrap_err();
         assert_eq!(problem.pointer.as_deref(), Some("ce-subject"));
+        headers.remove("ce-subject");
+        for name in ["ce-data", "ce-datacontenttype"] {
+            headers.insert(name, "text/plain".parse().unwrap());
+            let problem = binary(&headers, Bytes::new(), BOUNDS, None).unwrap_err();
+            assert_eq!(problem.pointer.as_deref(), Some(name));
+            headers.remove(name);
+        }
+        headers.remove("ce-type");
+        let problem = binary(&headers, Bytes::new(), BOUNDS, None).unwrap_err();
+        assert_eq!(problem.pointer.as_deref(), Some("ce-type"));
     }
 }

@@ -69,7 +69,7 @@ pub(super) async fn publish(
     let drafts = read(&essence, content_type, query.as_deref(), &headers, body.clone(), bounds)?;
     let key = key.map(|key| (key, whole_request(content_type, query.as_deref(), &headers, &body)));
     let results = authorize_and_publish(&app, &grant, drafts.events, key).await?;
-    Ok(answer(drafts.is_single, results))
+    Ok(answer(drafts.is_single, &results))
 }
 
 /// Reads the body by its media type.
@@ -214,7 +214,7 @@ fn result_json(result: &Result<Published, Problem>) -> Value {
 }
 
 /// 200 if anything was taken, else the first refusal's status.
-fn answer(is_single: bool, results: Vec<Result<Published, Problem>>) -> Response {
+fn answer(is_single: bool, results: &[Result<Published, Problem>]) -> Response {
     let refused = results.iter().all(Result::is_err);
     let first = results.iter().find_map(|result| result.as_ref().err());
     let list: Vec<Value> = results.iter().map(result_json).collect();

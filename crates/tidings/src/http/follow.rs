@@ -133,7 +133,12 @@ async fn answer(
     }
     match request.answer {
         Answer::Page if method == Method::HEAD => Ok(PAGE_HEADERS.into_response()),
-        Answer::Page => page(app, follow, request.envelope, request.wait).await,
+        Answer::Page => {
+            // A page that is waited for is not delivered after the credential's end either.
+            let left = grant.expires_at().map(|end| app.hub.clock().now().until(end));
+            let wait = left.map_or(request.wait, |left| request.wait.min(left));
+            page(app, follow, request.envelope, wait).await
+        }
         Answer::Stream(format) => {
             let headers = stream_headers(Some(format));
             if method == Method::HEAD {

@@ -44,8 +44,11 @@ pub struct ServeSettings {
     pub first_byte: Duration,
     /// For the TLS handshake.
     pub handshake: Duration,
-    /// For a request's head, and for the next request of a kept-alive connection.
+    /// For a request's head, from its first byte.
     pub head: Duration,
+    /// Between the requests of an HTTP/1 connection. Longer than the 60 s of most proxies, who
+    /// would send a request into the end of their connection otherwise.
+    pub idle: Duration,
     /// How long a write may wait for a reader that takes nothing.
     pub write_stall: Duration,
     /// How often a quiet HTTP/2 connection is asked whether it is still there.
@@ -69,6 +72,7 @@ impl Default for ServeSettings {
             first_byte: Duration::from_secs(10),
             handshake: Duration::from_secs(10),
             head: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
             write_stall: Duration::from_secs(10),
             h2_ping: Duration::from_secs(20),
             h2_pong: Duration::from_secs(10),

@@ -6,6 +6,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -191,6 +192,127 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Stalling<T> {
     }
 }
 
+/// What an HTTP/1 connection is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing of a request has come yet.
+    Idle,
+    /// A head is on its way, and has until then.
+    Head(Instant),
+    /// A request is being answered.
+    Answer,
+}
+
+/// Where an HTTP/1 connection is between its requests; shared with the service that answers them.
+#[derive(Debug, Clone)]
+pub(super) struct Requests(Arc<Mutex<Phase>>);
+
+impl Requests {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Phase::Idle)))
+    }
+
+    /// A head has come whole. The connection is idle again when what this returns is dropped.
+    pub(super) fn answering(&self) -> Answering {
+        self.set(Phase::Answer);
+        Answering(self.clone())
+    }
+
+    fn set(&self, phase: Phase) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+
+    fn phase(&self) -> Phase {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub(super) struct Answering(Requests);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.set(Phase::Idle);
+    }
+}
+
+/// An HTTP/1 connection that fails if a head, once begun, does not come whole in time.
+///
+/// hyper has one timer for this and for the time between requests. That one must be long: a proxy
+/// that finds a kept connection closed under its request answers 502.
+#[derive(Debug)]
+pub(super) struct Hurried<T> {
+    io: T,
+    requests: Requests,
+    head_max: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> Hurried<T> {
+    pub(super) const fn new(io: T, requests: Requests, head_max: Duration) -> Self {
+        Self { io, requests, head_max, timer: None }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Hurried<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(context, out);
+        match (self.requests.phase(), polled.is_pending()) {
+            (Phase::Idle, false) if out.filled().len() > before => {
+                self.requests.set(Phase::Head(Instant::now() + self.head_max));
+            }
+            (Phase::Head(ends), true) => {
+                let timer =
+                    self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
+                if timer.deadline() != ends {
+                    timer.as_mut().reset(ends);
+                }
+                ready!(timer.as_mut().poll(context));
+                let late = io::Error::new(io::ErrorKind::TimedOut, "head did not come in time");
+                return Poll::Ready(Err(late));
+            }
+            _ => {}
+        }
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Hurried<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncWriteExt as _, duplex};
@@ -244,6 +366,34 @@ mod tests {
         drop(client);
         let error = detect(server, LIMIT).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_its_time_from_its_first_byte_and_the_time_between_is_free() {
+        let (mut client, server) = duplex(64);
+        let requests = Requests::new();
+        let mut server = Hurried::new(server, requests.clone(), LIMIT);
+        let mut bytes = [0; 64];
+        for _ in 0..2 {
+            // Ten times the limit between requests, and while one is answered.
+            let idle = tokio::time::timeout(LIMIT * 10, server.read(&mut bytes)).await;
+            assert!(idle.is_err(), "{idle:?}");
+            client.write_all(b"head").await.unwrap();
+            assert_eq!(server.read(&mut bytes).await.unwrap(), 4);
+            let answering = requests.answering();
+            let quiet = tokio::time::timeout(LIMIT * 10, server.read(&mut bytes)).await;
+            assert!(quiet.is_err(), "{quiet:?}");
+            drop(answering);
+        }
+        client.write_all(b"h").await.unwrap();
+        assert_eq!(server.read(&mut bytes).await.unwrap(), 1);
+        let begun = Instant::now();
+        // More bytes do not buy more time.
+        tokio::time::advance(LIMIT / 2).await;
+        client.write_all(b"e").await.unwrap();
+        assert_eq!(server.read(&mut bytes).await.unwrap(), 1);
+        let error = server.read(&mut bytes).await.unwrap_err();
+        assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, LIMIT));
     }
 
     #[tokio::test(start_paused = true)]

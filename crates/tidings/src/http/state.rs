@@ -1,10 +1,13 @@
 //! `GET /v1/state`: the current states of a topic, and a cursor to follow from.
 
 use axum::{
+    body::Body,
     extract::{RawQuery, State},
     http::header,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 
 use super::{
     caller::{Caller, may_read, not_found},
@@ -13,7 +16,10 @@ use super::{
 };
 use crate::{
     error::Problem,
-    model::{Topic, TopicKey},
+    hub::Hub,
+    journal::{JournalError, Page, StateQuery},
+    model::{Cursor, Mark, Offset, Topic, TopicKey},
+    sse::Frame,
 };
 
 /// Query parameters.
@@ -39,15 +45,51 @@ pub(super) async fn snapshot(
         return Err(not_found());
     }
     let key = TopicKey::new(grant.tenant().clone(), topic);
-    let (states, cursor) = app.hub.states(&key, &prefix).await?;
-    let mut body = format!("{{\"topic\":\"{}\",\"states\":[", key.topic).into_bytes();
-    for (number, frame) in states.iter().enumerate() {
-        if number > 0 {
-            body.push(b',');
-        }
-        body.extend_from_slice(&frame.json());
-    }
-    body.extend_from_slice(format!("],\"cursor\":\"{}\"}}", cursor.encode()).as_bytes());
+    let head = app.hub.describe(&key).await?.head;
+    let query = StateQuery { prefix, until: head.end().offset, ..StateQuery::all() };
+    let cursor = Cursor::single(&key.topic, Mark::from(head.end()));
+    // The first page before the answer begins: a journal that is down is a problem, not half a body.
+    let mut pages = Pages { hub: app.hub, key, query, page: None };
+    pages.read().await?;
+    let begin = Bytes::from(format!("{{\"topic\":\"{}\",\"states\":[", pages.key.topic));
+    let end = Bytes::from(format!("],\"cursor\":\"{}\"}}", cursor.encode()));
+    let states = stream::try_unfold(pages, Pages::next);
+    let body = stream::iter([Ok(begin)]).chain(states).chain(stream::iter([Ok(end)]));
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, body).into_response())
+    Ok((headers, Body::from_stream(body)).into_response())
+}
+
+/// The states, read a page at a time: a topic may hold 10 000 of 64 KiB each. One that is replaced
+/// meanwhile is not among them; it is after the cursor.
+struct Pages {
+    hub: Hub,
+    key: TopicKey,
+    query: StateQuery,
+    /// What was read and not yet written.
+    page: Option<Page>,
+}
+
+impl Pages {
+    async fn read(&mut self) -> Result<(), JournalError> {
+        self.page = Some(self.hub.journal().states(&self.key, self.query.clone()).await?);
+        Ok(())
+    }
+
+    /// The next page as JSON. An error breaks the answer off, which no client takes for its end.
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, JournalError> {
+        if self.page.is_none() {
+            self.read().await?;
+        }
+        let Some(page) = self.page.take() else { return Ok(None) };
+        let Some(last) = page.events.last() else { return Ok(None) };
+        let mut json = Vec::new();
+        for event in &page.events {
+            if self.query.after > Offset::ZERO || !json.is_empty() {
+                json.push(b',');
+            }
+            json.extend_from_slice(&Frame::of(&self.key, page.head.epoch, event).json());
+        }
+        self.query.after = last.offset;
+        Ok(Some((json.into(), self)))
+    }
 }

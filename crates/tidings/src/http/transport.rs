@@ -4,6 +4,7 @@
 //! written here or in [`ServeSettings`], and a panic ends one request and no more.
 
 use std::{
+    convert::Infallible,
     error::Error,
     net::SocketAddr,
     panic::AssertUnwindSafe,
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header;
 use http_body::Frame;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
@@ -34,7 +35,7 @@ use tower_service::Service as _;
 use super::{
     follow,
     serve::{Peer, ServeSettings},
-    socket::{Protocol, Stalling, detect},
+    socket::{Answering, Hurried, Protocol, Requests, Stalling, detect},
     tls::Tls,
 };
 use crate::{
@@ -155,13 +156,44 @@ impl Transport {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let app = app.clone();
-        let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+        let answer = move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer);
-            let answer = app.clone().call(request.map(Body::new));
-            async move { answer.await.map(|response| response.map(heeded)) }
+            app.clone().call(request.map(Body::new))
+        };
+        if protocol == Protocol::Http2 {
+            let service = service_fn(move |request| {
+                let answer = answer(request);
+                async move { answer.await.map(|response| response.map(heeded)) }
+            });
+            return self.drive(self.http2.serve_connection(TokioIo::new(stream), service)).await;
+        }
+        let requests = Requests::new();
+        let stream = Hurried::new(stream, requests.clone(), self.settings.head);
+        let service = service_fn(move |request| {
+            let answering = requests.answering();
+            let answer = answer(request);
+            async move {
+                let noted = |body| Noted { body, _answering: answering };
+                answer.await.map(|response| response.map(noted))
+            }
         });
-        let builder = if protocol == Protocol::Http2 { &self.http2 } else { &self.http1 };
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        self.drive(self.http1.serve_connection(TokioIo::new(stream), service)).await
+    }
+
+    async fn drive<I, S, B>(
+        &self,
+        connection: auto::Connection<'_, I, S, Streams>,
+    ) -> Result<(), Failure>
+    where
+        S: hyper::service::Service<
+                hyper::Request<Incoming>,
+                Response = hyper::Response<B>,
+                Error = Infallible,
+            >,
+        S::Future: Send + 'static,
+        I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
+        B: http_body::Body<Data: Send, Error: Into<Failure>> + Send + 'static,
+    {
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => return result,
@@ -176,7 +208,7 @@ fn builder(settings: &ServeSettings, streams: Streams) -> auto::Builder<Streams>
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(settings.head)
+        .header_read_timeout(settings.idle)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(FIELDS_MAX)
         .keep_alive(true)
@@ -279,6 +311,32 @@ fn heeded(body: Body) -> Body {
     match READER.try_with(Arc::clone) {
         Ok(reader) => Body::new(Heeded { body, rest: Bytes::new(), reader }),
         Err(_) => body,
+    }
+}
+
+/// Holds the note that a request is being answered until its answer has ended.
+struct Noted {
+    body: Body,
+    _answering: Answering,
+}
+
+impl http_body::Body for Noted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -180,6 +180,17 @@ async fn the_end_of_a_token_ends_its_stream() {
     assert_eq!(reader.next().await, None);
 }
 
+#[tokio::test]
+async fn a_page_is_not_waited_for_beyond_the_end_of_a_token() {
+    let server = Server::start().await;
+    let bearer = token("42", -58, json!({}));
+    let request = server.anonymous(Method::GET, "/v1/events?topic=user/42&wait=25s");
+    let request = request.bearer_auth(bearer).header("accept", "application/json");
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(10), request.send()).await;
+    let page = json_of(answer.expect("the page ends with its token").unwrap()).await;
+    assert_eq!(page["events"], json!([]));
+}
+
 async fn ticket(server: &Server, bearer: &str) -> String {
     let request = server.anonymous(Method::POST, "/v1/tickets").bearer_auth(bearer);
     let answer = request.send().await.unwrap();

@@ -38,8 +38,8 @@ async fn resumed(server: &Server, topics: &str, last_id: &str) -> Vec<String> {
     seen(&reader.raw).1
 }
 
-/// Broken on purpose: with `state 'set' of the cursor's mark` left out in `Encoder::event`, or with
-/// the states' own position left out of the cursor, this fails at the first cut in the middle.
+/// Broken on purpose, it failed each time: with the cursor not moved in `Encoder::event` events came
+/// twice, and with `states_after` left out of the cursor states were lost.
 #[tokio::test]
 async fn a_stream_cut_at_any_byte_and_resumed_has_every_event_once() {
     let server = Server::start().await;
@@ -173,4 +173,26 @@ async fn a_snapshot_of_states_has_the_cursor_to_follow_from() {
     let cursor = snapshot["cursor"].as_str().unwrap();
     let mut reader = server.follow(&format!("topic=t&last_event_id={cursor}")).await;
     assert_eq!(reader.data(1).await, [4]);
+}
+
+#[tokio::test]
+async fn a_snapshot_of_many_large_states_is_whole() {
+    let server = Server::start().await;
+    let state = |n: u64| {
+        json!({ "topic": "t", "type": "s", "class": "state", "key": format!("k/{n:02}"),
+            "data": format!("{n}{}", "x".repeat(60_000)) })
+    };
+    for n in 0..4 {
+        let states: Vec<_> = (n * 10..n * 10 + 10).map(state).collect();
+        server.publish(&states.into()).await;
+    }
+    let snapshot = super::support::json_of(server.get("/v1/state?topic=t").send().await.unwrap());
+    let snapshot = snapshot.await;
+    let keys: Vec<_> = snapshot["states"].as_array().unwrap().iter().map(|s| &s["key"]).collect();
+    let want: Vec<_> = (0..40).map(|n| json!(format!("k/{n:02}"))).collect();
+    assert_eq!(keys, want.iter().collect::<Vec<_>>());
+    let request = server.get("/v1/events?topic=t&wait=0").header("accept", "application/json");
+    let request = request.header("last-event-id", snapshot["cursor"].as_str().unwrap());
+    let page = super::support::json_of(request.send().await.unwrap()).await;
+    assert_eq!((&page["events"], &page["gaps"]), (&json!([]), &json!([])));
 }
