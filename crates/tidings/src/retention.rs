@@ -89,7 +89,7 @@ impl Hub {
             return self.topics().delete(&info.topic).await.map(drop);
         }
         let retention = info.properties.retention.unwrap_or(self.settings().retention);
-        if info.events == 0 || !exceeds(info, &retention) {
+        if info.head.earliest == info.head.tail || !exceeds(info, &retention) {
             return Ok(());
         }
         let head = self.journal().trim(&info.topic, &retention, now).await?;

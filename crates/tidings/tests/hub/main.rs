@@ -1,5 +1,11 @@
 //! The hub through its Rust API: publishing, following, resuming, and the seams between.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::needless_pass_by_value,
+    reason = "a test fails by panicking, and reads better short"
+)]
 
 mod connection;
 mod follow;
