@@ -140,6 +140,17 @@ fn cargo(line: &str) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.args(line.split_whitespace()).current_dir(root());
+    // `cargo run` says here which package it runs. Build scripts that look at it (ring's) would run
+    // anew, and all that depends on them be built anew, whenever a person's cargo and ours alternate.
+    for (name, _) in std::env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"]
+            .iter()
+            .any(|of| name_text.starts_with(of))
+        {
+            command.env_remove(&name);
+        }
+    }
     command
 }
 

@@ -8,6 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
+use tidings::error::ErrorCode;
+
 /// The library's modules, each list below the next. A module may use its own list and those before.
 const LAYERS: &[&[&str]] = &[
     &["model"],
@@ -89,6 +91,20 @@ fn every_module_has_its_place_in_the_map() {
         })
         .collect();
     assert!(missing.is_empty(), "docs/architecture.md does not mention {missing:?}");
+}
+
+#[test]
+fn every_code_stands_in_the_protocol_with_its_status() {
+    let page = std::fs::read_to_string(root().join("docs/protocol.md")).unwrap();
+    let missing: Vec<String> = ErrorCode::ALL
+        .iter()
+        .map(|code| {
+            let retryable = if code.retryable() { "yes" } else { "no" };
+            format!("| `{}` | {} | {retryable} |", code.as_str(), code.status())
+        })
+        .filter(|row| !page.contains(row))
+        .collect();
+    assert!(missing.is_empty(), "docs/protocol.md has no {missing:?}");
 }
 
 /// Names the imports of a file that point upwards.

@@ -1,6 +1,6 @@
 //! The embedded journal: files on this machine's disk, kept by `fjall`.
 //!
-//! The rule: one thread writes (`writer`); readers see snapshots, check every record's checksum,
+//! The rule: one thread writes (`writer.rs`); readers see snapshots, check every record's checksum,
 //! and compare the floor before and after, so that a page is whole or is read again.
 
 mod directory;
