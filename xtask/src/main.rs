@@ -22,7 +22,7 @@ mod suite;
 
 use std::{
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
 const USAGE: &str = "\
@@ -32,6 +32,7 @@ cargo xtask <command>
   test              sets up, then runs every check and every test of the repository
   test --fast       only formatting, lints, Rust tests
   test NAME…        only the Rust tests whose names contain one of the words
+  bench [R] [E]     builds for release and measures R readers of E events beside a floor
   docs              writes the pages under docs/ that are generated from the code
   docs --check      says which of them are out of date
   docs --run        runs the commands shown in README.md and docs/ against a hub
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.as_slice() {
         ["setup"] => setup::run(),
         ["test", options @ ..] => return suite::run(options),
+        ["bench", arguments @ ..] => bench(arguments),
         ["docs"] => pages::write(),
         ["docs", "--check"] => pages::check(),
         ["docs", "--run"] => examples::run_alone(),
@@ -59,6 +61,20 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Builds hub and bench for release and runs the bench.
+fn bench(arguments: &[&str]) -> Result<(), String> {
+    let build = suite::cargo("build --release --workspace --locked");
+    let mut measure = Command::new(target().join("release/tidings-bench"));
+    measure.args(arguments);
+    for mut command in [build, measure] {
+        let status = command.status().map_err(|error| format!("{command:?}: {error}"))?;
+        if !status.success() {
+            return Err(format!("{command:?} failed"));
+        }
+    }
+    Ok(())
 }
 
 /// The repository's root.

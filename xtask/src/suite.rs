@@ -135,7 +135,7 @@ fn nextest() -> Command {
 }
 
 /// Cargo, with the words of a line as its arguments.
-fn cargo(line: &str) -> Command {
+pub(crate) fn cargo(line: &str) -> Command {
     // The toolchain that runs this: `cargo` on the path may be another.
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
