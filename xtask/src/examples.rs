@@ -2,7 +2,8 @@
 //!
 //! The rule: every `sh` block of README.md and docs/ is run, unless its fence gives a reason
 //! (`sh no-run: …`). Each page has a `tidings dev` of its own, found through `TIDINGS_URL`,
-//! `TIDINGS_KEY` and `TIDINGS_TOKEN`; what one block sets, the next one sees.
+//! `TIDINGS_KEY` and `TIDINGS_TOKEN`, and a folder with a small Rust project; what one block sets,
+//! the next one sees.
 //!
 //! A fence may say more, in words that readers do not see:
 //! - `sh background`: runs while the blocks after it do, and is ended with the page;
@@ -25,7 +26,7 @@ use crate::{
     markdown::{self, Block},
     root,
     step::Count,
-    target, tidings_binary,
+    suite, target, tidings_binary,
 };
 
 /// A command that is not done by then hangs.
@@ -35,8 +36,15 @@ const START_TIME_MAX: Duration = Duration::from_secs(30);
 /// What a background command prints comes within this time after the page's last command.
 const BACKGROUND_TIME_MAX: Duration = Duration::from_secs(15);
 
-/// What curl does by itself in these examples: a refusal is a failure, and its body is shown.
-const CURLRC: &str = "fail-with-body\nsilent\nshow-error\nmax-time = 100\n";
+/// What curl does by itself in these examples: a refusal is a failure, its body is shown, and a
+/// line ends with it.
+const CURLRC: &str = "fail-with-body\nsilent\nshow-error\nmax-time = 100\nwrite-out = \"\\n\"\n";
+
+/// A Rust project for the examples that build one; not a member of ours.
+const PROJECT: [(&str, &str); 2] = [
+    ("Cargo.toml", "[package]\nname = \"example\"\nedition = \"2024\"\n\n[workspace]\n"),
+    ("src/main.rs", "//! Something to build.\nfn main() {}\n"),
+];
 
 /// One command block of a page.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,9 +58,7 @@ struct Example {
 
 /// Builds the binary, then runs all examples.
 pub(crate) fn run_alone() -> Result<(), String> {
-    let mut build = Command::new("cargo");
-    build.args(["build", "--bin", "tidings"]).current_dir(root());
-    if !build.status().is_ok_and(|status| status.success()) {
+    if !suite::build().status().is_ok_and(|status| status.success()) {
         return Err("the binary that the examples need does not build".to_owned());
     }
     let (count, failure) = run()?;
@@ -175,10 +181,8 @@ enum Outcome {
 struct Page {
     hub: Child,
     environment: Vec<(&'static str, String)>,
-    /// For what the examples write.
+    /// Of this page: the hub's data, the examples' output, and where they run.
     folder: PathBuf,
-    /// Where the examples run: the README's in the repository, others in the folder.
-    current: PathBuf,
     background: Vec<(Example, Running)>,
 }
 
@@ -190,8 +194,10 @@ impl Page {
         if folder.exists() {
             fs::remove_dir_all(&folder).map_err(fail)?;
         }
-        let current = if name == "README.md" { root() } else { folder.join("work") };
-        fs::create_dir_all(folder.join("work")).map_err(fail)?;
+        fs::create_dir_all(folder.join("work/src")).map_err(fail)?;
+        for (path, text) in PROJECT {
+            fs::write(folder.join("work").join(path), text).map_err(fail)?;
+        }
         fs::write(folder.join(".curlrc"), CURLRC).map_err(fail)?;
         let binary = tidings_binary();
         let mut hub = Command::new(&binary)
@@ -231,7 +237,7 @@ impl Page {
             ("PATH", format!("{binaries}:{path}")),
             ("NO_COLOR", "1".to_owned()),
         ];
-        Ok(Self { hub, environment, folder, current, background: Vec::new() })
+        Ok(Self { hub, environment, folder, background: Vec::new() })
     }
 
     fn run(&mut self, example: Example) -> Outcome {
@@ -296,7 +302,7 @@ impl Running {
         let child = Command::new("bash")
             .args(["--noprofile", "--norc", "-c", &script])
             .envs(page.environment.iter().map(|(name, value)| (name, value)))
-            .current_dir(&page.current)
+            .current_dir(page.folder.join("work"))
             .stdin(Stdio::null())
             .stdout(fs::File::create(file("stdout"))?)
             .stderr(fs::File::create(file("stderr"))?)

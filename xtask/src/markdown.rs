@@ -168,19 +168,21 @@ mod tests {
             line.strip_prefix("**P-")?.split_once("**")?.0.parse().ok()
         };
         let numbers: Vec<u32> = page.lines().filter_map(clause).collect();
+        for number in &numbers {
+            assert!(page.contains(&format!("<a id=\"p-{number}\"></a>\n**P-{number}** ")));
+        }
         let expected: Vec<u32> = (1..).take(numbers.len()).collect();
         assert_eq!(numbers, expected);
         let (_, index) = page.split_once("## Clause index").unwrap();
-        let mut indexed = Vec::new();
+        // Rows are ranges: `P-1 to P-12`, one behind the other.
+        let mut ranges: Vec<(u32, u32)> = Vec::new();
         for row in index.lines().filter(|line| line.starts_with("| ")) {
-            for words in row.split("P-").skip(1) {
-                let number = words.split(|c: char| !c.is_ascii_digit()).next().unwrap();
-                indexed.push(number.parse::<u32>().unwrap());
-            }
+            let numbers = row.split("P-").skip(1).map(|words| {
+                words.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse::<u32>().unwrap()
+            });
+            let numbers: Vec<u32> = numbers.collect();
+            ranges.extend(numbers.first().copied().zip(numbers.last().copied()));
         }
-        // Rows are ranges: `P-1 – P-12`, one behind the other.
-        let ranges: Vec<(u32, u32)> =
-            indexed.chunks(2).map(|pair| (pair[0], *pair.last().unwrap())).collect();
         let covered: Vec<u32> = ranges.iter().flat_map(|(from, to)| *from..=*to).collect();
         assert_eq!(covered, expected);
     }

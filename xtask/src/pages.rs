@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::{root, tidings_binary};
+use crate::{root, suite, tidings_binary};
 
 /// Each page and the `tidings` command that prints it.
 const PAGES: &[(&str, &[&str])] = &[
@@ -13,11 +13,7 @@ const PAGES: &[(&str, &[&str])] = &[
 
 /// Builds the binary and writes all pages.
 pub(crate) fn write() -> Result<(), String> {
-    let build = Command::new("cargo")
-        .args(["build", "--package", "tidings-server"])
-        .current_dir(root())
-        .status();
-    if !build.is_ok_and(|status| status.success()) {
+    if !suite::build().status().is_ok_and(|status| status.success()) {
         return Err("the binary that prints the pages does not build".to_owned());
     }
     for (path, arguments) in PAGES {

@@ -82,12 +82,7 @@ fn steps(scope: &Scope, report: &mut Report) {
         cargo("doc --workspace --no-deps --locked").env("RUSTDOCFLAGS", "-D warnings"),
     );
     supply_chain(report);
-    // Examples and benches too: the features are those of the tests, and nothing is built twice.
-    if !report.command(
-        "build",
-        Runner::Plain,
-        &mut cargo("build --workspace --all-targets --locked"),
-    ) {
+    if !report.command("build", Runner::Plain, &mut build()) {
         return;
     }
     report.step("pages", "are the generated pages of docs/ up to date?", || {
@@ -128,6 +123,11 @@ fn browser(report: &mut Report) {
         .current_dir(folder)
         .env("TIDINGS_BIN", tidings_binary());
     report.command("browser", Runner::Node, &mut command);
+}
+
+/// Builds everything. Tests too: so the features are theirs, and nothing is built twice.
+pub(crate) fn build() -> Command {
+    cargo("build --workspace --all-targets --locked")
 }
 
 fn nextest() -> Command {

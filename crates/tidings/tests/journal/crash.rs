@@ -1,8 +1,9 @@
 //! `kill -9` of a process that appends, over and over on one directory.
 //!
 //! The rule: what was acknowledged is there, once, where it was said to be; and what was once read
-//! after a crash is there after the next. Proven by breaking the adapter: with the commit's
-//! durability left out and the acknowledgement sent before the commit, the first rounds fail.
+//! after a crash is there after the next. Proven by breaking the adapter: when the writer answers
+//! before it commits, the first round fails. (That commits reach the disk itself, a kill cannot
+//! show: what was written survives in the page cache.)
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -64,7 +65,7 @@ async fn append(journal: &dyn Journal, writer: usize, round: u64) {
     let events = (0..count).map(|n| {
         let mut event = NewEvent::new(EventType::parse("a.b").unwrap())
             .data(JsonText::string(&"x".repeat(usize::try_from(round % 300).unwrap())));
-        if (round + n) % 3 == 0 {
+        if (round + n).is_multiple_of(3) {
             event = event.state(StateKey::parse(&format!("k{}", n % 2)).unwrap());
         }
         Append { event: Arc::new(event), if_offset: None, dedup: Dedup::ById }

@@ -174,8 +174,8 @@ fn owned_by(owner: u8) -> Properties {
     Properties {
         owner: Some(owner.to_string()),
         readers: vec!["r".repeat(usize::from(owner % 5))],
-        ttl: (owner % 2 == 0).then(|| Duration::from_millis(u64::from(owner))),
-        retention: (owner % 3 == 0).then_some(Retention::UNLIMITED),
+        ttl: owner.is_multiple_of(2).then(|| Duration::from_millis(u64::from(owner))),
+        retention: owner.is_multiple_of(3).then_some(Retention::UNLIMITED),
     }
 }
 
@@ -339,7 +339,7 @@ impl World {
         let memory = self.memory.read(of, place, limit).await.unwrap();
         let embedded = self.embedded.read(of, place, limit).await.unwrap();
         self.same_page(topic, memory, embedded)?;
-        let prefix = if state % 2 == 0 { "k".to_owned() } else { format!("k{state}") };
+        let prefix = if state.is_multiple_of(2) { "k".to_owned() } else { format!("k{state}") };
         let until = Offset(place.0.saturating_add(limit.bytes as u64 / 8));
         let query = StateQuery { prefix, after: place, until, limit };
         let memory = self.memory.states(of, query.clone()).await.unwrap();

@@ -61,7 +61,7 @@ pub async fn a_deleted_topic_is_gone_and_has_another_epoch(
     }
     let list = TopicQuery { tenant: None, prefix: String::new(), after: None, limit: 9 };
     let names: Vec<_> = store.topics(list).await.unwrap().into_iter().map(|t| t.topic).collect();
-    assert_eq!(names, [other.clone()]);
+    assert_eq!(names, std::slice::from_ref(&other));
     assert_eq!(read(&*store, &other, 0).await.events.len(), 2);
 }
 

@@ -285,9 +285,10 @@ impl TopicRecord {
     }
 
     pub(super) fn write(&self) -> Result<Vec<u8>, JournalError> {
-        let flags = u8::from(self.is_deleted) * DELETED
-            | u8::from(self.closed) * CLOSED
-            | u8::from(self.has_events) * HAS_EVENTS;
+        let mut flags = 0;
+        flags |= if self.is_deleted { DELETED } else { 0 };
+        flags |= if self.closed { CLOSED } else { 0 };
+        flags |= if self.has_events { HAS_EVENTS } else { 0 };
         let mut out = vec![0, 0, 0, 0, RECORD_VERSION, flags];
         out.extend(self.id.to_be_bytes());
         out.extend(self.incarnation.to_be_bytes());

@@ -171,7 +171,7 @@ impl EmbeddedJournal {
         let reclaimer = Arc::clone(&self.shared.reclaimer);
         let run = tokio::task::spawn_blocking(move || reclaimer.run());
         match run.await {
-            Ok(result) => result.map_err(unreadable),
+            Ok(result) => result.map_err(|error| unreadable(&error)),
             Err(error) => Err(JournalError::Unavailable(error.to_string())),
         }
     }

@@ -40,7 +40,9 @@ type EventIter<'a> = Box<dyn Iterator<Item = Result<Event, JournalError>> + 'a>;
 impl Reader {
     fn view(&self, topic: &TopicKey) -> Result<View<'_>, JournalError> {
         let snapshot = self.store.db.snapshot();
-        let bytes = snapshot.get(&self.store.topics, topic_key(topic)).map_err(unreadable)?;
+        let bytes = snapshot
+            .get(&self.store.topics, topic_key(topic))
+            .map_err(|error| unreadable(&error))?;
         let record = match bytes {
             Some(bytes) => TopicRecord::read(&bytes).ok_or_else(|| damaged(topic))?,
             None => TopicRecord {
@@ -167,13 +169,14 @@ impl Reader {
             if due.len() == limit {
                 break;
             }
-            let (entry, value) = entry.into_inner().map_err(unreadable)?;
+            let (entry, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
             let wrong = || JournalError::Broken("an entry of the due index is damaged".to_owned());
             let (at, state_key) = entry.get(1..).and_then(split_u64).ok_or_else(wrong)?;
             first = first.or(Some(at));
             let (offset, topic) = split_u64(&value).ok_or_else(wrong)?;
             let topic = read_topic_key(topic).ok_or_else(wrong)?;
-            let state = snapshot.get(&self.store.states, state_key).map_err(unreadable)?;
+            let state =
+                snapshot.get(&self.store.states, state_key).map_err(|error| unreadable(&error))?;
             let event = state.map(|state| read_state(&state)).transpose()?;
             if let Some(event) = event.filter(|event| event.offset == Offset(offset)) {
                 due.push(Due { topic, event, why: kind });
@@ -196,7 +199,7 @@ impl Reader {
         };
         let mut topics = Vec::new();
         for entry in snapshot.range(&self.store.topics, (start, Bound::Unbounded)) {
-            let (key, value) = entry.into_inner().map_err(unreadable)?;
+            let (key, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
             if topics.len() == query.limit || !key.starts_with(&prefix) {
                 break;
             }
@@ -233,7 +236,7 @@ impl View<'_> {
         let range = self.range(after.max(self.record.floor), Offset(u64::MAX));
         let entries = self.snapshot.range(&self.store.log, range);
         Box::new(entries.map(|entry| {
-            let (key, value) = entry.into_inner().map_err(unreadable)?;
+            let (key, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
             read_event(offset_of(&key)?, &value)
         }))
     }
@@ -245,11 +248,12 @@ impl View<'_> {
         }
         let entries = self.snapshot.range(&self.store.places, self.range(after, until));
         Box::new(entries.map(|entry| {
-            let (place, key) = entry.into_inner().map_err(unreadable)?;
+            let (place, key) = entry.into_inner().map_err(|error| unreadable(&error))?;
             let wrong = || JournalError::Broken("the order of states is damaged".to_owned());
             let key = std::str::from_utf8(&key).map_err(|_| wrong())?;
             let key = named_key(self.id(), key);
-            let value = self.snapshot.get(&self.store.states, key).map_err(unreadable)?;
+            let value =
+                self.snapshot.get(&self.store.states, key).map_err(|error| unreadable(&error))?;
             let event = read_state(&value.ok_or_else(wrong)?)?;
             if event.offset == offset_of(&place)? { Ok(event) } else { Err(wrong()) }
         }))
@@ -266,7 +270,7 @@ impl View<'_> {
         let mut events = Vec::new();
         let prefix = named_key(self.id(), &query.prefix);
         for entry in self.snapshot.prefix(&self.store.states, prefix) {
-            let event = read_state(&entry.value().map_err(unreadable)?)?;
+            let event = read_state(&entry.value().map_err(|error| unreadable(&error))?)?;
             if query.after < event.offset && event.offset <= query.until {
                 events.push(event);
             }
@@ -287,10 +291,14 @@ impl View<'_> {
         }
         let key = offset_key(self.id(), offset);
         if offset > self.record.floor {
-            if let Some(bytes) = self.snapshot.get(&self.store.log, key).map_err(unreadable)? {
+            if let Some(bytes) =
+                self.snapshot.get(&self.store.log, key).map_err(|error| unreadable(&error))?
+            {
                 return read_event(offset, &bytes).map(|event| Some(event.fingerprint));
             }
-            if let Some(bytes) = self.snapshot.get(&self.store.marks, key).map_err(unreadable)? {
+            if let Some(bytes) =
+                self.snapshot.get(&self.store.marks, key).map_err(|error| unreadable(&error))?
+            {
                 return Ok(read_mark(&bytes).map(|(fingerprint, _)| fingerprint));
             }
         }
@@ -306,7 +314,7 @@ impl View<'_> {
         }
         let offsets = |keyspace| {
             let entries = self.snapshot.range(keyspace, range()).rev();
-            entries.map(|entry| offset_of(&entry.key().map_err(unreadable)?))
+            entries.map(|entry| offset_of(&entry.key().map_err(|error| unreadable(&error))?))
         };
         let mut log = offsets(&self.store.log).peekable();
         let mut states = offsets(&self.store.places).peekable();
@@ -373,7 +381,7 @@ impl View<'_> {
     ) -> impl Iterator<Item = Result<(Offset, Fingerprint, Timestamp), JournalError>> {
         let range = self.range(after.max(self.record.floor), Offset(u64::MAX));
         self.snapshot.range(&self.store.marks, range).map(|entry| {
-            let (key, value) = entry.into_inner().map_err(unreadable)?;
+            let (key, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
             let wrong = || JournalError::Broken("the mark of a state is damaged".to_owned());
             let (fingerprint, time) = read_mark(&value).ok_or_else(wrong)?;
             Ok((offset_of(&key)?, fingerprint, time))
@@ -394,7 +402,7 @@ impl View<'_> {
         let mut floor = self.head.floor();
         let range = self.range(self.record.floor, Offset(u64::MAX));
         for entry in self.snapshot.range(&self.store.log, range) {
-            let (key, value) = entry.into_inner().map_err(unreadable)?;
+            let (key, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
             let event = read_event(offset_of(&key)?, &value)?;
             let too_many = retention.events.is_some_and(|max| events > max);
             let too_big = retention.bytes.is_some_and(|max| bytes > max);

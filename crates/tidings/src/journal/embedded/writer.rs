@@ -292,7 +292,8 @@ impl Writer {
         properties: Option<Properties>,
     ) -> Result<&mut TopicRecord, JournalError> {
         if !self.records.contains_key(topic) {
-            let stored = self.store.topics.get(topic_key(topic)).map_err(unreadable)?;
+            let stored =
+                self.store.topics.get(topic_key(topic)).map_err(|error| unreadable(&error))?;
             let stored = match stored {
                 Some(bytes) => Some(TopicRecord::read(&bytes).ok_or_else(|| damaged(topic))?),
                 None => None,
@@ -390,7 +391,7 @@ impl Writer {
         // Every state is ended, so that nothing of it stays due.
         let mut found = Vec::new();
         for entry in store.states.prefix(record.id.to_be_bytes()) {
-            let (key, value) = entry.into_inner().map_err(unreadable)?;
+            let (key, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
             found.push((key.to_vec(), read_state(&value)?));
         }
         for (key, stored) in found {
@@ -476,14 +477,16 @@ impl Staged<'_> {
         if append.dedup == Dedup::ById {
             let key = named_key(id, append.event.id.as_str());
             if let Entry::Vacant(vacant) = self.commit.seen.entry(key) {
-                let bytes = self.store.dedup.get(vacant.key()).map_err(unreadable)?;
+                let bytes =
+                    self.store.dedup.get(vacant.key()).map_err(|error| unreadable(&error))?;
                 vacant.insert(bytes.and_then(|bytes| read_seen(&bytes)));
             }
         }
         if let Some(key) = &append.event.key {
             let key = named_key(id, key.as_str());
             if let Entry::Vacant(vacant) = self.commit.states.entry(key) {
-                let bytes = self.store.states.get(vacant.key()).map_err(unreadable)?;
+                let bytes =
+                    self.store.states.get(vacant.key()).map_err(|error| unreadable(&error))?;
                 let stored = bytes.map(|bytes| read_state(&bytes)).transpose()?;
                 vacant.insert(Slot::of(self.topic, id, stored));
             }
@@ -623,7 +626,7 @@ fn due_of(id: u64, state: &Event) -> impl Iterator<Item = Vec<u8>> {
     times_of(state).filter_map(move |(kind, at)| Some(due_key(kind, at, id, key?)))
 }
 
-pub(super) fn unreadable(error: fjall::Error) -> JournalError {
+pub(super) fn unreadable(error: &fjall::Error) -> JournalError {
     JournalError::Unavailable(format!("the store cannot be read: {error}"))
 }
 
