@@ -209,10 +209,12 @@ async fn a_slow_reader_of_a_large_event_is_not_taken_for_a_stalled_one() {
     let mut answer = client.get(url).bearer_auth(&server.key).send().await.unwrap();
     let mut count = 0;
     // What the hub hands over at once, 64 KiB and more, takes longer than a stall may.
-    let mut pace = tokio::time::interval(stall / 3);
-    while count < 128 * 1024 {
+    let mut pace = tokio::time::interval(stall / 6);
+    for read in 1..=24 {
         pace.tick().await;
-        count += answer.chunk().await.unwrap().unwrap().len();
+        while count < read * 8 * 1024 {
+            count += answer.chunk().await.unwrap().unwrap().len();
+        }
     }
 }
 
