@@ -113,7 +113,7 @@ impl Remote {
     pub(crate) fn new(args: &HubArgs, purpose: Purpose) -> Result<Self, Failure> {
         let credential = match (&args.api_key, &args.token) {
             (Some(text), _) | (None, Some(text)) => Some(Secret::new(text.clone())),
-            (None, None) => credential_of_env()?,
+            (None, None) => credential_of_env(purpose)?,
         };
         let given = args.url.clone().or_else(|| variable("TIDINGS_URL"));
         let dev = DevFile::read(&args.data_dir);
@@ -225,8 +225,13 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
     })
 }
 
-fn credential_of_env() -> Result<Option<Secret>, Failure> {
-    for name in ["TIDINGS_KEY", "TIDINGS_TOKEN"] {
+/// With both set, publishing takes the key and following the token: what each is for.
+fn credential_of_env(purpose: Purpose) -> Result<Option<Secret>, Failure> {
+    let names = match purpose {
+        Purpose::Publish => ["TIDINGS_KEY", "TIDINGS_TOKEN"],
+        Purpose::Follow => ["TIDINGS_TOKEN", "TIDINGS_KEY"],
+    };
+    for name in names {
         let file = format!("{name}_FILE");
         if let Some(text) = variable(name) {
             return Ok(Some(Secret::new(text)));
