@@ -120,6 +120,7 @@ impl Connection {
                         Err(error) => return Some(self.fail(&error)),
                     };
                     self.encoder.cursor = subscription.cursor().clone();
+                    self.encoder.gaps_untold = started.gaps;
                     self.encoder.topics = subscription.topics().cloned().collect();
                     let heads = started.heads.into_iter();
                     let heartbeat = self.hub.settings().heartbeat.mul_f64(1.2);
@@ -301,6 +302,8 @@ struct Encoder {
     envelope: Envelope,
     topics: Vec<TopicKey>,
     cursor: Cursor,
+    /// Gaps at the start that the reader has not been told yet: until then it gets no cursor.
+    gaps_untold: usize,
     out: BytesMut,
     text: String,
 }
@@ -312,6 +315,7 @@ impl Encoder {
             envelope: options.envelope,
             topics: Vec::new(),
             cursor: Cursor::default(),
+            gaps_untold: 0,
             out: BytesMut::new(),
             text: String::new(),
         }
@@ -332,6 +336,7 @@ impl Encoder {
                 }
                 Item::Gap { place, gap, mark } => {
                     self.cursor.set(place, mark);
+                    self.gaps_untold = self.gaps_untold.saturating_sub(1);
                     let Some(topic) = self.topics.get(place).cloned() else { continue };
                     self.control(&Control::Gap(&topic, gap), Cursored::Yes, None);
                 }
@@ -408,6 +413,10 @@ impl Encoder {
     }
 
     fn control(&mut self, control: &Control<'_>, cursored: Cursored, retry: Option<Duration>) {
+        let cursored = if self.gaps_untold > 0 { Cursored::No } else { cursored };
+        if matches!(control, Control::Checkpoint) && cursored == Cursored::No {
+            return;
+        }
         match self.format {
             Format::Sse => self.control_sse(control, cursored, retry),
             Format::Ndjson if self.envelope == Envelope::CloudEvents => {

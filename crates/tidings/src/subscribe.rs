@@ -153,6 +153,10 @@ pub enum Item {
 pub struct Started {
     /// Whether the cursor could be followed exactly.
     pub resumed: Resumed,
+    /// How many gaps come first. Until the last of them was told, the cursor that the reader came
+    /// with is the one to keep: a new one would make a reader that is cut off here believe that it
+    /// missed nothing.
+    pub gaps: usize,
     /// The topics' bounds, in the order of [`Follow::topics`].
     pub heads: Vec<Head>,
 }
@@ -300,6 +304,7 @@ impl Subscription {
         }
         let marks = readers.iter().map(|r: &Reader| ((&r.key.topic).into(), r.mark)).collect();
         let dirty = u32::MAX >> (32 - readers.len().clamp(1, 32));
+        let gaps_told = gaps.len();
         let subscription = Self {
             topics,
             filter: follow.filter,
@@ -313,7 +318,7 @@ impl Subscription {
             item_bytes: 0,
             caught_up: false,
         };
-        Ok((subscription, Started { resumed, heads }))
+        Ok((subscription, Started { resumed, gaps: gaps_told, heads }))
     }
 
     /// The topics, in the order of [`Follow::topics`].
@@ -373,10 +378,11 @@ impl Subscription {
                     self.cursor.set(*place, *mark);
                     self.caught_up = false;
                 }
+                Item::CaughtUp => self.caught_up = true,
                 Item::Event { place, mark: Some(mark), .. } | Item::Checkpoint { place, mark } => {
                     self.cursor.set(*place, *mark)
                 }
-                Item::Event { mark: None, .. } | Item::CaughtUp | Item::Closed { .. } => {}
+                Item::Event { mark: None, .. } | Item::Closed { .. } => {}
             }
         }
         std::mem::take(&mut self.items)
@@ -456,9 +462,10 @@ impl Start {
         states: States,
     ) -> Result<Self, JournalError> {
         let states_after = (states == States::First).then_some(Offset::ZERO);
+        // Whatever the start: the topic must know where it ends, to tell its readers.
+        let head = live.head(journal).await?;
         let located = match since {
             Since::Now => {
-                let head = live.head(journal).await?;
                 let states_after = states_after.filter(|_| head.tail > Offset(1));
                 let mark = Mark { position: head.end(), states_after };
                 return Ok(Self { head, gap: None, mark, page: None });

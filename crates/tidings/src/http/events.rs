@@ -103,6 +103,11 @@ fn read(
     if essence == "application/json" && parameters.is_empty() {
         return ingest::json(&body, bounds);
     }
+    if parameters.is_empty() {
+        let detail = "send the event with `Content-Type: application/json`, or its topic and type \
+                      in the query and its data as the body";
+        return Err(Problem::new(ErrorCode::Malformed, detail).at("topic"));
+    }
     Ok(single(ingest::raw(parameters, content_type, body, bounds)))
 }
 

@@ -125,7 +125,8 @@ async fn answer(
         states: request.states,
         tag,
     };
-    if let Some(Ok(cursor)) = follow.cursor.as_deref().map(Cursor::decode)
+    if request.answer != Answer::Page
+        && let Some(Ok(cursor)) = follow.cursor.as_deref().map(Cursor::decode)
         && app.hub.is_finished(&follow.topics, &cursor).await?
     {
         // Tells a native EventSource to stay away: nothing can follow (WHATWG HTML §9.2.2).

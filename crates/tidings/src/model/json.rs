@@ -163,7 +163,7 @@ impl Scan<'_> {
     }
 
     fn value(&mut self) -> Result<(), JsonError> {
-        if self.path.len() > JSON_DEPTH_MAX {
+        if self.path.len() >= JSON_DEPTH_MAX && matches!(self.peek(), Some(b'{' | b'[')) {
             return Err(self.error("is nested deeper than 64 levels"));
         }
         match self.peek() {
@@ -384,6 +384,9 @@ mod tests {
             let error = JsonText::parse(text).unwrap_err();
             assert_eq!((error.pointer.as_str(), error.reason), (pointer, reason), "{text}");
         }
+        let nested = |levels| "[".repeat(levels) + &"]".repeat(levels);
+        assert!(JsonText::parse(&nested(JSON_DEPTH_MAX)).is_ok());
+        assert!(JsonText::parse(&nested(JSON_DEPTH_MAX + 1)).is_err());
         assert!(JsonText::parse(&"[".repeat(1 << 20)).is_err());
     }
 

@@ -354,3 +354,38 @@ async fn closed_topics_end_the_connection() {
         ["", "tidings.hello", "", "tidings.closed", "tidings.caught_up", "", "tidings.goaway"];
     assert_eq!(names, want);
 }
+
+/// Broken on purpose: in `Encoder::control`, write ids although gaps are untold.
+#[tokio::test]
+async fn a_gap_is_told_again_to_whoever_was_cut_off_before_it() {
+    let hub = small();
+    let mut cursors = Vec::new();
+    for name in ["a", "b"] {
+        publish(&hub, name, log(1)).await;
+    }
+    let follow = Follow::new(vec![key("a"), key("b")]);
+    let mut connection = Connection::open(&hub, follow.clone(), SSE);
+    let text = read(&mut connection, caught_up).await;
+    cursors.push(parse(&text).last().unwrap().id.clone());
+    for name in ["a", "b"] {
+        hub.delete(&key(name)).await.unwrap();
+        publish(&hub, name, log(2)).await;
+    }
+    for first in [cursors[0].clone(), "malformed".to_owned()] {
+        let with = |cursor: String| Follow { cursor: Some(cursor), ..follow.clone() };
+        let mut connection = Connection::open(&hub, with(first.clone()), SSE);
+        let stream = read(&mut connection, caught_up).await;
+        assert_eq!(stream.matches("event: tidings.gap").count(), 2);
+        assert_eq!(stream.matches("event: tidings.caught_up").count(), 1, "{stream}");
+        for cut in 0..stream.len() {
+            let before = &stream[..cut];
+            let told = parse(before).iter().filter(|m| m.event == "tidings.gap").count();
+            let id = parse(before).last().map(|m| m.id.clone()).filter(|id| !id.is_empty());
+            if told == 2 {
+                break;
+            }
+            // No cursor was given that would hide what was not told.
+            assert_eq!(id, None, "cut at {cut}: {before}");
+        }
+    }
+}

@@ -316,3 +316,15 @@ async fn a_reader_of_a_topic_before_its_first_event_resumes_exactly_once_it_exis
     assert_eq!(catch_up(&mut reader).await, [event("log", 1, 1)]);
     assert!(journal.failure().is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_topic_ends_for_readers_that_come_after_its_task_retired() {
+    let (hub, _) = small();
+    publish(&hub, "a", log(1)).await;
+    hub.close(&key("a")).await.unwrap();
+    tokio::time::sleep(tidings::model::limits::TOPIC_IDLE * 3).await;
+    for start in [Since::Earliest, Since::Latest(1)] {
+        let mut reader = follow(&hub, since("a", start)).await;
+        assert_eq!(take(&mut reader, 2).await, [event("log", 1, 1), Got::Closed]);
+    }
+}

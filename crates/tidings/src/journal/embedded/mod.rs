@@ -334,13 +334,20 @@ fn open_store(
 ) -> Result<Store, JournalError> {
     let filtered = Arc::clone(reclaimable);
     let filters = move |keyspace: &str| reclaim::filter(keyspace, &filtered, settings);
-    let db = Database::builder(files)
-        .max_journaling_size(STORE_JOURNAL_BYTES)
-        .cache_size(STORE_CACHE_BYTES)
-        .manual_journal_persist(true)
-        .with_compaction_filter_factories(Arc::new(filters))
-        .open();
-    db.and_then(Store::open).map_err(|error| unopened(files, &error))
+    let open = || {
+        let db = Database::builder(files)
+            .max_journaling_size(STORE_JOURNAL_BYTES)
+            .cache_size(STORE_CACHE_BYTES)
+            .manual_journal_persist(true)
+            .with_compaction_filter_factories(Arc::new(filters))
+            .open();
+        db.and_then(Store::open)
+    };
+    // Some damage is met by an assertion of the store instead of an error.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(open)) {
+        Ok(opened) => opened.map_err(|error| unopened(files, &error)),
+        Err(_) => Err(unopened(files, &fjall::Error::Unrecoverable)),
+    }
 }
 
 /// Reads what the store knows of itself, and whether it has lost its end.
