@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
+
 use crate::{
     hub::Hub,
-    journal::{Append, Dedup, Due, DueKind, JournalError},
+    journal::{Append, Dedup, Due, DueKind, JournalError, Outcome},
     model::{Data, EventId, NewEvent},
 };
 
@@ -36,17 +38,18 @@ impl Hub {
         loop {
             let now = self.clock().now();
             let due = self.journal().due(DueKind::Expired, now, EXPIRED_MAX).await?;
-            for expired in &due {
-                self.end(expired).await?;
-            }
-            count += due.len();
-            if due.len() < EXPIRED_MAX {
+            let ends = join_all(due.iter().map(|expired| self.end(expired))).await;
+            let ended = ends.into_iter().sum::<Result<usize, _>>()?;
+            count += ended;
+            // A round that ended nothing would find the same again.
+            if due.len() < EXPIRED_MAX || ended == 0 {
                 return Ok(count);
             }
         }
     }
 
-    async fn end(&self, expired: &Due) -> Result<(), JournalError> {
+    /// Returns how many it ended: one, or none if somebody replaced it or its topic is closed.
+    async fn end(&self, expired: &Due) -> Result<usize, JournalError> {
         let tombstone = NewEvent {
             id: EventId::mint(),
             data: Data::None,
@@ -61,7 +64,8 @@ impl Hub {
             if_offset: Some(expired.event.offset),
             dedup: Dedup::Minted,
         };
-        // Refused means that somebody replaced it: then it is not expired any more.
-        self.topics().append(&expired.topic, vec![append], None, false).await.map(drop)
+        let appended = self.topics().append(&expired.topic, vec![append], None, false).await?;
+        let stored = |outcome: &&Outcome| matches!(outcome, Outcome::Stored(_));
+        Ok(appended.1.iter().filter(stored).count())
     }
 }

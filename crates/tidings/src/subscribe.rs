@@ -352,6 +352,8 @@ impl Subscription {
     /// loses nothing.
     pub async fn next(&mut self) -> Result<Vec<Item>, JournalError> {
         loop {
+            // Also while one topic has much: the others get their turn.
+            self.dirty |= self.waker.take();
             while self.dirty != 0 && !self.is_full() {
                 self.step().await?;
             }
@@ -399,8 +401,6 @@ impl Subscription {
             return Ok(());
         };
         self.turn = (place + 1) % count;
-        // The bit goes first: what happens while this topic is looked at sets it again.
-        self.dirty &= !(1 << place);
         let shared = self.topics.shared();
         let Some(reader) = self.readers.get_mut(place) else { return Ok(()) };
         let mut found = Found {
@@ -411,12 +411,11 @@ impl Subscription {
         };
         let more = reader.advance(&*shared.journal, &shared.metrics, self.policy, &mut found).await;
         match more {
-            Ok(true) => self.dirty |= 1 << place,
-            Ok(false) => {}
-            Err(error) => {
-                self.dirty |= 1 << place;
-                return Err(error);
-            }
+            Ok(true) => {}
+            // Only now: whoever drops this future while the journal reads finds the bit again. What
+            // happened meanwhile is among the waker's own bits.
+            Ok(false) => self.dirty &= !(1 << place),
+            Err(error) => return Err(error),
         }
         if reader.mark.states_after.is_some() || !reader.at_end {
             return Ok(());

@@ -51,6 +51,11 @@ impl Waker {
         }
     }
 
+    /// Takes the bits there are.
+    pub(crate) fn take(&self) -> u32 {
+        self.dirty.swap(0, Ordering::AcqRel)
+    }
+
     /// Takes the bits, or registers the task to be woken by the next one.
     pub(crate) fn poll(&self, context: &std::task::Context<'_>) -> std::task::Poll<u32> {
         self.task.register(context.waker());

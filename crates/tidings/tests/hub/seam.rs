@@ -171,3 +171,42 @@ async fn a_woken_reader_finds_what_it_was_woken_for() {
         publishing.await.unwrap();
     }
 }
+
+/// Broken on purpose: in `Subscription::step`, clear the topic's bit before it is looked at.
+#[tokio::test(start_paused = true)]
+async fn a_reader_whose_wait_is_dropped_while_the_journal_reads_goes_on() {
+    let (hub, journal, _) = hub();
+    for number in 1..=1500 {
+        publish(&hub, "a", log(number)).await;
+    }
+    let mut reader = follow(&hub, earliest()).await;
+    let mut got = take(&mut reader, 1).await;
+    let pause = std::time::Duration::from_secs(60);
+    journal.at(Seam::BeforeRead, move || tokio::time::sleep(pause));
+    // As a connection does when it must send a ping.
+    while !journal.is_done(Seam::BeforeRead) {
+        tokio::select! {
+            items = reader.next() => got.extend(items.unwrap().iter().filter_map(crate::support::got)),
+            () = tokio::time::sleep(pause / 4) => {}
+        }
+    }
+    got.extend(catch_up(&mut reader).await);
+    assert_eq!(got, (1..=1500).map(|n| event("log", n, n)).collect::<Vec<_>>());
+}
+
+/// Broken on purpose: in `Subscription::next`, look at the waker only when nothing is left to do.
+#[tokio::test]
+async fn a_topic_that_is_behind_does_not_hold_up_the_others() {
+    let (hub, _, _) = hub();
+    for number in 1..=5000 {
+        publish(&hub, "a", log(number)).await;
+    }
+    let both = Follow { topics: vec![key("a"), key("b")], ..earliest() };
+    let mut reader = follow(&hub, both).await;
+    let mut got = take(&mut reader, 600).await;
+    publish(&hub, "b", log(7)).await;
+    while !got.contains(&event("log", 1, 7)) {
+        got.extend(take(&mut reader, 1).await);
+        assert!(got.len() < 4000, "the other topic waits for the replay's end");
+    }
+}

@@ -97,7 +97,7 @@ pub(crate) async fn collect(
     all
 }
 
-fn got(item: &Item) -> Option<Got> {
+pub(crate) fn got(item: &Item) -> Option<Got> {
     match item {
         Item::Event { frame, .. } => {
             let data = String::from_utf8(frame.data().to_vec()).unwrap();
