@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tidings::{
     Hub,
     auth::Authenticator,
-    http::{HttpSettings, ServeSettings, Tls, router},
+    http::{HttpSettings, ServeSettings, Tls},
     journal::{Journal, JournalError, embedded::EmbeddedJournal, memory::MemoryJournal},
 };
 
@@ -46,7 +46,8 @@ impl Components {
         let journal = open_journal(config)?;
         let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
         let settings = HttpSettings { cors_origins: config.cors.origins.clone() };
-        let router = router(&hub, Arc::new(authenticator), &settings)
+        let router = hub
+            .router(Arc::new(authenticator), &settings)
             .map_err(|problem| refused(format!("cors.origins: {problem}")))?;
         Ok(Self { hub, router, serve: config.serve_settings(), tls })
     }

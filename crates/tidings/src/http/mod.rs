@@ -23,6 +23,6 @@ mod tls;
 mod topics;
 mod transport;
 
-pub use router::{HttpSettings, router};
+pub use router::HttpSettings;
 pub use serve::{Peer, ServeSettings, serve};
 pub use tls::{Tls, TlsError};

@@ -53,42 +53,30 @@ impl Hub {
         authenticator: Arc<Authenticator>,
         settings: &HttpSettings,
     ) -> Result<Router, Problem> {
-        router(self, authenticator, settings)
+        let cors = Cors::new(&settings.cors_origins)?;
+        let app = App { hub: self.clone(), authenticator };
+        Ok(Router::new()
+            .route("/v1/events", get(follow::follow).post(events::publish))
+            .route("/v1/state", get(state::snapshot))
+            .route("/v1/topics", get(topics::list))
+            .route("/v1/topics/{*topic}", get(topics::show).put(topics::put).delete(topics::delete))
+            .route("/v1/tickets", post(tickets::issue))
+            .route("/health/live", get(health::live))
+            .route("/health/ready", get(health::ready))
+            .route("/metrics", get(health::metrics))
+            .route("/openapi.json", get(openapi::document))
+            .fallback(async |uri: Uri| {
+                Problem::new(ErrorCode::NotFound, format!("there is nothing at {}", uri.path()))
+            })
+            .method_not_allowed_fallback(async |method: Method| {
+                let detail = format!("this resource does not have the method {method}");
+                Problem::new(ErrorCode::MethodNotAllowed, detail)
+            })
+            .layer(middleware::from_fn(caller::refuse_encoded_bodies))
+            .layer(middleware::from_fn_with_state(Arc::new(cors), super::cors::apply))
+            .layer(middleware::from_fn(problem::identify))
+            // Handlers bound their bodies themselves, each by its own limit.
+            .layer(DefaultBodyLimit::disable())
+            .with_state(app))
     }
-}
-
-/// See [`Hub::router`].
-///
-/// # Errors
-/// As there.
-pub fn router(
-    hub: &Hub,
-    authenticator: Arc<Authenticator>,
-    settings: &HttpSettings,
-) -> Result<Router, Problem> {
-    let cors = Cors::new(&settings.cors_origins)?;
-    let app = App { hub: hub.clone(), authenticator };
-    Ok(Router::new()
-        .route("/v1/events", get(follow::follow).post(events::publish))
-        .route("/v1/state", get(state::snapshot))
-        .route("/v1/topics", get(topics::list))
-        .route("/v1/topics/{*topic}", get(topics::show).put(topics::put).delete(topics::delete))
-        .route("/v1/tickets", post(tickets::issue))
-        .route("/health/live", get(health::live))
-        .route("/health/ready", get(health::ready))
-        .route("/metrics", get(health::metrics))
-        .route("/openapi.json", get(openapi::document))
-        .fallback(async |uri: Uri| {
-            Problem::new(ErrorCode::NotFound, format!("there is nothing at {}", uri.path()))
-        })
-        .method_not_allowed_fallback(async |method: Method| {
-            let detail = format!("this resource does not have the method {method}");
-            Problem::new(ErrorCode::MethodNotAllowed, detail)
-        })
-        .layer(middleware::from_fn(caller::refuse_encoded_bodies))
-        .layer(middleware::from_fn_with_state(Arc::new(cors), super::cors::apply))
-        .layer(middleware::from_fn(problem::identify))
-        // Handlers bound their bodies themselves, each by its own limit.
-        .layer(DefaultBodyLimit::disable())
-        .with_state(app))
 }

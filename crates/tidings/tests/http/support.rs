@@ -11,7 +11,7 @@ use tidings::{
         jwt,
     },
     clock::{Clock as _, SystemClock},
-    http::{HttpSettings, ServeSettings, Tls, router, serve},
+    http::{HttpSettings, ServeSettings, Tls, serve},
     journal::Journal,
     settings::Settings,
 };
@@ -84,7 +84,7 @@ impl Server {
         }
         let hub = hub.start();
         let http = HttpSettings { cors_origins: vec![ORIGIN.to_owned()] };
-        let app = router(&hub, Arc::new(Authenticator::new(&auth).unwrap()), &http).unwrap();
+        let app = hub.router(Arc::new(Authenticator::new(&auth).unwrap()), &http).unwrap();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
