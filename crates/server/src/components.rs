@@ -45,7 +45,10 @@ impl Components {
         };
         let journal = open_journal(config)?;
         let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
-        let settings = HttpSettings { cors_origins: config.cors.origins.clone() };
+        let settings = HttpSettings {
+            cors_origins: config.cors.origins.clone(),
+            metrics: config.metrics.public,
+        };
         let router = hub
             .router(Arc::new(authenticator), &settings)
             .map_err(|problem| refused(format!("cors.origins: {problem}")))?;
