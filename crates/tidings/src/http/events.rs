@@ -1,6 +1,6 @@
 //! `POST /v1/events`: publishing, one request or one long stream.
 
-use std::{collections::HashMap, convert::Infallible, time::Duration};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -26,7 +26,7 @@ use crate::{
     auth::Grant,
     error::{ErrorCode, Problem},
     model::Topic,
-    publish::Published,
+    publish::{Publish, Published},
 };
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -162,32 +162,30 @@ async fn authorize_and_publish(
     drafts: Vec<Result<Draft, Problem>>,
     key: Option<(String, Bytes)>,
 ) -> Result<Vec<Result<Published, Problem>>, Problem> {
-    let mut allowed: HashMap<Topic, Result<(), Problem>> = HashMap::new();
+    let mut allowed: HashMap<Topic, Result<Option<Arc<str>>, Problem>> = HashMap::new();
     let mut results: Vec<Option<Result<Published, Problem>>> = Vec::new();
     let mut events = Vec::new();
+    let mut numbers = Vec::new();
     let mut places = Vec::new();
-    for draft in drafts {
-        let checked = match draft {
-            Ok(Draft { publish, fields }) => {
-                let answer = match allowed.get(&publish.topic) {
-                    Some(answer) => answer.clone(),
-                    None => {
-                        let inline = publish.properties.as_ref();
-                        let answer = may_write(&app.hub, grant, &publish.topic, inline).await;
-                        allowed.insert(publish.topic.clone(), answer.clone());
-                        answer
-                    }
-                };
-                match answer {
-                    Ok(()) => Ok((publish, fields)),
-                    Err(problem) => Err(placed(problem, &fields)),
+    for (number, draft) in drafts.into_iter().enumerate() {
+        let checked = draft.and_then(|Draft { publish, fields }| {
+            let topic = &publish.topic;
+            let answer = match allowed.get(topic) {
+                Some(answer) => answer.clone(),
+                None => {
+                    let answer = may_write(grant, topic);
+                    allowed.entry(topic.clone()).or_insert(answer).clone()
                 }
+            };
+            match answer {
+                Ok(owner) => Ok((Publish { owner, ..publish }, fields)),
+                Err(problem) => Err(placed(problem, &fields)),
             }
-            Err(problem) => Err(problem),
-        };
+        });
         match checked {
             Ok((publish, fields)) => {
                 events.push(publish);
+                numbers.push(number);
                 places.push(fields);
                 results.push(None);
             }
@@ -198,8 +196,8 @@ async fn authorize_and_publish(
         && !events.is_empty()
     {
         let scope = grant.credential();
-        let bind = app.hub.bind_idempotency_key(grant.tenant(), scope, &key, &body, &mut events);
-        bind.await?;
+        let numbered = numbers.into_iter().zip(&mut events);
+        app.hub.bind_idempotency_key(grant.tenant(), scope, &key, &body, numbered).await?;
     }
     let published = app.hub.publish(grant.tenant(), events).await.into_iter().zip(places);
     let mut published =
@@ -237,8 +235,8 @@ fn result_json(result: &Result<Published, Problem>) -> Value {
 /// The same for a line of a stream: a refused one is found by its number.
 fn line_json(number: u64, result: &Result<Published, Problem>) -> Value {
     let mut json = result_json(result);
-    if result.is_err() {
-        json["line"] = number.into();
+    if let (Err(_), Some(members)) = (result, json.as_object_mut()) {
+        members.insert("line".to_owned(), number.into());
     }
     json
 }

@@ -299,7 +299,7 @@ impl DraftParts {
             delete: self.delete,
         };
         let (if_offset, properties, close) = (self.if_offset, self.properties, self.close);
-        let publish = Publish { topic, event, if_offset, dedup, properties, close };
+        let publish = Publish { if_offset, dedup, properties, close, ..Publish::new(topic, event) };
         Ok(Draft { publish, fields })
     }
 }
