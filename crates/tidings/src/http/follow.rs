@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use futures_util::stream;
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -43,6 +44,9 @@ pub(super) const PARAMETERS: &[&str] = &[
 ];
 /// Those of them that may be repeated.
 const REPEATABLE: &[&str] = &["topic", "type", "key", "class"];
+
+const SINCE_RULE: &str = "must be now, earliest, latest:N, a duration like 10m, or a time like \
+                          2026-11-21T07:00:00Z (RFC 3339, from 1970 to 9999; `+` is `%2B` here)";
 
 /// What a reader asks for.
 #[derive(Debug)]
@@ -133,7 +137,7 @@ async fn answer(
         return Ok((StatusCode::NO_CONTENT, stream_headers(None)).into_response());
     }
     match request.answer {
-        Answer::Page if method == Method::HEAD => Ok(PAGE_HEADERS.into_response()),
+        Answer::Page if method == Method::HEAD => Ok((PAGE_HEADERS, unsent()).into_response()),
         Answer::Page => {
             // A page that is waited for is not delivered after the credential's end either.
             let left = grant.expires_at().map(|end| app.hub.clock().now().until(end));
@@ -143,7 +147,7 @@ async fn answer(
         Answer::Stream(format) => {
             let headers = stream_headers(Some(format));
             if method == Method::HEAD {
-                return Ok(headers.into_response());
+                return Ok((headers, unsent()).into_response());
             }
             let options = ConnectionOptions {
                 format,
@@ -158,6 +162,11 @@ async fn answer(
             Ok((headers, Body::new(StreamBody::new(bytes))).into_response())
         }
     }
+}
+
+/// The body of an answer to HEAD: of no length that could be told, and never read.
+fn unsent() -> Body {
+    Body::from_stream(stream::empty::<Result<Bytes, Infallible>>())
 }
 
 /// The first topic that the grant does not cover refuses the request, whether it exists or not.
@@ -267,8 +276,7 @@ fn parse(query: Option<&str>, headers: &HeaderMap, now: Timestamp) -> Result<Req
                 request.filter.classes.push(class);
             }
             "since" => {
-                let rule = "must be now, earliest, latest:N, a time (RFC 3339) or a duration (10m)";
-                request.since = Some(since(&value, now).ok_or_else(|| wrong(rule))?);
+                request.since = Some(since(&value, now).ok_or_else(|| wrong(SINCE_RULE))?);
             }
             "last_event_id" => request.cursor = Some(value),
             "state" => {

@@ -10,7 +10,9 @@ use axum::{
     routing::{get, post},
 };
 
-use super::{caller, cors::Cors, events, follow, health, openapi, problem, state, tickets, topics};
+use super::{
+    caller, cors::Cors, events, follow, health, openapi, problem, query, state, tickets, topics,
+};
 use crate::{
     auth::Authenticator,
     error::{ErrorCode, Problem},
@@ -22,6 +24,8 @@ use crate::{
 pub struct HttpSettings {
     /// Origins whose pages may read answers, exactly as browsers send them: `https://app.example`.
     pub cors_origins: Vec<String>,
+    /// Whether `/metrics` is here too, for anybody who asks; operators have [`Hub::metrics`].
+    pub metrics: bool,
 }
 
 /// What every handler gets.
@@ -55,16 +59,29 @@ impl Hub {
     ) -> Result<Router, Problem> {
         let cors = Cors::new(&settings.cors_origins)?;
         let app = App { hub: self.clone(), authenticator };
+        let metrics = if settings.metrics {
+            Router::new().route("/metrics", get(health::metrics))
+        } else {
+            Router::new()
+        };
+        let no_parameters = || middleware::from_fn(query::refuse_all);
         Ok(Router::new()
             .route("/v1/events", get(follow::follow).post(events::publish))
             .route("/v1/state", get(state::snapshot))
             .route("/v1/topics", get(topics::list))
-            .route("/v1/topics/{*topic}", get(topics::show).put(topics::put).delete(topics::delete))
-            .route("/v1/tickets", post(tickets::issue))
+            .route(
+                "/v1/topics/{*topic}",
+                get(topics::show)
+                    .put(topics::put)
+                    .delete(topics::delete)
+                    .route_layer(no_parameters()),
+            )
+            .route("/v1/tickets", post(tickets::issue).route_layer(no_parameters()))
+            // Probes and caches add parameters of their own to these.
             .route("/health/live", get(health::live))
             .route("/health/ready", get(health::ready))
-            .route("/metrics", get(health::metrics))
             .route("/openapi.json", get(openapi::document))
+            .merge(metrics)
             .fallback(async |uri: Uri| {
                 Problem::new(ErrorCode::NotFound, format!("there is nothing at {}", uri.path()))
             })
