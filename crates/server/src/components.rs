@@ -6,6 +6,7 @@ use std::{
     fs::{File, TryLockError},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use tidings::{
@@ -34,6 +35,8 @@ pub(crate) struct Components {
     /// Deadlines and limits of the listener.
     pub(crate) serve: ServeSettings,
     pub(crate) tls: Option<Arc<Tls>>,
+    /// Between being told to end and beginning to drain.
+    pub(crate) drain_grace: Duration,
 }
 
 impl Components {
@@ -53,12 +56,14 @@ impl Components {
         let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
         let settings = HttpSettings {
             cors_origins: config.cors.origins.clone(),
+            trusted_proxies: config.proxies(),
             metrics: config.metrics.public,
         };
         let router = hub
             .router(Arc::new(authenticator), &settings)
             .map_err(|problem| refused(format!("cors.origins: {problem}")))?;
-        Ok(Self { hub, router, serve: config.serve_settings(), tls })
+        let serve = config.serve_settings();
+        Ok(Self { hub, router, serve, tls, drain_grace: config.drain_grace.0 })
     }
 }
 

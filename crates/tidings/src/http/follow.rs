@@ -15,6 +15,7 @@ use http_body_util::StreamBody;
 
 use super::{
     caller::authenticate,
+    proxy::BehindProxy,
     query::{self, Parameter, duration},
     router::App,
 };
@@ -71,10 +72,11 @@ enum Answer {
 pub(super) async fn follow(
     State(app): State<App>,
     method: Method,
+    behind_proxy: BehindProxy,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    match answer(&app, &method, query.as_deref(), &headers).await {
+    match answer(&app, &method, &behind_proxy, query.as_deref(), &headers).await {
         Ok(response) => response,
         Err(problem) => refusal(&headers, &problem),
     }
@@ -98,6 +100,7 @@ pub(super) fn refusal(headers: &HeaderMap, problem: &Problem) -> Response {
 async fn answer(
     app: &App,
     method: &Method,
+    behind_proxy: &BehindProxy,
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
@@ -136,30 +139,35 @@ async fn answer(
         // Tells a native EventSource to stay away: nothing can follow (WHATWG HTML §9.2.2).
         return Ok((StatusCode::NO_CONTENT, stream_headers(None)).into_response());
     }
+    if method == Method::HEAD {
+        return Ok(match request.answer {
+            Answer::Page => (PAGE_HEADERS, unsent()).into_response(),
+            Answer::Stream(format) => (stream_headers(Some(format)), unsent()).into_response(),
+        });
+    }
+    let places = app.hub.quotas().reader(&grant, behind_proxy.0)?;
     match request.answer {
-        Answer::Page if method == Method::HEAD => Ok((PAGE_HEADERS, unsent()).into_response()),
         Answer::Page => {
             // A page that is waited for is not delivered after the credential's end either.
             let left = grant.expires_at().map(|end| app.hub.clock().now().until(end));
             let wait = left.map_or(request.wait, |left| request.wait.min(left));
-            page(app, &grant, follow, request.envelope, wait).await
+            let page = page(app, &grant, follow, request.envelope, wait).await;
+            drop(places);
+            page
         }
         Answer::Stream(format) => {
-            let headers = stream_headers(Some(format));
-            if method == Method::HEAD {
-                return Ok((headers, unsent()).into_response());
-            }
             let options = ConnectionOptions {
                 format,
                 envelope: request.envelope,
                 expires_at: grant.expires_at(),
             };
             let connection = Connection::open(&app.hub, follow, options).guarded_by(grant);
-            let bytes = stream::unfold(connection, async |mut connection| {
+            // The places are given back with the body, however that ends.
+            let bytes = stream::unfold((connection, places), async |(mut connection, places)| {
                 let bytes = connection.next().await?;
-                Some((Ok::<_, Infallible>(Frame::data(bytes)), connection))
+                Some((Ok::<_, Infallible>(Frame::data(bytes)), (connection, places)))
             });
-            Ok((headers, Body::new(StreamBody::new(bytes))).into_response())
+            Ok((stream_headers(Some(format)), Body::new(StreamBody::new(bytes))).into_response())
         }
     }
 }
