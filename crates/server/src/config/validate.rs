@@ -8,6 +8,7 @@ use tidings::{auth::Authenticator, model::limits};
 use tracing_subscriber::EnvFilter;
 
 use super::{Config, EVENT_BYTES_CEILING, Period};
+use crate::key_client::connect;
 
 /// Why `serve` does not start with a configuration that is otherwise without problems.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,13 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
             "journal.dedup_window",
             config.journal.dedup_window.0,
             Duration::ZERO,
+            30 * 86_400 * second,
+        ),
+        ("auth.key_sets.refresh", config.auth.key_sets.refresh.0, 10 * second, 86_400 * second),
+        (
+            "auth.key_sets.stale_max",
+            config.auth.key_sets.stale_max.0,
+            config.auth.key_sets.refresh.0,
             30 * 86_400 * second,
         ),
         ("http.handshake", config.http.handshake.0, second, 300 * second),
@@ -81,7 +89,7 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
     if let Err(error) = EnvFilter::builder().parse(&config.log.level) {
         wrong("log.level", format!("is no level or list of levels: {error}"));
     }
-    if let Err(error) = Authenticator::new(&config.auth_settings()) {
+    if let Err(error) = Authenticator::with_key_sources(&config.auth_settings(), &connect) {
         wrong(&format!("auth.{}", error.path), error.reason);
     }
     found
@@ -90,10 +98,12 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
 /// What `serve` refuses to start with. Each says what to do.
 pub(crate) fn serving_problems(config: &Config) -> Vec<ServeProblem> {
     let mut found = Vec::new();
-    if config.auth.jwt.keys.is_empty() && config.auth.api_keys.is_empty() {
+    let jwt = &config.auth.jwt;
+    if jwt.keys.is_empty() && jwt.issuers.is_empty() && config.auth.api_keys.is_empty() {
         found.push(ServeProblem(
             "nobody could use this hub: there are no keys. Add an `[[auth.jwt.keys]]` entry to \
-             verify your application's tokens, and an `[[auth.api_keys]]` entry for publishers \
+             verify your application's tokens, an `[[auth.jwt.issuers]]` entry for those of an \
+             identity provider, and an `[[auth.api_keys]]` entry for publishers \
              (`tidings key create` prints one). To try things out, run `tidings dev`"
                 .into(),
         ));

@@ -113,7 +113,7 @@ async fn answer(
             let (grant, tag) = app.hub.redeem_ticket(ticket, cursor).await?;
             (grant, Some(tag))
         }
-        _ => (authenticate(app, headers)?, None),
+        _ => (authenticate(app, headers).await?, None),
     };
     let topics = if request.topics.is_empty() { grant.feed() } else { request.topics.clone() };
     readable(app, &grant, &topics).await?;

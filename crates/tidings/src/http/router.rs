@@ -54,6 +54,8 @@ impl Hub {
         settings: &HttpSettings,
     ) -> Result<Router, Problem> {
         let cors = Cors::new(&settings.cors_origins)?;
+        let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
+        self.background(async move { keeper.keep_keys(&metrics).await });
         let app = App { hub: self.clone(), authenticator };
         Ok(Router::new()
             .route("/v1/events", get(follow::follow).post(events::publish))
