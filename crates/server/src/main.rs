@@ -9,6 +9,7 @@ mod components;
 mod config;
 mod dev;
 mod exit;
+mod key_client;
 mod live;
 mod remote;
 mod serve;

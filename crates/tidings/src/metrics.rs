@@ -37,6 +37,10 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Topics with a task.
     pub topics_active: Gauge,
+    /// Readings of issuers' key sets: `read` or `failed`.
+    pub key_sets_read: Family<ResultLabel, Counter>,
+    /// Issuers whose key set could not be read the last time.
+    pub key_sets_failing: Gauge,
 }
 
 impl Metrics {
@@ -62,6 +66,8 @@ impl Metrics {
             connections_ended: Family<ResultLabel, Counter>, "Connections the hub ended, by reason";
             connections: Gauge, "Open connections";
             topics_active: Gauge, "Topics with a task";
+            key_sets_read: Family<ResultLabel, Counter>, "Readings of issuers' key sets";
+            key_sets_failing: Gauge, "Issuers whose key set could not be read the last time";
         }
     }
 

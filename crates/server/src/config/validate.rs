@@ -11,6 +11,7 @@ use tidings::{
 use tracing_subscriber::EnvFilter;
 
 use super::{Config, EVENT_BYTES_CEILING, Period};
+use crate::key_client::connect;
 
 /// Why `serve` does not start with a configuration that is otherwise without problems.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,13 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
             "journal.dedup_window",
             config.journal.dedup_window.0,
             Duration::ZERO,
+            30 * 86_400 * second,
+        ),
+        ("auth.key_sets.refresh", config.auth.key_sets.refresh.0, 10 * second, 86_400 * second),
+        (
+            "auth.key_sets.stale_max",
+            config.auth.key_sets.stale_max.0,
+            config.auth.key_sets.refresh.0,
             30 * 86_400 * second,
         ),
         ("http.handshake", config.http.handshake.0, second, 300 * second),
@@ -95,12 +103,19 @@ fn auth_problems(mut settings: AuthSettings) -> Vec<(String, String)> {
     let mut found = Vec::new();
     // Where those that are left stand in the configuration.
     let mut tokens: Vec<usize> = (0..settings.jwt.keys.len()).collect();
+    let mut issuers: Vec<usize> = (0..settings.jwt.issuers.len()).collect();
     let mut api_keys: Vec<usize> = (0..settings.api_keys.len()).collect();
-    while let Err(SettingsError { path, reason }) = Authenticator::new(&settings) {
+    while let Err(SettingsError { path, reason }) =
+        Authenticator::with_key_sources(&settings, &connect)
+    {
         let (place, is_last) = match element(&path) {
             Some(("jwt.keys", index, field)) if index < tokens.len() => {
                 settings.jwt.keys.remove(index);
                 (format!("jwt.keys[{}]{field}", tokens.remove(index)), false)
+            }
+            Some(("jwt.issuers", index, field)) if index < issuers.len() => {
+                settings.jwt.issuers.remove(index);
+                (format!("jwt.issuers[{}]{field}", issuers.remove(index)), false)
             }
             Some(("api_keys", index, field)) if index < api_keys.len() => {
                 settings.api_keys.remove(index);
@@ -130,10 +145,12 @@ fn element(path: &str) -> Option<(&str, usize, &str)> {
 /// What `serve` refuses to start with. Each says what to do.
 pub(crate) fn serving_problems(config: &Config) -> Vec<ServeProblem> {
     let mut found = Vec::new();
-    if config.auth.jwt.keys.is_empty() && config.auth.api_keys.is_empty() {
+    let jwt = &config.auth.jwt;
+    if jwt.keys.is_empty() && jwt.issuers.is_empty() && config.auth.api_keys.is_empty() {
         found.push(ServeProblem(
             "nobody could use this hub: there are no keys. Add an `[[auth.jwt.keys]]` entry to \
-             verify your application's tokens, and an `[[auth.api_keys]]` entry for publishers \
+             verify your application's tokens, an `[[auth.jwt.issuers]]` entry for those of an \
+             identity provider, and an `[[auth.api_keys]]` entry for publishers \
              (`tidings key create` prints one). To try things out, run `tidings dev`"
                 .into(),
         ));

@@ -58,6 +58,8 @@ impl Hub {
         settings: &HttpSettings,
     ) -> Result<Router, Problem> {
         let cors = Cors::new(&settings.cors_origins)?;
+        let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
+        self.background(async move { keeper.keep_keys(&metrics).await });
         let app = App { hub: self.clone(), authenticator };
         let metrics = if settings.metrics {
             Router::new().route("/metrics", get(health::metrics))

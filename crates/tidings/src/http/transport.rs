@@ -236,7 +236,7 @@ fn is_local(address: SocketAddr) -> bool {
 /// Answers every request with a problem, and every connection with its end.
 fn refusing(problem: Problem) -> Router {
     let refuse = async move |request: Request| {
-        let mut response = follow::refusal(request.headers(), &problem);
+        let mut response = follow::refusal(request.headers(), &problem, None);
         if request.version() <= http::Version::HTTP_11 {
             let close = http::HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);

@@ -16,4 +16,5 @@ mod interface;
 mod publish;
 mod resume;
 mod support;
+mod tickets;
 mod topics;
