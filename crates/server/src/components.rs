@@ -19,6 +19,7 @@ use tidings::{
 use crate::{
     config::{Config, JournalKind},
     exit::{Exit, Failure},
+    key_client::connect,
 };
 
 /// Where the journal is within the data directory; the rest of it is for keys and the like.
@@ -43,7 +44,7 @@ impl Components {
     /// Opens the journal and starts the hub. Blocks while the journal recovers.
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
         let refused = |message: String| Failure::new(Exit::Config, message);
-        let authenticator = Authenticator::new(&config.auth_settings())
+        let authenticator = Authenticator::with_key_sources(&config.auth_settings(), &connect)
             .map_err(|error| refused(error.to_string()))?;
         let tls = match (&config.tls.cert, &config.tls.key) {
             (Some(cert), Some(key)) => {

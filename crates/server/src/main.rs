@@ -10,6 +10,7 @@ mod config;
 mod descriptors;
 mod dev;
 mod exit;
+mod key_client;
 mod live;
 mod remote;
 mod serve;

@@ -133,7 +133,8 @@ impl Hub {
         HubBuilder { settings: Settings::default(), journal: None, clock: Arc::new(SystemClock) }
     }
 
-    fn background(&self, work: impl Future<Output = ()> + Send + 'static) {
+    /// Runs work until the hub stops.
+    pub(crate) fn background(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stopped = self.0.stopped.clone();
         self.0.tasks.spawn(async move { stopped.run_until_cancelled(work).await });
     }
@@ -261,6 +262,10 @@ impl Hub {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.0.topics.shared().metrics
+    }
+
+    pub(crate) fn shared_metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.0.topics.shared().metrics)
     }
 
     /// The hub's clock.

@@ -49,6 +49,10 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Topics with a task.
     pub topics_active: Gauge,
+    /// Readings of issuers' key sets: `read` or `failed`.
+    pub key_sets_read: Family<ResultLabel, Counter>,
+    /// Issuers whose key set could not be read the last time.
+    pub key_sets_failing: Gauge,
 }
 
 impl Metrics {
@@ -75,6 +79,8 @@ impl Metrics {
             limits_hit: LimitsHit, "Refusals because of a limit, by its name";
             connections: Gauge, "Open connections";
             topics_active: Gauge, "Topics with a task";
+            key_sets_read: Family<ResultLabel, Counter>, "Readings of issuers' key sets";
+            key_sets_failing: Gauge, "Issuers whose key set could not be read the last time";
         }
     }
 

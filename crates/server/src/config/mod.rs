@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings::{
-    auth::{ApiKeySettings, AuthSettings, JwtSettings, Policy},
+    auth::{ApiKeySettings, AuthSettings, JwtSettings, KeySetTimes, Policy},
     http::ServeSettings,
     journal::{JournalSettings, Retention},
     model::limits,
@@ -278,6 +278,20 @@ pub(crate) struct AuthConfig {
     pub(crate) jwt: JwtSettings,
     /// The API keys that are accepted. `tidings key create` makes one and prints its entry.
     pub(crate) api_keys: Vec<ApiKeySettings>,
+    /// Key sets (JWKS) of the issuers in `auth.jwt.issuers`.
+    pub(crate) key_sets: KeySetsConfig,
+}
+
+/// Key sets (JWKS) of the issuers in `auth.jwt.issuers`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct KeySetsConfig {
+    /// How often they are read: a key that its issuer removed is refused this much later. One that
+    /// was added is found with its first token, at most every 30 s.
+    pub(crate) refresh: Period,
+    /// How long keys serve that were read, while their source is down. After it the issuer's tokens
+    /// are answered with 503.
+    pub(crate) stale_max: Period,
 }
 
 /// What the hub says about itself.
@@ -414,7 +428,19 @@ impl Default for HttpConfig {
 impl Default for AuthConfig {
     fn default() -> Self {
         let auth = AuthSettings::default();
-        Self { default_tenant: auth.default_tenant, jwt: auth.jwt, api_keys: auth.api_keys }
+        Self {
+            default_tenant: auth.default_tenant,
+            jwt: auth.jwt,
+            api_keys: auth.api_keys,
+            key_sets: KeySetsConfig::default(),
+        }
+    }
+}
+
+impl Default for KeySetsConfig {
+    fn default() -> Self {
+        let times = KeySetTimes::default();
+        Self { refresh: Period(times.refresh), stale_max: Period(times.stale_max) }
     }
 }
 
@@ -501,6 +527,10 @@ impl Config {
         AuthSettings {
             default_tenant: self.auth.default_tenant.clone(),
             jwt: self.auth.jwt.clone(),
+            key_sets: KeySetTimes {
+                refresh: self.auth.key_sets.refresh.0,
+                stale_max: self.auth.key_sets.stale_max.0,
+            },
             api_keys: self.auth.api_keys.clone(),
             access: self.access.clone(),
         }

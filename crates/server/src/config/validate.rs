@@ -18,6 +18,7 @@ use super::{
     network,
     reference::value_text,
 };
+use crate::key_client::connect;
 
 /// What a secret is printed as.
 const REDACTED: &str = "[secret]";
@@ -55,6 +56,13 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         ("http.publish_store", config.http.publish_store.0, second, 300 * second),
         ("http.h2_ping", config.http.h2_ping.0, second, 300 * second),
         ("http.h2_pong", config.http.h2_pong.0, second, 300 * second),
+        ("auth.key_sets.refresh", config.auth.key_sets.refresh.0, 10 * second, 86_400 * second),
+        (
+            "auth.key_sets.stale_max",
+            config.auth.key_sets.stale_max.0,
+            config.auth.key_sets.refresh.0,
+            30 * 86_400 * second,
+        ),
         ("http.handshake", config.http.handshake.0, second, 300 * second),
         ("http.header_read", config.http.header_read.0, second, 300 * second),
         ("http.write_stall", config.http.write_stall.0, second, 300 * second),
@@ -144,12 +152,19 @@ fn auth_problems(mut settings: AuthSettings) -> Vec<(String, String)> {
     let mut found = Vec::new();
     // Where those that are left stand in the configuration.
     let mut tokens: Vec<usize> = (0..settings.jwt.keys.len()).collect();
+    let mut issuers: Vec<usize> = (0..settings.jwt.issuers.len()).collect();
     let mut api_keys: Vec<usize> = (0..settings.api_keys.len()).collect();
-    while let Err(SettingsError { path, reason }) = Authenticator::new(&settings) {
+    while let Err(SettingsError { path, reason }) =
+        Authenticator::with_key_sources(&settings, &connect)
+    {
         let (place, is_last) = match element(&path) {
             Some(("jwt.keys", index, field)) if index < tokens.len() => {
                 settings.jwt.keys.remove(index);
                 (format!("jwt.keys[{}]{field}", tokens.remove(index)), false)
+            }
+            Some(("jwt.issuers", index, field)) if index < issuers.len() => {
+                settings.jwt.issuers.remove(index);
+                (format!("jwt.issuers[{}]{field}", issuers.remove(index)), false)
             }
             Some(("api_keys", index, field)) if index < api_keys.len() => {
                 settings.api_keys.remove(index);
@@ -183,10 +198,12 @@ pub(crate) fn serving_problems(loaded: &Loaded) -> Vec<ServeProblem> {
     if !config.allow_readable_secrets {
         found.extend(readable_secrets(loaded));
     }
-    if config.auth.jwt.keys.is_empty() && config.auth.api_keys.is_empty() {
+    let jwt = &config.auth.jwt;
+    if jwt.keys.is_empty() && jwt.issuers.is_empty() && config.auth.api_keys.is_empty() {
         found.push(ServeProblem(
             "nobody could use this hub: there are no keys. Add an `[[auth.jwt.keys]]` entry to \
-             verify your application's tokens, and an `[[auth.api_keys]]` entry for publishers \
+             verify your application's tokens, an `[[auth.jwt.issuers]]` entry for those of an \
+             identity provider, and an `[[auth.api_keys]]` entry for publishers \
              (`tidings key create` prints one). To try things out, run `tidings dev`"
                 .into(),
         ));

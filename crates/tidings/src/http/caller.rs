@@ -29,12 +29,12 @@ impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        authenticate(app, &parts.headers).map(Self)
+        authenticate(app, &parts.headers).await.map(Self)
     }
 }
 
 /// What the request's `Authorization: Bearer` allows (RFC 6750 §2.1).
-pub(super) fn authenticate(app: &App, headers: &HeaderMap) -> Result<Grant, Problem> {
+pub(super) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Grant, Problem> {
     let missing = || {
         let detail = "send `Authorization: Bearer` with an API key or a token";
         Problem::new(ErrorCode::CredentialMissing, detail)
@@ -50,7 +50,7 @@ pub(super) fn authenticate(app: &App, headers: &HeaderMap) -> Result<Grant, Prob
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(missing());
     }
-    app.authenticator.authenticate(bearer.trim(), app.hub.clock().now())
+    app.authenticator.authenticate_fresh(bearer.trim(), app.hub.clock()).await
 }
 
 /// Whether the caller may write a topic: yes, or if it belongs to the subject that is returned,

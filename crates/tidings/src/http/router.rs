@@ -62,6 +62,8 @@ impl Hub {
         settings: &HttpSettings,
     ) -> Result<Router, Problem> {
         let cors = Cors::new(&settings.cors_origins)?;
+        let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
+        self.background(async move { keeper.keep_keys(&metrics).await });
         let trusted_proxies = settings.trusted_proxies.as_slice().into();
         let app = App { hub: self.clone(), authenticator, trusted_proxies };
         let metrics = if settings.metrics {

@@ -272,7 +272,7 @@ fn refusing(problem: Problem, healthy: Option<Router>) -> Router {
             Some(mut app) if request.uri().path().starts_with("/health/") => {
                 app.call(request).await.unwrap_or_else(|never| match never {})
             }
-            _ => follow::refusal(request.headers(), &problem),
+            _ => follow::refusal(request.headers(), &problem, None),
         };
         if version <= http::Version::HTTP_11 {
             let close = http::HeaderValue::from_static("close");

@@ -25,6 +25,17 @@ pub const TOKEN_PATTERN_BYTES_MAX: usize = 256;
 pub const ACCESS_RULES_MAX: usize = 256;
 /// Keys that verify tokens: an unsigned token costs at most so many signature checks.
 pub const JWT_KEYS_MAX: usize = 16;
+/// Issuers of tokens: each may have a key set to read.
+pub const JWT_ISSUERS_MAX: usize = 16;
+/// Bytes of a key set: a hundred RSA keys with their certificates.
+pub const KEY_SET_BYTES_MAX: usize = 256 * 1024;
+/// Keys of a key set.
+pub const KEY_SET_KEYS_MAX: usize = 100;
+/// How long reading a key set may take: a token with a new key waits for it.
+pub const KEY_SET_READ_MAX: Duration = Duration::from_secs(5);
+/// How often tokens with unknown keys make a key set be read: whoever invents key names cannot
+/// make the hub attack its identity provider.
+pub const KEY_SET_ASKED_EVERY: Duration = Duration::from_secs(30);
 /// Bytes of an event type.
 pub const EVENT_TYPE_BYTES_MAX: usize = 128;
 /// Bytes of an event id: it is stored once more in the dedup window.

@@ -18,4 +18,5 @@ mod limits;
 mod publish;
 mod resume;
 mod support;
+mod tickets;
 mod topics;

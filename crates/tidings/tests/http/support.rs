@@ -74,11 +74,11 @@ impl Server {
                     secret: Some(Secret::new(SECRET.to_owned())),
                     public_key: None,
                 }],
-                issuer: None,
-                audience: Vec::new(),
+                ..jwt::JwtSettings::default()
             },
             api_keys: vec![entry, other],
             access,
+            ..AuthSettings::default()
         };
         let mut hub = Hub::builder().settings(options.settings);
         if let Some(journal) = options.journal {
