@@ -115,10 +115,10 @@ pub(super) async fn put(
     TopicPath(topic): TopicPath,
     body: Body,
 ) -> Result<Response, Problem> {
-    let body = read_body(body, BODY_BYTES_MAX).await?;
+    let body = read_body(body, BODY_BYTES_MAX).await.map_err(|error| error.at(""))?;
     let PropertiesText { properties, closed } = properties::parse(json_text(&body, "")?, "")?;
     let key = TopicKey::new(grant.tenant().clone(), topic);
-    let owner = may_write(&grant, &key.topic)?;
+    let owner = may_write(&grant, &key.topic).map_err(at_topic)?;
     let before = app.hub.describe(&key).await?;
     let is_theirs = owner.is_none() || owner.as_deref() == before.properties.owner.as_deref();
     if is_theirs && closed == Some(false) && before.head.closed {
@@ -127,7 +127,7 @@ pub(super) async fn put(
     }
     let change = Change { properties, close: closed == Some(true), owner };
     let changed = app.hub.set_properties(&key, change).await?;
-    let info = changed.map_err(|refusal| Problem::from(&refusal))?;
+    let info = changed.map_err(|refusal| at_topic(Problem::from(&refusal)))?;
     let status = if before.exists { StatusCode::OK } else { StatusCode::CREATED };
     Ok(answer(status, &describe(&info)))
 }
@@ -137,13 +137,19 @@ pub(super) async fn delete(
     Caller(grant): Caller,
     TopicPath(topic): TopicPath,
 ) -> Result<Response, Problem> {
-    let condition = may_write(&grant, &topic)?.map_or(DeleteIf::Always, DeleteIf::OwnedBy);
+    let owner = may_write(&grant, &topic).map_err(at_topic)?;
+    let condition = owner.map_or(DeleteIf::Always, DeleteIf::OwnedBy);
     let key = TopicKey::new(grant.tenant().clone(), topic);
     match app.hub.delete(&key, condition).await? {
         Ok(true) => Ok(StatusCode::NO_CONTENT.into_response()),
         Ok(false) => Err(not_found()),
-        Err(refusal) => Err(Problem::from(&refusal)),
+        Err(refusal) => Err(at_topic(Problem::from(&refusal))),
     }
+}
+
+/// A refusal that is about the topic of the path.
+fn at_topic(problem: Problem) -> Problem {
+    problem.at("topic")
 }
 
 fn describe(info: &TopicInfo) -> Value {
