@@ -9,6 +9,7 @@ use crate::{
     auth::{Access, Grant},
     clock::{Clock, SystemClock},
     due,
+    error::Problem,
     journal::{
         Change, DeleteIf, Journal, JournalError, Judged, StateQuery, TopicInfo, TopicQuery,
         memory::MemoryJournal,
@@ -98,7 +99,7 @@ impl HubBuilder {
         let stopped = CancellationToken::new();
         let hub = Hub(Arc::new(Inner {
             settings: self.settings,
-            topics: Topics::new(Arc::new(shared), tasks.clone()),
+            topics: Topics::new(Arc::new(shared), tasks.clone(), stopped.clone()),
             tasks,
             draining: CancellationToken::new(),
             stopped,
@@ -124,8 +125,9 @@ impl Hub {
     /// Follows topics; see [`Connection`](crate::connection::Connection) for the same as bytes.
     ///
     /// # Errors
-    /// The journal's, if it cannot say where the topics stand.
-    pub async fn subscribe(&self, follow: Follow) -> Result<(Subscription, Started), JournalError> {
+    /// [`ErrorCode::Unavailable`](crate::error::ErrorCode) if the journal cannot say where the topics
+    /// stand, and refusals of too many topics, or one twice.
+    pub async fn subscribe(&self, follow: Follow) -> Result<(Subscription, Started), Problem> {
         Subscription::start(Arc::clone(self.topics()), follow).await
     }
 
@@ -272,11 +274,14 @@ impl Hub {
     }
 
     /// Ends the hub: lets go of connections, finishes what was accepted and closes the journal.
+    /// What is asked of it afterwards is refused as unavailable.
     ///
     /// Stop accepting requests before, and wait for those that run.
     pub async fn shutdown(&self) {
         self.0.draining.cancel();
         self.0.stopped.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
         self.journal().close().await;
     }
 

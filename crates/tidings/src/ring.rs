@@ -62,7 +62,8 @@ impl Ring {
             && let Some(older) = self.newest.insert(key.clone(), offset)
             && let Some(slot) = self.slot_mut(older)
         {
-            slot.superseded = true;
+            // The journal keeps tombstones, so a reader that comes by this way gets them too.
+            slot.superseded = !slot.frame.is_tombstone;
         }
         self.bytes += frame.bytes().len();
         self.slots.push_back(Slot { frame, superseded: false });
@@ -193,6 +194,27 @@ mod tests {
         ring.push(Offset(5), frame(5, None), LIMIT);
         ring.push(Offset(6), frame(6, Some("k")), LIMIT);
         assert_eq!(read(&ring, 2), Some(vec![4, 5, 6]));
+    }
+
+    #[test]
+    fn a_slow_reader_gets_every_tombstone() {
+        let event = |offset, delete| {
+            let topic = TopicKey::new(Tenant::parse("t").unwrap(), Topic::parse("a").unwrap());
+            let body = NewEvent::new(EventType::parse("x").unwrap());
+            let body = body.state(StateKey::parse("k").unwrap());
+            let event = Event {
+                offset: Offset(offset),
+                fingerprint: Fingerprint(0),
+                recorded_at: Timestamp::from_millis(0),
+                body: Arc::new(NewEvent { delete, ..body }),
+            };
+            Arc::new(Frame::of(&topic, Epoch(1), &event))
+        };
+        let mut ring = Ring::default();
+        for (offset, delete) in [(1, false), (2, true), (3, false)] {
+            ring.push(Offset(offset), event(offset, delete), LIMIT);
+        }
+        assert_eq!(read(&ring, 0), Some(vec![2, 3]), "as the journal would tell it");
     }
 
     #[test]
