@@ -3,7 +3,10 @@
 //! The rule: between two cursors a reader gets exactly the events that were stored between them and
 //! that it wants, or is told which are missing. Every other answer is a broken promise.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use serde_json::Value;
 use tidings::model::{Class, Cursor, Mark, Position, Topic};
@@ -184,7 +187,8 @@ impl Followed {
         if base > new.position.offset.0 {
             return Err(format!("went back from {base} to {}", new.position));
         }
-        let stored = line.events.range(base + 1..=new.position.offset.0);
+        let stored =
+            line.events.range((Bound::Excluded(base), Bound::Included(new.position.offset.0)));
         let expected: Vec<u64> = stored
             .filter(|(offset, event)| is_wanted(event) && !skipped(**offset))
             .map(|(offset, _)| *offset)

@@ -169,6 +169,12 @@ impl History {
         }
     }
 
+    pub(crate) fn closed(&mut self, topic: &str, closed: bool) {
+        if let Some(line) = self.lines.get_mut(topic).and_then(|lines| lines.last_mut()) {
+            line.closed = closed;
+        }
+    }
+
     /// Takes in what an append stored. An error if it should not have been.
     pub(crate) fn appended(
         &mut self,

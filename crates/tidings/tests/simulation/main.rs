@@ -27,7 +27,11 @@ mod store;
 mod trace;
 mod world;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    cell::RefCell,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Once,
+};
 
 /// Seeds of each of the four tests, so that they can run side by side.
 const SEEDS: u64 = 75;
@@ -50,8 +54,31 @@ fn run(first: u64) {
     println!("{count} seeds, {lines} lines");
 }
 
+thread_local! {
+    /// Panics of this thread, in whichever task: the runtime would swallow those of the hub's.
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Takes the panics of the run, if there were any.
+pub(crate) fn panics() -> Option<String> {
+    let panics = PANICS.with(RefCell::take);
+    (!panics.is_empty()).then(|| panics.join("\n"))
+}
+
+fn note_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            PANICS.with_borrow_mut(|panics| panics.push(panic.to_string()));
+            tell(panic);
+        }));
+    });
+}
+
 /// Runs a seed and returns how much happened in it.
 fn check(seed: u64, is_loud: bool) -> u64 {
+    note_panics();
     let outcome = catch_unwind(AssertUnwindSafe(|| world::run(seed, is_loud)));
     let replay = format!("cargo xtask simulate --seed {seed}");
     match outcome {

@@ -17,9 +17,9 @@ use futures_util::FutureExt as _;
 use tidings::{
     clock::Clock,
     journal::{
-        Appended, Batch, Due, DueKind, Head, Journal, JournalError, JournalSettings, Locate,
-        Outcome, Page, PageLimit, Properties, Retention, StateQuery, TopicInfo, TopicQuery,
-        memory::MemoryJournal,
+        Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError,
+        JournalSettings, Judged, Locate, Outcome, Page, PageLimit, Retention, StateQuery,
+        TopicInfo, TopicQuery, memory::MemoryJournal,
     },
     model::{Epoch, Offset, Position, Timestamp, TopicKey},
 };
@@ -53,8 +53,8 @@ struct Inner {
 #[derive(Debug, Clone)]
 enum Write {
     Append(TopicKey, Batch),
-    Properties(TopicKey, Properties),
-    Delete(TopicKey),
+    Change(TopicKey, Change),
+    Delete(TopicKey, DeleteIf),
     Trim(TopicKey, Retention, Timestamp),
 }
 
@@ -62,8 +62,8 @@ impl Write {
     const fn topic(&self) -> &TopicKey {
         match self {
             Self::Append(topic, _)
-            | Self::Properties(topic, _)
-            | Self::Delete(topic)
+            | Self::Change(topic, _)
+            | Self::Delete(topic, _)
             | Self::Trim(topic, ..) => topic,
         }
     }
@@ -235,8 +235,8 @@ fn now<T>(answer: impl Future<Output = T>) -> T {
 /// What a write is answered.
 enum Written {
     Appended(Appended),
-    Info(TopicInfo),
-    Deleted(bool),
+    Changed(Judged<TopicInfo>),
+    Deleted(Judged<bool>),
     Head(Head),
 }
 
@@ -262,13 +262,21 @@ impl Inner {
                 }
                 Written::Appended(appended)
             }
-            Write::Properties(topic, properties) => {
-                let info = now(self.memory.set_properties(&topic, properties))?;
-                Written::Info(self.info(info))
+            Write::Change(topic, change) => {
+                let changed = now(self.memory.set_properties(&topic, change))?;
+                let changed = changed.map(|info| self.info(info));
+                if let Ok(info) = &changed {
+                    self.history.closed(topic.topic.as_str(), info.head.closed);
+                }
+                Written::Changed(changed)
             }
-            Write::Delete(topic) => {
-                let deleted = now(self.memory.delete(&topic))?;
-                if deleted && !topic.topic.is_reserved() {
+            Write::Delete(topic, condition) => {
+                let condition = match condition {
+                    DeleteIf::Unchanged(info) => DeleteIf::Unchanged(Box::new(self.info(*info))),
+                    other => other,
+                };
+                let deleted = now(self.memory.delete(&topic, condition))?;
+                if matches!(deleted, Ok(true)) && !topic.topic.is_reserved() {
                     let epoch = now(self.memory.describe(&topic))?.head.epoch;
                     let epoch = self.epoch(epoch);
                     self.history.begin(topic.topic.as_str(), epoch);
@@ -284,12 +292,9 @@ impl Inner {
         })
     }
 
-    /// The hub ends states only when their time has come: its tombstones have no id of a publisher.
+    /// The hub ends states only when their time has come.
     fn ends_too_early(&self, topic: &TopicKey, batch: &Batch) -> Option<String> {
-        let by_hub = |id: &str| !id.contains(':') && id.len() == 36;
-        let append = batch.events.iter().find(|append| {
-            append.event.delete && by_hub(append.event.id.as_str()) && append.if_offset.is_some()
-        })?;
+        let append = batch.events.iter().find(|append| append.ends_expired)?;
         let query = StateQuery::of(append.event.key.as_ref()?);
         let page = now(self.memory.states(topic, query)).ok()?;
         let current = page.events.iter().find(|event| event.body.key == append.event.key)?;
@@ -419,16 +424,20 @@ impl Journal for FaultyJournal {
     async fn set_properties(
         &self,
         topic: &TopicKey,
-        properties: Properties,
-    ) -> Result<TopicInfo, JournalError> {
-        match self.write(topic, Write::Properties(topic.clone(), properties)).await? {
-            Written::Info(info) => Ok(info),
-            _ => unreachable!("properties are answered as such"),
+        change: Change,
+    ) -> Result<Judged<TopicInfo>, JournalError> {
+        match self.write(topic, Write::Change(topic.clone(), change)).await? {
+            Written::Changed(changed) => Ok(changed),
+            _ => unreachable!("a change is answered as one"),
         }
     }
 
-    async fn delete(&self, topic: &TopicKey) -> Result<bool, JournalError> {
-        match self.write(topic, Write::Delete(topic.clone())).await? {
+    async fn delete(
+        &self,
+        topic: &TopicKey,
+        condition: DeleteIf,
+    ) -> Result<Judged<bool>, JournalError> {
+        match self.write(topic, Write::Delete(topic.clone(), condition)).await? {
             Written::Deleted(deleted) => Ok(deleted),
             _ => unreachable!("a deletion is answered as one"),
         }

@@ -186,13 +186,13 @@ impl World {
         let (readers, reading) = self.readers(&mut chance);
         let publishing = self.publishers(&mut chance);
         let until = Instant::now() + chance.millis(15_000..45_000);
-        while Instant::now() < until && self.trace.failure().is_none() {
+        while Instant::now() < until && !self.has_failed() {
             sleep(chance.millis(100..4000)).await;
             self.mishap(&mut chance).await;
         }
         self.calm();
         for publisher in publishing {
-            if timeout(SETTLE_MAX, publisher).await.is_err() {
+            if !self.has_failed() && timeout(SETTLE_MAX, publisher).await.is_err() {
                 self.trace.fail("world", "a publisher is stuck");
             }
         }
@@ -368,11 +368,18 @@ impl World {
         }
     }
 
+    fn has_failed(&self) -> bool {
+        if let Some(panic) = crate::panics() {
+            self.trace.fail("world", &panic);
+        }
+        self.trace.failure().is_some()
+    }
+
     /// Waits until every reader has everything.
     async fn settle(&self, readers: &BTreeMap<String, Following>, what: &str) {
         let until = Instant::now() + SETTLE_MAX;
         loop {
-            if self.trace.failure().is_some() {
+            if self.has_failed() {
                 return;
             }
             let behind = readers.values().find_map(|reader| self.behind(reader));
