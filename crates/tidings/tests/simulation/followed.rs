@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::Value;
-use tidings::model::{Class, Cursor, Mark, Position, Topic};
+use tidings::model::{Class, Cursor, Mark, Offset, Position, Topic};
 use tokio::time::Instant;
 
 use crate::history::{History, Line, Recorded};
@@ -129,6 +129,8 @@ pub(crate) struct Followed {
     states: BTreeMap<String, u64>,
     /// Keys whose end may have been among events that it was told are missing.
     doubtful: BTreeSet<String>,
+    /// Its states may be those of another history.
+    is_unsure: bool,
     pub(crate) is_closed: bool,
 }
 
@@ -155,8 +157,11 @@ impl Followed {
         let line =
             line.ok_or_else(|| format!("the cursor is at {}, which never was", new.position))?;
         let gaps: Vec<&Gap> = step.gaps.iter().filter(|gap| gap.topic == topic).collect();
+        let mut before = self.mark.map(|mark| mark.position);
         for gap in &gaps {
-            self.judge(gap, line, asked, history)?;
+            judge(gap, before, line, asked, history)?;
+            // After a reset, what is missing is told of the other history.
+            before = before.filter(|_| !gap.is_reset());
         }
         let epoch = new.position.epoch.to_string();
         let is_reset = gaps.iter().any(|gap| gap.is_reset());
@@ -178,6 +183,12 @@ impl Followed {
         let logs: Vec<u64> =
             events.iter().filter(|told| told.is_log()).map(|told| told.offset).collect();
         let base = match old {
+            // Events that were lost without a trace and trimmed since: nobody can tell the old
+            // history from the new one below its floor, and that something is missing is told.
+            Some(mark) if !line.holds(mark.position) && !gaps.is_empty() => {
+                self.is_unsure = true;
+                mark.position.offset.0
+            }
             Some(mark) if !line.holds(mark.position) => {
                 return Err(format!("{} became {} without a gap", mark.position, new.position));
             }
@@ -203,6 +214,7 @@ impl Followed {
         if is_reset {
             self.states.clear();
             self.doubtful.clear();
+            self.is_unsure = false;
         } else if !gaps.is_empty() {
             self.doubtful = self.states.keys().cloned().collect();
         }
@@ -212,33 +224,6 @@ impl Followed {
         }
         self.mark = Some(new);
         Ok(())
-    }
-
-    /// Whether the gap had to be told.
-    fn judge(
-        &self,
-        gap: &Gap,
-        line: &Line,
-        asked: &Asked,
-        history: &History,
-    ) -> Result<(), String> {
-        let old = self.mark.map(|mark| mark.position);
-        let topic = gap.topic.as_str();
-        let is_right = match gap.reason.as_str() {
-            "epoch" => {
-                history.changed(topic, asked.at)
-                    || old.is_some_and(|old| history.was_foreign(topic, old, asked.at))
-            }
-            "unknown_cursor" => asked.is_foreign,
-            "trimmed" | "lagged" => {
-                let is_ahead = old.is_none_or(|old| Some(old.offset.0) < gap.to);
-                is_ahead
-                    && gap.to <= Some(line.floor)
-                    && gap.from.is_none_or(|from| Some(from) <= gap.to)
-            }
-            _ => false,
-        };
-        if is_right { Ok(()) } else { Err(format!("{gap:?} at {old:?} without a reason")) }
     }
 
     fn state(&mut self, told: &Told) -> Result<(), String> {
@@ -265,7 +250,7 @@ impl Followed {
         history: &History,
     ) -> Result<(), String> {
         let mark = self.mark.ok_or("caught up without a cursor")?;
-        if mark.position.offset.0 != offset || mark.states_after.is_some() {
+        if mark.position.offset.0 != offset || has_states_to_come(mark) {
             return Err(format!("caught up at {offset}, the cursor at {}", mark.position));
         }
         let line = history.line(topic, mark.position).ok_or("caught up nowhere")?;
@@ -283,9 +268,14 @@ impl Followed {
 
     /// Compares the states with those that were the newest at an offset.
     fn compare(&mut self, line: &Line, offset: u64) -> Result<(), String> {
+        if self.is_unsure {
+            return Ok(());
+        }
         let newest = line.states_at(offset);
+        let later = line.states_at(u64::MAX);
         for (key, at) in &newest {
-            if self.states.get(*key) != Some(at) {
+            // One that was replaced while the states were read comes in its new place.
+            if self.states.get(*key) != Some(at) && later.get(key) == Some(at) {
                 let held = self.states.get(*key);
                 return Err(format!("state {key} is at {at}, the reader has {held:?}"));
             }
@@ -307,7 +297,7 @@ impl Followed {
         self.mark.is_some_and(|mark| {
             line.holds(mark.position)
                 && mark.position.offset.0 == line.end()
-                && mark.states_after.is_none()
+                && !has_states_to_come(mark)
                 && (ends == Ends::Untold || self.is_closed == line.closed)
         })
     }
@@ -322,6 +312,36 @@ impl Followed {
         let line = history.now(topic);
         if wants.class(Class::State) { self.compare(line, line.end()) } else { Ok(()) }
     }
+}
+
+/// Before offset 0 there are none.
+fn has_states_to_come(mark: Mark) -> bool {
+    mark.states_after.is_some() && mark.position.offset > Offset::ZERO
+}
+
+/// Whether the gap had to be told to a reader at the old position.
+fn judge(
+    gap: &Gap,
+    old: Option<Position>,
+    line: &Line,
+    asked: &Asked,
+    history: &History,
+) -> Result<(), String> {
+    let topic = gap.topic.as_str();
+    let is_right = match gap.reason.as_str() {
+        "epoch" => {
+            history.changed(topic, asked.at)
+                || old.is_some_and(|old| history.was_foreign(topic, old, asked.at))
+        }
+        "unknown_cursor" => asked.is_foreign,
+        "trimmed" | "lagged" => {
+            old.is_none_or(|old| Some(old.offset.0) < gap.to)
+                && gap.to <= Some(line.floor)
+                && gap.from.is_none_or(|from| Some(from) <= gap.to)
+        }
+        _ => false,
+    };
+    if is_right { Ok(()) } else { Err(format!("{gap:?} at {old:?} without a reason")) }
 }
 
 /// Whether the event was stored as it is told.

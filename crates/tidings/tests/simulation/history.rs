@@ -80,6 +80,11 @@ impl Line {
         self.told.unwrap_or(Position { epoch: self.epoch, offset: Offset::ZERO, fingerprint })
     }
 
+    /// Whether it takes no more events after this offset, but the ends of states that expire.
+    pub(crate) fn is_closed_at(&self, offset: u64) -> bool {
+        self.closed && self.events.range(offset + 1..).all(|(_, event)| event.deleted)
+    }
+
     /// Whether the position is one of this history.
     pub(crate) fn holds(&self, position: Position) -> bool {
         let Offset(offset) = position.offset;

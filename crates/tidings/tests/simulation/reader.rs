@@ -303,8 +303,11 @@ impl Reader {
         let mark = followed.mark.ok_or("closed without a cursor")?;
         self.world.store.history(|history| {
             let line = history.line(topic, mark.position).ok_or("closed nowhere")?;
-            let is_end = line.closed && line.end() == mark.position.offset.0;
-            if is_end { Ok(()) } else { Err(format!("{topic} is not closed at {}", mark.position)) }
+            if line.is_closed_at(mark.position.offset.0) {
+                return Ok(());
+            }
+            let (position, end, closed) = (mark.position, line.end(), line.closed);
+            Err(format!("{topic} is closed at {position}, its end is {end}, closed {closed}"))
         })?;
         followed.is_closed = true;
         Ok(())
@@ -342,7 +345,7 @@ impl Reader {
             let mark = followed.mark.ok_or("finished before it began")?;
             self.world.store.history(|history| {
                 let line = history.line(topic, mark.position).ok_or("finished nowhere")?;
-                let is_end = line.closed && line.end() == mark.position.offset.0;
+                let is_end = line.is_closed_at(mark.position.offset.0);
                 if is_end { Ok(()) } else { Err(format!("{topic} was not at its end")) }
             })?;
         }

@@ -45,6 +45,8 @@ struct Inner {
     /// Between the memory journal's epochs, which are random, and the run's, which are the seed's.
     mask: u32,
     store_epoch: u32,
+    /// The latest time at which the hub asked what has expired.
+    latest: Timestamp,
     history: History,
     losses: u64,
     chances: BTreeMap<String, Chance>,
@@ -100,7 +102,9 @@ impl Store {
         }
         let chances = BTreeMap::new();
         let writes = Vec::new();
-        let inner = Inner { memory, writes, mask, store_epoch, history, losses: 0, chances };
+        let latest = Timestamp::default();
+        let inner =
+            Inner { memory, writes, mask, store_epoch, latest, history, losses: 0, chances };
         let is_calm = AtomicBool::new(false);
         Arc::new(Self { seed, clock, trace, is_calm, inner: Mutex::new(inner) })
     }
@@ -299,7 +303,7 @@ impl Inner {
         let page = now(self.memory.states(topic, query)).ok()?;
         let current = page.events.iter().find(|event| event.body.key == append.event.key)?;
         let at_offset = append.if_offset == Some(current.offset);
-        let is_over = current.body.expires_at.is_some_and(|end| end <= batch.now);
+        let is_over = current.body.expires_at.is_some_and(|end| end <= self.latest);
         (at_offset && !is_over)
             .then(|| format!("{} ended a state that had not expired", topic.topic))
     }
@@ -461,7 +465,11 @@ impl Journal for FaultyJournal {
         at: Timestamp,
         limit: usize,
     ) -> Result<Vec<Due>, JournalError> {
-        self.call("due", |inner, _| now(inner.memory.due(kind, at, limit))).await
+        self.call("due", |inner, _| {
+            inner.latest = inner.latest.max(at);
+            now(inner.memory.due(kind, at, limit))
+        })
+        .await
     }
 
     async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
