@@ -583,6 +583,8 @@ impl Reader {
                 Ok(false)
             }
             Look::Frames => {
+                // Only a look that finds nothing, and checkpoints what was filtered, is the end.
+                self.at_end = false;
                 self.page = None;
                 Ok(true)
             }
@@ -642,6 +644,9 @@ impl Reader {
         // A page that has nothing, although the ring thought so: the topic will wake this reader
         // when it has heard of it.
         self.at_end = self.mark == before;
+        if self.at_end && self.filtered > 0 {
+            self.checkpoint(found);
+        }
         Ok(!self.at_end)
     }
 

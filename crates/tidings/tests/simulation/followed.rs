@@ -153,18 +153,18 @@ impl Followed {
     ) -> Result<(), String> {
         let name = Topic::parse(topic).unwrap();
         let new = cursor.mark(&name).ok_or("the cursor does not cover the topic")?;
-        let line = history.line(topic, new.position);
+        let gaps: Vec<&Gap> = step.gaps.iter().filter(|gap| gap.topic == topic).collect();
+        let is_reset = gaps.iter().any(|gap| gap.is_reset());
+        let mut before = self.mark.map(|mark| mark.position);
+        let line = history.line(topic, new.position, before.filter(|_| !is_reset));
         let line =
             line.ok_or_else(|| format!("the cursor is at {}, which never was", new.position))?;
-        let gaps: Vec<&Gap> = step.gaps.iter().filter(|gap| gap.topic == topic).collect();
-        let mut before = self.mark.map(|mark| mark.position);
         for gap in &gaps {
-            judge(gap, before, line, asked, history)?;
+            judge(gap, before, new.position, asked, history)?;
             // After a reset, what is missing is told of the other history.
             before = before.filter(|_| !gap.is_reset());
         }
         let epoch = new.position.epoch.to_string();
-        let is_reset = gaps.iter().any(|gap| gap.is_reset());
         // On a page of a long-poll, what came before a reset is of another history.
         let events = step.events.iter().filter(|told| told.topic == topic);
         let events: Vec<&Told> = events.filter(|told| !is_reset || told.epoch == epoch).collect();
@@ -253,7 +253,7 @@ impl Followed {
         if mark.position.offset.0 != offset || has_states_to_come(mark) {
             return Err(format!("caught up at {offset}, the cursor at {}", mark.position));
         }
-        let line = history.line(topic, mark.position).ok_or("caught up nowhere")?;
+        let line = history.line(topic, mark.position, None).ok_or("caught up nowhere")?;
         if let Some(told) = asked.told.get(topic)
             && line.holds(*told)
             && offset < told.offset.0
@@ -323,20 +323,22 @@ fn has_states_to_come(mark: Mark) -> bool {
 fn judge(
     gap: &Gap,
     old: Option<Position>,
-    line: &Line,
+    new: Position,
     asked: &Asked,
     history: &History,
 ) -> Result<(), String> {
     let topic = gap.topic.as_str();
     let is_right = match gap.reason.as_str() {
-        "epoch" => {
-            history.changed(topic, asked.at)
-                || old.is_some_and(|old| history.was_foreign(topic, old, asked.at))
-        }
+        // A deletion that is not answered yet is known to the journal before it is to the hub: who
+        // comes then is given the old history, and told at once that it has ended.
+        "epoch" => match old {
+            Some(old) => history.was_foreign(topic, old, asked.at),
+            None => history.has_changed(topic),
+        },
         "unknown_cursor" => asked.is_foreign,
         "trimmed" | "lagged" => {
             old.is_none_or(|old| Some(old.offset.0) < gap.to)
-                && gap.to <= Some(line.floor)
+                && gap.to.is_some_and(|to| history.was_trimmed(topic, new, to))
                 && gap.from.is_none_or(|from| Some(from) <= gap.to)
         }
         _ => false,

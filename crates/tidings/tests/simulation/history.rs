@@ -127,9 +127,11 @@ impl History {
         self.lines[topic].last().unwrap()
     }
 
-    /// The newest history that holds the position.
-    pub(crate) fn line(&self, topic: &str, position: Position) -> Option<&Line> {
-        self.lines[topic].iter().rev().find(|line| line.holds(position))
+    /// The newest history that holds both positions, or else the new one.
+    pub(crate) fn line(&self, topic: &str, new: Position, old: Option<Position>) -> Option<&Line> {
+        let newest = || self.lines[topic].iter().rev().filter(|line| line.holds(new));
+        let both = newest().find(|line| old.is_none_or(|old| line.holds(old)));
+        both.or_else(|| newest().next())
     }
 
     /// Whether since then there was a time at which the position was not one of the topic's.
@@ -139,9 +141,14 @@ impl History {
         meanwhile.any(|line| !line.holds(position))
     }
 
-    /// Whether the topic has another history now than it had then.
-    pub(crate) fn changed(&self, topic: &str, since: Instant) -> bool {
-        self.lines[topic].iter().any(|line| line.ended_at.is_some_and(|end| end >= since))
+    /// Whether the topic had another history before this one.
+    pub(crate) fn has_changed(&self, topic: &str) -> bool {
+        self.lines[topic].len() > 1
+    }
+
+    /// Whether a history that holds the position was trimmed up to an offset.
+    pub(crate) fn was_trimmed(&self, topic: &str, position: Position, floor: u64) -> bool {
+        self.lines[topic].iter().any(|line| line.holds(position) && line.floor >= floor)
     }
 
     /// A publisher was told that an event with this data is at the position. Returns whether it

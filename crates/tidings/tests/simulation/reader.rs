@@ -93,6 +93,10 @@ impl Reader {
 
     /// One connection, from the request to its end.
     async fn connect(&mut self) -> Result<(), String> {
+        for followed in self.knowledge.lock().unwrap().topics.values_mut() {
+            // Told again on every connection that gets there.
+            followed.is_closed = false;
+        }
         if self.renew().await.is_err() {
             return Ok(());
         }
@@ -302,7 +306,7 @@ impl Reader {
         let followed = knowledge.topics.get_mut(topic).ok_or("a topic not asked for")?;
         let mark = followed.mark.ok_or("closed without a cursor")?;
         self.world.store.history(|history| {
-            let line = history.line(topic, mark.position).ok_or("closed nowhere")?;
+            let line = history.line(topic, mark.position, None).ok_or("closed nowhere")?;
             if line.is_closed_at(mark.position.offset.0) {
                 return Ok(());
             }
@@ -344,7 +348,7 @@ impl Reader {
         for (topic, followed) in &mut knowledge.topics {
             let mark = followed.mark.ok_or("finished before it began")?;
             self.world.store.history(|history| {
-                let line = history.line(topic, mark.position).ok_or("finished nowhere")?;
+                let line = history.line(topic, mark.position, None).ok_or("finished nowhere")?;
                 let is_end = line.is_closed_at(mark.position.offset.0);
                 if is_end { Ok(()) } else { Err(format!("{topic} was not at its end")) }
             })?;

@@ -191,7 +191,7 @@ impl Store {
 }
 
 /// How one call of the journal goes.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Plan {
     before: Duration,
     after: Duration,
@@ -362,6 +362,9 @@ impl FaultyJournal {
         self.living().await?;
         let failed = |what: &str| Err(JournalError::Unavailable(what.to_owned()));
         let plan = self.store.plan(name);
+        if !name.starts_with(TICKETS) {
+            self.store.trace.line("store", format_args!("{name} {plan:?}"));
+        }
         self.wait(plan.before).await?;
         if plan.fails_before() {
             return failed("the disk does not answer");
