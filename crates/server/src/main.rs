@@ -10,6 +10,7 @@ mod config;
 mod dev;
 mod exit;
 mod live;
+mod metrics_reference;
 mod remote;
 mod serve;
 mod telemetry;

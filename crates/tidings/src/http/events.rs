@@ -25,6 +25,7 @@ use super::{
 use crate::{
     auth::Grant,
     error::{ErrorCode, Problem},
+    metrics::Metrics,
     model::Topic,
     publish::{Publish, Published},
 };
@@ -189,7 +190,10 @@ async fn authorize_and_publish(
                 places.push(fields);
                 results.push(None);
             }
-            Err(problem) => results.push(Some(Err(problem))),
+            Err(problem) => {
+                Metrics::count(&app.hub.metrics().events_published, problem.code.as_str());
+                results.push(Some(Err(problem)));
+            }
         }
     }
     if let Some((key, body)) = key

@@ -14,13 +14,13 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 
 use super::{
-    caller::authenticate,
+    caller::{Carried, authenticate},
     query::{self, Parameter, duration},
     router::App,
 };
 use crate::{
     auth::Grant,
-    connection::{Connection, ConnectionOptions, Envelope, Format},
+    connection::{Carrier, Connection, ConnectionOptions, Envelope, Format},
     error::{ErrorCode, Problem},
     model::{
         Class, Cursor, Timestamp, Topic,
@@ -71,10 +71,11 @@ enum Answer {
 pub(super) async fn follow(
     State(app): State<App>,
     method: Method,
+    Carried(carrier): Carried,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    match answer(&app, &method, query.as_deref(), &headers).await {
+    match answer(&app, &method, carrier, query.as_deref(), &headers).await {
         Ok(response) => response,
         Err(problem) => refusal(&headers, &problem),
     }
@@ -98,6 +99,7 @@ pub(super) fn refusal(headers: &HeaderMap, problem: &Problem) -> Response {
 async fn answer(
     app: &App,
     method: &Method,
+    carrier: Carrier,
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
@@ -142,6 +144,7 @@ async fn answer(
             // A page that is waited for is not delivered after the credential's end either.
             let left = grant.expires_at().map(|end| app.hub.clock().now().until(end));
             let wait = left.map_or(request.wait, |left| request.wait.min(left));
+            let _open = app.hub.metrics().connections.open(carrier.label("long_poll"));
             page(app, &grant, follow, request.envelope, wait).await
         }
         Answer::Stream(format) => {
@@ -154,7 +157,8 @@ async fn answer(
                 envelope: request.envelope,
                 expires_at: grant.expires_at(),
             };
-            let connection = Connection::open(&app.hub, follow, options).guarded_by(grant);
+            let connection =
+                Connection::open(&app.hub, follow, options).carried_by(carrier).guarded_by(grant);
             let bytes = stream::unfold(connection, async |mut connection| {
                 let bytes = connection.next().await?;
                 Some((Ok::<_, Infallible>(Frame::data(bytes)), connection))

@@ -10,6 +10,7 @@ mod events;
 mod follow;
 mod health;
 mod ingest;
+mod observe;
 mod openapi;
 mod problem;
 mod properties;

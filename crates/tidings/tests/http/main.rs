@@ -13,6 +13,7 @@ mod encryption;
 mod expiry;
 mod follow;
 mod interface;
+mod metrics;
 mod publish;
 mod resume;
 mod support;
