@@ -6,6 +6,7 @@ use std::{
     fs::{File, TryLockError},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use tidings::{
@@ -18,6 +19,7 @@ use tidings::{
 use crate::{
     config::{Config, JournalKind},
     exit::{Exit, Failure},
+    key_client::connect,
 };
 
 /// Where the journal is within the data directory; the rest of it is for keys and the like.
@@ -34,13 +36,15 @@ pub(crate) struct Components {
     /// Deadlines and limits of the listener.
     pub(crate) serve: ServeSettings,
     pub(crate) tls: Option<Arc<Tls>>,
+    /// Between being told to end and beginning to drain.
+    pub(crate) drain_grace: Duration,
 }
 
 impl Components {
     /// Opens the journal and starts the hub. Blocks while the journal recovers.
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
         let refused = |message: String| Failure::new(Exit::Config, message);
-        let authenticator = Authenticator::new(&config.auth_settings())
+        let authenticator = Authenticator::with_key_sources(&config.auth_settings(), &connect)
             .map_err(|error| refused(error.to_string()))?;
         let tls = match (&config.tls.cert, &config.tls.key) {
             (Some(cert), Some(key)) => {
@@ -53,12 +57,14 @@ impl Components {
         let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
         let settings = HttpSettings {
             cors_origins: config.cors.origins.clone(),
+            trusted_proxies: config.proxies(),
             metrics: config.metrics.public,
         };
         let router = hub
             .router(Arc::new(authenticator), &settings)
             .map_err(|problem| refused(format!("cors.origins: {problem}")))?;
-        Ok(Self { hub, router, serve: config.serve_settings(), tls })
+        let serve = config.serve_settings();
+        Ok(Self { hub, router, serve, tls, drain_grace: config.drain_grace.0 })
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     model::{Class, Cursor, Mark, Timestamp, TopicKey},
     sse::{Control, Frame, GoAway},
     subscribe::{Follow, Item, Subscription},
+    ticket::first_cursor,
 };
 
 /// Before a credential ends, its reader is told so this early, to refresh it in time.
@@ -177,9 +178,13 @@ impl Connection {
                 Phase::New(follow) => {
                     self.asked_at = Some(Instant::now());
                     // Before any storage access: the reader learns that the way is clear.
+                    let first = follow.tag.map(|tag| first_cursor(follow.cursor.as_deref(), tag));
                     self.phase = Phase::Start(follow);
                     if self.options.format == Format::Sse {
-                        return Some(Bytes::from_static(b": ok\n\n"));
+                        return Some(match first.flatten() {
+                            Some(cursor) => format!(": ok\nid: {}\n\n", cursor.encode()).into(),
+                            None => Bytes::from_static(b": ok\n\n"),
+                        });
                     }
                 }
                 Phase::Start(follow) => {
@@ -190,15 +195,15 @@ impl Connection {
                         Ok(started) => started,
                         Err(problem) => return Some(self.fail(&problem)),
                     };
+                    self.encoder.cursor = subscription.cursor().clone();
+                    self.encoder.gaps_untold = started.gaps;
+                    self.encoder.topics = subscription.topics().cloned().collect();
                     // Asked before, but changes are told from here on only.
                     match may_read(&self.hub, self.grant.as_ref(), &subscription).await {
                         Ok(true) => {}
                         Ok(false) => return Some(self.revoke()),
                         Err(error) => return Some(self.fail(&Problem::from(error))),
                     }
-                    self.encoder.cursor = subscription.cursor().clone();
-                    self.encoder.gaps_untold = started.gaps;
-                    self.encoder.topics = subscription.topics().cloned().collect();
                     let heads = started.heads.into_iter();
                     let heartbeat = self.hub.settings().heartbeat.mul_f64(1.2);
                     let hello = Control::Hello {

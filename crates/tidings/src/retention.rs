@@ -69,11 +69,13 @@ impl Hub {
     pub async fn sweep(&self) -> Result<(), JournalError> {
         let mut after = None;
         let mut oldest = self.clock().now();
+        let mut counted = self.quotas().holdings.begin_count();
         loop {
             let query =
                 TopicQuery { tenant: None, prefix: String::new(), after, limit: SWEEP_PAGE };
             let page = self.journal().topics(query).await?;
             for info in &page {
+                counted.add(info);
                 self.retain(info).await?;
                 oldest = oldest.min(self.oldest(info).await?.unwrap_or(oldest));
             }
@@ -84,6 +86,7 @@ impl Hub {
         }
         let age = oldest.until(self.clock().now()).as_secs();
         self.metrics().oldest_event_age.set(i64::try_from(age).unwrap_or(i64::MAX));
+        self.quotas().holdings.end_count(counted);
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use serde_json::{Value, json};
 
 use super::{
+    admission::{self, Admission},
     caller::{Caller, may_write, read_body},
     cloudevents,
     ingest::{self, Bounds, Draft, Drafts, Fields},
@@ -26,8 +27,9 @@ use crate::{
     auth::Grant,
     error::{ErrorCode, Problem},
     metrics::Metrics,
-    model::Topic,
+    model::{Tenant, Topic},
     publish::{Publish, Published},
+    quota::Place,
 };
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -63,12 +65,16 @@ pub(super) async fn publish(
             let detail = "a stream cannot be repeated as a whole; give its events ids";
             return Err(Problem::new(ErrorCode::Malformed, detail).at("Idempotency-Key"));
         }
-        return Ok(publish_stream(app.clone(), grant, bounds, body));
+        let place = app.hub.quotas().publisher(&grant)?;
+        return Ok(publish_stream(app.clone(), grant, place, bounds, body));
     }
     let key = idempotency_key(&headers)?;
-    let body = read_body(body, settings.publish_bytes_max).await?;
+    app.hub.quotas().may_publish(&grant)?;
+    let _room = admission::room_for_body(&app.hub, &headers).await?;
+    let body = read_body(settings, body, settings.publish_bytes_max).await?;
     let drafts = read(&essence, content_type, query.as_deref(), &headers, body.clone(), bounds)?;
     let key = key.map(|key| (key, whole_request(content_type, query.as_deref(), &headers, &body)));
+    app.hub.quotas().publish(&grant, drafts.events.len())?;
     let results = authorize_and_publish(&app, &grant, drafts.events, key).await?;
     Ok(answer(drafts.is_single, &results))
 }
@@ -163,19 +169,18 @@ async fn authorize_and_publish(
     drafts: Vec<Result<Draft, Problem>>,
     key: Option<(String, Bytes)>,
 ) -> Result<Vec<Result<Published, Problem>>, Problem> {
-    let mut allowed: HashMap<Topic, Result<Option<Arc<str>>, Problem>> = HashMap::new();
+    let mut answers: HashMap<Topic, Result<Option<Arc<str>>, Problem>> = HashMap::new();
     let mut results: Vec<Option<Result<Published, Problem>>> = Vec::new();
     let mut events = Vec::new();
-    let mut numbers = Vec::new();
-    let mut places = Vec::new();
+    let mut drafted = Vec::new();
     for (number, draft) in drafts.into_iter().enumerate() {
         let checked = draft.and_then(|Draft { publish, fields }| {
             let topic = &publish.topic;
-            let answer = match allowed.get(topic) {
+            let answer = match answers.get(topic) {
                 Some(answer) => answer.clone(),
                 None => {
                     let answer = may_write(grant, topic);
-                    allowed.entry(topic.clone()).or_insert(answer).clone()
+                    answers.entry(topic.clone()).or_insert(answer).clone()
                 }
             };
             match answer {
@@ -186,24 +191,48 @@ async fn authorize_and_publish(
         match checked {
             Ok((publish, fields)) => {
                 events.push(publish);
-                numbers.push(number);
-                places.push(fields);
+                drafted.push((number, fields));
                 results.push(None);
             }
+            Err(problem) => results.push(Some(Err(problem))),
+        }
+    }
+    let mut admission = Admission::of(&app.hub, grant.tenant(), &events).await?;
+    let (mut allowed, mut numbers, mut places) = (Vec::new(), Vec::new(), Vec::new());
+    for ((number, fields), publish) in drafted.into_iter().zip(events) {
+        match admission.take(&publish) {
+            Ok(()) => {
+                allowed.push(publish);
+                numbers.push(number);
+                places.push(fields);
+            }
             Err(problem) => {
-                Metrics::count(&app.hub.metrics().events_published, problem.code.as_str());
-                results.push(Some(Err(problem)));
+                if let Some(result) = results.get_mut(number) {
+                    *result = Some(Err(placed(problem, &fields)));
+                }
             }
         }
     }
-    if let Some((key, body)) = key
-        && !events.is_empty()
-    {
-        let scope = grant.credential();
-        let numbered = numbers.into_iter().zip(&mut events);
-        app.hub.bind_idempotency_key(grant.tenant(), scope, &key, &body, numbered).await?;
+    for problem in results.iter().flatten().filter_map(|result| result.as_ref().err()) {
+        Metrics::count(&app.hub.metrics().events_published, problem.code.as_str());
     }
-    let published = app.hub.publish(grant.tenant(), events).await.into_iter().zip(places);
+    let storing = async {
+        if let Some((key, body)) = key
+            && !allowed.is_empty()
+        {
+            let (tenant, scope) = (grant.tenant(), grant.credential());
+            let numbered = numbers.into_iter().zip(&mut allowed);
+            app.hub.bind_idempotency_key(tenant, scope, &key, &body, numbered).await?;
+        }
+        Ok::<_, Problem>(app.hub.publish(grant.tenant(), allowed).await)
+    };
+    let stored = tokio::time::timeout(app.hub.settings().publish_store_max, storing).await;
+    let published = stored.map_err(|_| {
+        let detail = "the events were not stored in time; send them again with the same ids";
+        Problem::new(ErrorCode::Unavailable, detail).after(Duration::from_secs(1))
+    })??;
+    admission.settle(&published);
+    let published = published.into_iter().zip(places);
     let mut published =
         published.map(|(result, fields)| result.map_err(|problem| placed(problem, &fields)));
     let unanswered = || Err(Problem::new(ErrorCode::Internal, "event was not answered"));
@@ -268,18 +297,29 @@ fn answer(is_single: bool, results: &[Result<Published, Problem>]) -> Response {
 
 /// A stream of events in, a stream of results out, a line each. It ends with its credential, and
 /// when the hub drains, and says so in its last line; lines after the last result were not read.
-fn publish_stream(app: App, grant: Grant, bounds: Bounds, body: Body) -> Response {
+fn publish_stream(
+    app: App,
+    grant: Grant,
+    place: Place<Tenant>,
+    bounds: Bounds,
+    body: Body,
+) -> Response {
     let request_id = problem::request_id();
     let lines = Lines::new(body, bounds.event_bytes_max + LINE_OVERHEAD);
-    let stream = stream::unfold(Some((lines, app, grant)), move |state| {
+    let stream = stream::unfold(Some((lines, app, grant, place)), move |state| {
         let request_id = request_id.clone();
         problem::within(request_id, async move {
-            let (mut lines, app, grant) = state?;
+            let (mut lines, app, grant, place) = state?;
+            let admitted = async {
+                let (numbers, drafts) = lines.next(bounds).await?;
+                let room = admission::room_for_lines(&app.hub, &grant, &drafts).await;
+                Some((numbers, drafts, room))
+            };
             let read = tokio::select! {
                 // The end first: lines may go on for ever.
                 biased;
                 problem = end_of_stream(&app, &grant) => Err(problem),
-                read = lines.next(bounds) => Ok(read?),
+                admitted = admitted => Ok(admitted?),
             };
             let mut out = BytesMut::new();
             let mut put = |answer: Value| {
@@ -287,13 +327,15 @@ fn publish_stream(app: App, grant: Grant, bounds: Bounds, body: Body) -> Respons
                 out.extend_from_slice(b"\n");
             };
             let state = match read {
-                Ok((numbers, drafts)) => {
+                Ok((numbers, drafts, _room)) => {
                     let results = authorize_and_publish(&app, &grant, drafts, None).await;
-                    let results = results.unwrap_or_else(|problem| vec![Err(problem)]);
+                    // One result for each line, also where all are refused together.
+                    let refused = |problem| vec![Err(problem); numbers.len()];
+                    let results = results.unwrap_or_else(refused);
                     for (number, result) in numbers.into_iter().zip(results) {
                         put(line_json(number, &result));
                     }
-                    Some((lines, app, grant))
+                    Some((lines, app, grant, place))
                 }
                 Err(problem) => {
                     put(result_json(&Err(problem)));

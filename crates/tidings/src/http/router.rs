@@ -9,6 +9,7 @@ use axum::{
     middleware,
     routing::{get, post},
 };
+use ipnet::IpNet;
 
 use super::{
     caller, cors::Cors, events, follow, health, observe, openapi, problem, query, state, tickets,
@@ -25,6 +26,8 @@ use crate::{
 pub struct HttpSettings {
     /// Origins whose pages may read answers, exactly as browsers send them: `https://app.example`.
     pub cors_origins: Vec<String>,
+    /// Networks of the reverse proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// Whether `/metrics` is here too, for anybody who asks; operators have [`Hub::metrics`].
     pub metrics: bool,
 }
@@ -34,6 +37,7 @@ pub struct HttpSettings {
 pub(super) struct App {
     pub(super) hub: Hub,
     pub(super) authenticator: Arc<Authenticator>,
+    pub(super) trusted_proxies: Arc<[IpNet]>,
 }
 
 impl Hub {
@@ -59,7 +63,10 @@ impl Hub {
         settings: &HttpSettings,
     ) -> Result<Router, Problem> {
         let cors = Cors::new(&settings.cors_origins)?;
-        let app = App { hub: self.clone(), authenticator };
+        let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
+        self.background(async move { keeper.keep_keys(&metrics).await });
+        let trusted_proxies = settings.trusted_proxies.as_slice().into();
+        let app = App { hub: self.clone(), authenticator, trusted_proxies };
         let metrics = if settings.metrics {
             Router::new().route("/metrics", get(health::metrics))
         } else {

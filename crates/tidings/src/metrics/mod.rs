@@ -112,6 +112,7 @@ const PUBLISHED: &[Label] = &[Label {
     listed: &["stored", "duplicate", "ephemeral"],
     further: Some(Values::Codes),
 }];
+const KEY_SETS: &[Label] = &[Label::listed("result", &["read", "failed"])];
 const GAPS: &[Label] =
     &[Label::listed("reason", &["trimmed", "unknown_cursor", "epoch", "lagged"])];
 const CONNECTION: &[Label] = &[
@@ -228,6 +229,10 @@ metrics! {
     oldest_event_age: Gauge = Gauge::default(), Some(Unit::Seconds), NONE;
     /// Refusals because of a limit, by its name in the configuration.
     limits_hit: LimitsHit = Family::default(), None, LIMITS;
+    /// Readings of issuers' key sets.
+    key_sets_read: Family<ResultLabel, Counter> = Family::default(), None, KEY_SETS;
+    /// Issuers whose key set could not be read the last time.
+    key_sets_failing: Gauge = Gauge::default(), None, NONE;
     /// Answering a request, streams of events excluded.
     request_duration: RequestTimes = Family::new_with_constructor(latencies as fn() -> Histogram),
         Some(Unit::Seconds), REQUEST;
@@ -244,6 +249,11 @@ impl Metrics {
         L: From<&'static str> + Clone + std::hash::Hash + Eq,
     {
         family.get_or_create(&value.into()).inc();
+    }
+
+    /// Counts a refusal because of a limit.
+    pub(crate) fn count_limit(&self, limit: &'static str) {
+        Self::count(&self.limits_hit, limit);
     }
 
     /// Everything in OpenMetrics text.

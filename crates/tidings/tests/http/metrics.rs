@@ -6,8 +6,10 @@ use tidings::metrics::{MetricInfo, Metrics};
 
 use crate::support::{Options, Reader, Server, json_of};
 
+type Labels = Vec<(String, String)>;
+
 /// Name, labels and value of every sample.
-fn samples(text: &str) -> Vec<(String, Vec<(String, String)>, f64)> {
+fn samples(text: &str) -> Vec<(String, Labels, f64)> {
     let sample = |line: &str| {
         let (series, value) = line.rsplit_once(' ').unwrap();
         let (name, labels) = series.split_once('{').unwrap_or((series, "}"));

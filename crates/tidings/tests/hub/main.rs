@@ -13,3 +13,4 @@ mod metrics;
 mod publish;
 mod seam;
 mod support;
+mod turns;
