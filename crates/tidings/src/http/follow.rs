@@ -344,9 +344,11 @@ fn parse(query: Option<&str>, headers: &HeaderMap, now: Timestamp) -> Result<Req
         return Err(Problem::new(ErrorCode::TooLarge, detail).at("type"));
     }
     // The header wins: an EventSource sends its newest position there, the query is its first.
-    if let Some(id) = headers.get("last-event-id") {
-        // Longer than any cursor, or not text: still answered in the stream, as a gap.
-        request.cursor = Some(id.to_str().unwrap_or("?").to_owned());
+    let mut ids = headers.get_all("last-event-id").iter();
+    if let Some(id) = ids.next() {
+        // Two of them, longer than any cursor, or not text: still answered in the stream, as a gap.
+        let id = id.to_str().ok().filter(|_| ids.next().is_none());
+        request.cursor = Some(id.unwrap_or("?").to_owned());
     }
     request.cursor = request.cursor.filter(|cursor| !cursor.is_empty());
     Ok(request)
@@ -477,5 +479,8 @@ mod tests {
         headers.insert("last-event-id", HeaderValue::from_static("new"));
         let request = parse(Some("last_event_id=old"), &headers, Timestamp::default()).unwrap();
         assert_eq!(request.cursor.as_deref(), Some("new"));
+        headers.append("last-event-id", HeaderValue::from_static("newer"));
+        let request = parse(None, &headers, Timestamp::default()).unwrap();
+        assert!(request.cursor.is_some_and(|cursor| Cursor::decode(&cursor).is_err()));
     }
 }
