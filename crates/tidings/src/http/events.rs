@@ -26,6 +26,7 @@ use super::{
 use crate::{
     auth::Grant,
     error::{ErrorCode, Problem},
+    metrics::Metrics,
     model::{Tenant, Topic},
     publish::{Publish, Published},
     quota::Place,
@@ -222,6 +223,9 @@ async fn authorize_and_publish(
                 }
             }
         }
+    }
+    for problem in results.iter().flatten().filter_map(|result| result.as_ref().err()) {
+        Metrics::count(&app.hub.metrics().events_published, problem.code.as_str());
     }
     let storing = async {
         if let Some((key, body)) = key
