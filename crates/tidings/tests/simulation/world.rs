@@ -472,6 +472,7 @@ fn auth() -> AuthSettings {
             }],
             issuer: None,
             audience: Vec::new(),
+            issuers: Vec::new(),
         },
         api_keys: vec![ApiKeySettings {
             id: "abcdefgh12".to_owned(),
