@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     auth::{Access, Grant},
     clock::{Clock, SystemClock},
+    connections::Connections,
     due,
     error::Problem,
     journal::{
@@ -17,6 +18,7 @@ use crate::{
     metrics::Metrics,
     model::{Cursor, Mark, Topic, TopicKey},
     retention,
+    revocation::{self, Revocations},
     ring::RingLimit,
     settings::Settings,
     sse::Frame,
@@ -48,6 +50,8 @@ pub struct Hub(Arc<Inner>);
 struct Inner {
     settings: Settings,
     topics: Arc<Topics>,
+    connections: Connections,
+    revocations: Revocations,
     tasks: TaskTracker,
     draining: CancellationToken,
     stopped: CancellationToken,
@@ -100,12 +104,15 @@ impl HubBuilder {
         let hub = Hub(Arc::new(Inner {
             settings: self.settings,
             topics: Topics::new(Arc::new(shared), tasks.clone(), stopped.clone()),
+            connections: Connections::default(),
+            revocations: Revocations::new(),
             tasks,
             draining: CancellationToken::new(),
             stopped,
         }));
         hub.background(retention::run(hub.clone(), grown));
         hub.background(due::run(hub.clone()));
+        hub.background(revocation::run(hub.clone()));
         hub
     }
 }
@@ -292,6 +299,14 @@ impl Hub {
 
     pub(crate) fn journal(&self) -> &dyn Journal {
         &*self.0.topics.shared().journal
+    }
+
+    pub(crate) fn open_connections(&self) -> &Connections {
+        &self.0.connections
+    }
+
+    pub(crate) fn revocations(&self) -> &Revocations {
+        &self.0.revocations
     }
 
     pub(crate) fn topics(&self) -> &Arc<Topics> {

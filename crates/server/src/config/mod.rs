@@ -196,6 +196,12 @@ pub(crate) struct AuthConfig {
     pub(crate) jwt: JwtSettings,
     /// The API keys that are accepted. `tidings key create` makes one and prints its entry.
     pub(crate) api_keys: Vec<ApiKeySettings>,
+    /// The permission by which the holders of tokens may revoke credentials
+    /// (`POST /v1/revocations`). Default: none may, only API keys that say `revoke`.
+    pub(crate) revocation_permission: Option<String>,
+    /// How long a revocation lasts that names no end. Keep it as long as your tokens live: one that
+    /// lives longer counts again afterwards.
+    pub(crate) revocation_life: Period,
     /// Key sets (JWKS) of the issuers in `auth.jwt.issuers`.
     pub(crate) key_sets: KeySetsConfig,
 }
@@ -324,6 +330,8 @@ impl Default for AuthConfig {
             default_tenant: auth.default_tenant,
             jwt: auth.jwt,
             api_keys: auth.api_keys,
+            revocation_permission: auth.revocation_permission,
+            revocation_life: Period(HubSettings::default().revocation_life),
             key_sets: KeySetsConfig::default(),
         }
     }
@@ -384,6 +392,7 @@ impl Config {
             retry: self.retry.0,
             connection_age_max: self.http.connection_age.0,
             drain_window: self.drain_window.0,
+            revocation_life: self.auth.revocation_life.0,
             ..HubSettings::default()
         }
     }
@@ -398,6 +407,7 @@ impl Config {
                 stale_max: self.auth.key_sets.stale_max.0,
             },
             api_keys: self.auth.api_keys.clone(),
+            revocation_permission: self.auth.revocation_permission.clone(),
             access: self.access.clone(),
         }
     }

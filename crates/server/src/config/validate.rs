@@ -35,6 +35,12 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
             Duration::ZERO,
             30 * 86_400 * second,
         ),
+        (
+            "auth.revocation_life",
+            config.auth.revocation_life.0,
+            60 * second,
+            limits::REVOCATION_LIFE_MAX,
+        ),
         ("auth.key_sets.refresh", config.auth.key_sets.refresh.0, 10 * second, 86_400 * second),
         (
             "auth.key_sets.stale_max",

@@ -52,6 +52,9 @@ pub struct ApiKeySettings {
     /// Patterns of the topics that it may write.
     #[serde(default)]
     pub write: Vec<String>,
+    /// Whether its holder may revoke credentials (`POST /v1/revocations`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub revoke: bool,
     /// When it ends, RFC 3339 in quotes: `"2027-01-01T00:00:00Z"`. Default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
@@ -127,6 +130,7 @@ impl ApiKey<'static> {
             subject: None,
             read: Vec::new(),
             write: Vec::new(),
+            revoke: false,
             expires_at: None,
         };
         (Secret::new(format!("{PREFIX}{id}_{secret}{}", checksum(&id, &secret))), settings)
@@ -233,6 +237,9 @@ impl ApiKeySettings {
             credential: format!("key:{}", self.id).into(),
             token_id: None,
             expires_at,
+            issued_at: None,
+            teams: Vec::new(),
+            revokes: self.revoke,
             scopes,
             bindings: Bindings::new(),
         });

@@ -65,6 +65,9 @@ pub struct AuthSettings {
     pub key_sets: KeySetTimes,
     /// The API keys that are accepted.
     pub api_keys: Vec<ApiKeySettings>,
+    /// The permission by which the holders of tokens may revoke credentials. Default: none may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revocation_permission: Option<String>,
     /// What the holders of tokens may do, by topic. What no rule allows is denied.
     pub access: Policy,
 }
@@ -76,6 +79,7 @@ impl Default for AuthSettings {
             jwt: JwtSettings::default(),
             key_sets: KeySetTimes::default(),
             api_keys: Vec::new(),
+            revocation_permission: None,
             access: Policy::default(),
         }
     }
@@ -121,6 +125,7 @@ pub struct Authenticator {
     tokens: TokenVerifier,
     api_keys: KeyRing,
     policy: Policy,
+    revocation_permission: Option<String>,
 }
 
 impl Authenticator {
@@ -155,6 +160,7 @@ impl Authenticator {
             tokens: TokenVerifier::new(&settings.jwt, &default_tenant, times, connect)?,
             api_keys: KeyRing::new(&settings.api_keys, &default_tenant)?,
             policy: settings.access.clone(),
+            revocation_permission: settings.revocation_permission.clone(),
         })
     }
 
@@ -229,6 +235,12 @@ impl Authenticator {
             subject: claims.subject.map(Into::into),
             token_id: claims.token_id.map(Into::into),
             expires_at: Some(claims.expires_at),
+            issued_at: claims.issued_at,
+            teams: claims.teams,
+            revokes: self
+                .revocation_permission
+                .as_ref()
+                .is_some_and(|permission| claims.permissions.contains(permission)),
             scopes,
             bindings,
         }))

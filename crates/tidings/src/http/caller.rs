@@ -47,7 +47,9 @@ pub(super) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Grant
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(missing());
     }
-    app.authenticator.authenticate_fresh(bearer.trim(), app.hub.clock()).await
+    let grant = app.authenticator.authenticate_fresh(bearer.trim(), app.hub.clock()).await?;
+    app.hub.check_revoked(&grant).await?;
+    Ok(grant)
 }
 
 /// Whether the caller may write a topic: yes, or if it belongs to the subject that is returned,

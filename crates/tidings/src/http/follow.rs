@@ -153,7 +153,8 @@ async fn answer(
                 envelope: request.envelope,
                 expires_at: grant.expires_at(),
             };
-            let connection = Connection::open(&app.hub, follow, options).guarded_by(grant);
+            let ticket = ticket.map(FoundTicket::into_used);
+            let connection = Connection::open(&app.hub, follow, options).guarded_by(grant, ticket);
             let bytes = stream::unfold(connection, async |mut connection| {
                 let bytes = connection.next().await?;
                 Some((Ok::<_, Infallible>(Frame::data(bytes)), connection))

@@ -5,6 +5,7 @@
 
 mod caller;
 mod cloudevents;
+mod connections;
 mod cors;
 mod events;
 mod follow;
@@ -14,6 +15,7 @@ mod openapi;
 mod problem;
 mod properties;
 mod query;
+mod revocations;
 mod router;
 mod serve;
 mod socket;

@@ -10,7 +10,10 @@ use axum::{
     routing::{get, post},
 };
 
-use super::{caller, cors::Cors, events, follow, health, openapi, problem, state, tickets, topics};
+use super::{
+    caller, connections, cors::Cors, events, follow, health, openapi, problem, revocations, state,
+    tickets, topics,
+};
 use crate::{
     auth::Authenticator,
     error::{ErrorCode, Problem},
@@ -63,6 +66,8 @@ impl Hub {
             .route("/v1/topics", get(topics::list))
             .route("/v1/topics/{*topic}", get(topics::show).put(topics::put).delete(topics::delete))
             .route("/v1/tickets", post(tickets::issue))
+            .route("/v1/revocations", post(revocations::revoke))
+            .route("/v1/connections/{id}/auth", post(connections::renew))
             .route("/health/live", get(health::live))
             .route("/health/ready", get(health::ready))
             .route("/metrics", get(health::metrics))

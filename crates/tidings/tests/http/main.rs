@@ -12,6 +12,7 @@ mod cross_origin;
 mod encryption;
 mod expiry;
 mod follow;
+mod identity;
 mod interface;
 mod publish;
 mod resume;

@@ -52,9 +52,11 @@ impl Server {
     pub(crate) async fn with(options: Options) -> Self {
         let (key, mut entry) = ApiKey::generate();
         entry.tenant = Some("acme".to_owned());
+        entry.revoke = true;
         (entry.read, entry.write) = (vec!["**".to_owned()], vec!["**".to_owned()]);
         let (other_key, mut other) = ApiKey::generate();
         other.tenant = Some("globex".to_owned());
+        other.revoke = true;
         (other.read, other.write) = (vec!["**".to_owned()], vec!["**".to_owned()]);
         let access: Policy = serde_json::from_value(json!([
             { "topic": "user/{sub}", "read": true, "feed": true },
@@ -76,6 +78,7 @@ impl Server {
             },
             api_keys: vec![entry, other],
             access,
+            revocation_permission: Some("credentials:revoke".to_owned()),
             ..AuthSettings::default()
         };
         let mut hub = Hub::builder().settings(options.settings);

@@ -9,6 +9,7 @@
 
 mod connection;
 mod follow;
+mod identity;
 mod publish;
 mod seam;
 mod support;
