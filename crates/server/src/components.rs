@@ -2,7 +2,11 @@
 //!
 //! The rule: everything that can be wrong is found here, before the first connection is accepted.
 
-use std::sync::Arc;
+use std::{
+    fs::{File, TryLockError},
+    path::Path,
+    sync::Arc,
+};
 
 use tidings::{
     Hub,
@@ -19,6 +23,8 @@ use crate::{
 
 /// Where the journal is within the data directory; the rest of it is for keys and the like.
 const JOURNAL_DIRECTORY: &str = "journal";
+/// The file that a process locks while it has the journal open.
+const LOCK_FILE: &str = "TIDINGS";
 
 /// A hub and what it is served with.
 #[derive(Debug)]
@@ -46,7 +52,10 @@ impl Components {
         };
         let journal = open_journal(config)?;
         let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
-        let settings = HttpSettings { cors_origins: config.cors.origins.clone() };
+        let settings = HttpSettings {
+            cors_origins: config.cors.origins.clone(),
+            metrics: config.metrics.public,
+        };
         let router = hub
             .router(Arc::new(authenticator), &settings)
             .map_err(|problem| refused(format!("cors.origins: {problem}")))?;
@@ -64,8 +73,26 @@ fn open_journal(config: &Config) -> Result<Arc<dyn Journal>, Failure> {
         .map_err(|error| Failure::output(directory.display(), &error))?;
     match EmbeddedJournal::open(&directory, settings) {
         Ok(journal) => Ok(journal),
-        // A person must act; the message says how.
-        Err(JournalError::Broken(message)) => Err(Failure::new(Exit::Config, message)),
-        Err(error) => Err(Failure::new(Exit::Unavailable, error.to_string())),
+        Err(error) => Err(unusable(&config.data, &directory, &error)),
     }
+}
+
+/// Why there is no journal. Whether it is damaged or only taken is two things to do.
+fn unusable(data: &Path, journal: &Path, error: &JournalError) -> Failure {
+    let data = data.display();
+    if is_in_use(journal) {
+        let message = format!(
+            "{data}: another process has this data directory open; end it, or choose another \
+             directory with `--data`"
+        );
+        return Failure::new(Exit::InUse, message);
+    }
+    let message = format!("the data directory {data} cannot be used\n{error}");
+    Failure::new(Exit::DataDirectory, message)
+}
+
+/// Whether some process holds the lock of a journal.
+fn is_in_use(journal: &Path) -> bool {
+    let lock = File::open(journal.join(LOCK_FILE));
+    lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }

@@ -104,14 +104,11 @@ impl Listeners {
 
 async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
     let refused = |error: std::io::Error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "; is another hub running?",
-            _ => "",
+        let (exit, hint) = match error.kind() {
+            std::io::ErrorKind::AddrInUse => (Exit::InUse, "; is another hub running?"),
+            _ => (Exit::Config, ""),
         };
-        Failure::new(
-            Exit::Unavailable,
-            format!("{name}: cannot listen on {address}: {error}{hint}"),
-        )
+        Failure::new(exit, format!("{name}: cannot listen on {address}: {error}{hint}"))
     };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;

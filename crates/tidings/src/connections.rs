@@ -51,10 +51,10 @@ struct Entry {
 
 /// The connections of a hub.
 #[derive(Debug, Default)]
-pub(crate) struct Connections(Mutex<HashMap<Box<str>, Arc<Entry>>>);
+pub(crate) struct Connections(Mutex<HashMap<String, Arc<Entry>>>);
 
 impl Connections {
-    fn open(&self) -> MutexGuard<'_, HashMap<Box<str>, Arc<Entry>>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<String, Arc<Entry>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -63,7 +63,7 @@ impl Connections {
 #[derive(Debug)]
 pub(crate) struct Leave {
     hub: Hub,
-    id: Box<str>,
+    id: String,
     orders: watch::Receiver<Orders>,
     arrivals: watch::Receiver<u64>,
 }
@@ -146,8 +146,8 @@ impl Hub {
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionInfo> {
         let open = self.open_connections().open();
-        let info = |(id, entry): (&Box<str>, &Arc<Entry>)| ConnectionInfo {
-            id: id.to_string(),
+        let info = |(id, entry): (&String, &Arc<Entry>)| ConnectionInfo {
+            id: id.clone(),
             grant: entry.orders.borrow().grant.clone(),
             topics: entry.topics.clone(),
             opened_at: entry.opened_at,

@@ -52,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) drain_window: Period,
     /// The listener for operators.
     pub(crate) admin: AdminConfig,
+    /// The hub's counters, `/metrics`.
+    pub(crate) metrics: MetricsConfig,
     /// Encryption of the listener for clients.
     pub(crate) tls: TlsConfig,
     /// Browsers on other origins.
@@ -82,6 +84,15 @@ pub(crate) struct AdminConfig {
     /// for no credential, so keep it on loopback or a private network.
     #[schemars(with = "String")]
     pub(crate) listen: SocketAddr,
+}
+
+/// The hub's counters, `/metrics`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct MetricsConfig {
+    /// Whether clients may read `/metrics` too, on `listen` and without a credential. It is on the
+    /// admin listener in any case.
+    pub(crate) public: bool,
 }
 
 /// Encryption of the listener for clients.
@@ -253,6 +264,7 @@ impl Default for Config {
             retry: Period(hub.retry),
             drain_window: Period(hub.drain_window),
             admin: AdminConfig::default(),
+            metrics: MetricsConfig::default(),
             tls: TlsConfig::default(),
             cors: CorsConfig::default(),
             journal: JournalConfig::default(),

@@ -4,7 +4,10 @@
 
 use std::{fmt, time::Duration};
 
-use tidings::{auth::Authenticator, model::limits};
+use tidings::{
+    auth::{AuthSettings, Authenticator, SettingsError},
+    model::limits,
+};
 use tracing_subscriber::EnvFilter;
 
 use super::{Config, EVENT_BYTES_CEILING, Period};
@@ -95,10 +98,54 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
     if let Err(error) = EnvFilter::builder().parse(&config.log.level) {
         wrong("log.level", format!("is no level or list of levels: {error}"));
     }
-    if let Err(error) = Authenticator::with_key_sources(&config.auth_settings(), &connect) {
-        wrong(&format!("auth.{}", error.path), error.reason);
+    for (path, reason) in auth_problems(config.auth_settings()) {
+        wrong(&format!("auth.{path}"), reason);
     }
     found
+}
+
+/// Every key that cannot be. One that was found is left out, and the rest is tried again.
+fn auth_problems(mut settings: AuthSettings) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    // Where those that are left stand in the configuration.
+    let mut tokens: Vec<usize> = (0..settings.jwt.keys.len()).collect();
+    let mut issuers: Vec<usize> = (0..settings.jwt.issuers.len()).collect();
+    let mut api_keys: Vec<usize> = (0..settings.api_keys.len()).collect();
+    while let Err(SettingsError { path, reason }) =
+        Authenticator::with_key_sources(&settings, &connect)
+    {
+        let (place, is_last) = match element(&path) {
+            Some(("jwt.keys", index, field)) if index < tokens.len() => {
+                settings.jwt.keys.remove(index);
+                (format!("jwt.keys[{}]{field}", tokens.remove(index)), false)
+            }
+            Some(("jwt.issuers", index, field)) if index < issuers.len() => {
+                settings.jwt.issuers.remove(index);
+                (format!("jwt.issuers[{}]{field}", issuers.remove(index)), false)
+            }
+            Some(("api_keys", index, field)) if index < api_keys.len() => {
+                settings.api_keys.remove(index);
+                (format!("api_keys[{}]{field}", api_keys.remove(index)), false)
+            }
+            _ if path == "default_tenant" && found.is_empty() => {
+                settings.default_tenant = AuthSettings::default().default_tenant;
+                (path, false)
+            }
+            _ => (path, true),
+        };
+        found.push((place, reason));
+        if is_last {
+            break;
+        }
+    }
+    found
+}
+
+/// `jwt.keys[3].secret` as its list, index and rest.
+fn element(path: &str) -> Option<(&str, usize, &str)> {
+    let (list, rest) = path.split_once('[')?;
+    let (index, field) = rest.split_once(']')?;
+    Some((list, index.parse().ok()?, field))
 }
 
 /// What `serve` refuses to start with. Each says what to do.
@@ -166,6 +213,33 @@ mod tests {
             paths("[[auth.jwt.keys]]\nalgorithm = \"HS256\"\nsecret = \"short\""),
             ["auth.jwt.keys[0].secret"]
         );
+    }
+
+    #[test]
+    fn every_key_that_cannot_be_is_named_by_its_place_in_the_file() {
+        let id = |id: &str| format!("[[auth.api_keys]]\nid = \"{id}\"\nsha256 = \"{:064}\"\n", 0);
+        let toml = format!(
+            "[auth]\ndefault_tenant = \"a/b\"\n\
+             [[auth.jwt.keys]]\nalgorithm = \"HS256\"\nsecret = \"short\"\n\
+             [[auth.jwt.keys]]\nalgorithm = \"HS256\"\nsecret = \"{:032}\"\n\
+             [[auth.jwt.keys]]\nalgorithm = \"RS256\"\n\
+             {}[[auth.api_keys]]\nid = \"no id\"\nsha256 = \"x\"\n{}{}",
+            7,
+            id("aaaaaaaa"),
+            id("bbbbbbbb"),
+            id("aaaaaaaa"),
+        );
+        let found = paths(&toml);
+        assert_eq!(found.len(), 5, "{found:?}");
+        for (found, place) in found.iter().zip([
+            "auth.default_tenant",
+            "auth.jwt.keys[0].",
+            "auth.jwt.keys[2].",
+            "auth.api_keys[1].",
+            "auth.api_keys[3].id",
+        ]) {
+            assert!(found.starts_with(place), "{found} {place}");
+        }
     }
 
     #[test]

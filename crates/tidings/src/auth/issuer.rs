@@ -84,7 +84,7 @@ fn public_algorithms() -> Vec<Algorithm> {
 }
 
 /// Makes the source of an issuer that has an address.
-pub(super) type Connect<'a> = &'a dyn Fn(&IssuerSettings) -> Result<Arc<dyn KeySource>, String>;
+pub type Connect<'a> = &'a dyn Fn(&IssuerSettings) -> Result<Arc<dyn KeySource>, String>;
 
 /// An issuer's keys.
 #[derive(Debug)]

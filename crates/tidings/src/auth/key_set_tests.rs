@@ -77,7 +77,7 @@ fn private(kid: &str) -> (Algorithm, &'static str) {
 }
 
 /// A token of this issuer that says it is signed with the key `said` and is with the key `with`.
-fn token_of(issuer: &str, with: &str, said: Option<&str>, more: Value) -> String {
+fn token_of(issuer: &str, with: &str, said: Option<&str>, more: &Value) -> String {
     let (algorithm, key) = private(with);
     let key = SigningKey::new(algorithm, said, &Secret::new(key)).unwrap();
     let mut claims =
@@ -87,7 +87,7 @@ fn token_of(issuer: &str, with: &str, said: Option<&str>, more: Value) -> String
 }
 
 fn token(kid: &str) -> String {
-    token_of(ISSUER, kid, Some(kid), json!({}))
+    token_of(ISSUER, kid, Some(kid), &json!({}))
 }
 
 fn issuer_settings(name: &str) -> IssuerSettings {
@@ -147,9 +147,9 @@ async fn keys_of_every_kind_serve_under_their_name_and_no_other() {
     let kids = ["rsa", "ec256", "ec384", "ed"];
     for with in kids {
         assert_eq!(world.asks(&token(with)).await, Ok(()), "{with}");
-        assert_eq!(world.asks(&token_of(ISSUER, with, None, json!({}))).await, Ok(()), "{with}");
+        assert_eq!(world.asks(&token_of(ISSUER, with, None, &json!({}))).await, Ok(()), "{with}");
         for said in kids.into_iter().filter(|said| *said != with) {
-            let wrong = token_of(ISSUER, with, Some(said), json!({}));
+            let wrong = token_of(ISSUER, with, Some(said), &json!({}));
             assert_eq!(world.asks(&wrong).await, INVALID, "{with} as {said}");
         }
     }
@@ -330,7 +330,7 @@ async fn a_key_set_holds_no_shared_secrets_and_a_public_key_is_none() {
     for alg in ["HS256", "RS256"] {
         let set = json!({"keys": [{"kty": "oct", "kid": "s", "alg": alg, "k": secret}]});
         let world = World::begin(Some(set.to_string()));
-        let forged = token_of(ISSUER, "secret", Some("s"), json!({}));
+        let forged = token_of(ISSUER, "secret", Some("s"), &json!({}));
         assert_eq!(world.asks(&forged).await, INVALID);
     }
     let mut issuer = issuer_settings(ISSUER);
@@ -368,12 +368,12 @@ async fn keys_without_a_name_are_tried_and_two_of_one_name_both() {
     let world = World::begin(Some(nameless));
     for kid in ["rsa", "ec256"] {
         assert_eq!(world.asks(&token(kid)).await, Ok(()), "{kid}");
-        assert_eq!(world.asks(&token_of(ISSUER, kid, None, json!({}))).await, Ok(()), "{kid}");
+        assert_eq!(world.asks(&token_of(ISSUER, kid, None, &json!({}))).await, Ok(()), "{kid}");
     }
     let one_name = set_of(&["rsa", "ec256"], |key| key["kid"] = json!("same"));
     let world = World::begin(Some(one_name));
     for kid in ["rsa", "ec256"] {
-        assert_eq!(world.asks(&token_of(ISSUER, kid, Some("same"), json!({}))).await, Ok(()));
+        assert_eq!(world.asks(&token_of(ISSUER, kid, Some("same"), &json!({}))).await, Ok(()));
     }
 }
 
@@ -404,7 +404,7 @@ async fn an_issuer_signs_for_itself_and_for_nobody_else() {
     let keeper = Arc::clone(&hub);
     tokio::spawn(async move { keeper.keep_keys(&Metrics::new()).await });
     let asks = async |issuer: &str, with: &str, more: Value| {
-        let token = token_of(issuer, with, Some("1"), more);
+        let token = token_of(issuer, with, Some("1"), &more);
         let answer = hub.authenticate_fresh(&token, &SystemClock).await;
         answer.map(|grant| grant.tenant().as_str().to_owned()).map_err(|problem| problem.detail)
     };

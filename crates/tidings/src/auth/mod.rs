@@ -24,15 +24,13 @@ mod isolation;
 #[cfg(test)]
 mod key_set_tests;
 
-use std::sync::Arc;
-
 use futures_util::future::join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use api_key::{ApiKey, ApiKeyError, ApiKeySettings, PREFIX as API_KEY_PREFIX};
 pub use grant::{Access, Grant, GrantClaims};
-pub use issuer::IssuerSettings;
+pub use issuer::{Connect, IssuerSettings};
 pub use jwt::{JwtSettings, SigningKey};
 pub use key::{Algorithm, JwtKeySettings};
 pub use key_set::{KeySetStatus, KeySetTimes, KeySource, KeySourceError};
@@ -148,7 +146,7 @@ impl Authenticator {
     /// issuer is said of its `jwks_url`.
     pub fn with_key_sources(
         settings: &AuthSettings,
-        connect: &dyn Fn(&IssuerSettings) -> Result<Arc<dyn KeySource>, String>,
+        connect: Connect<'_>,
     ) -> Result<Self, SettingsError> {
         let default_tenant = Tenant::parse(&settings.default_tenant)
             .map_err(|error| SettingsError::new("default_tenant", error.to_string()))?;

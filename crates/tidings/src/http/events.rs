@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::{
     caller::{Caller, may_write, read_body},
     cloudevents,
-    ingest::{self, Bounds, Drafts},
+    ingest::{self, Bounds, Draft, Drafts, Fields},
     problem,
     query::{self, Parameter},
     router::App,
@@ -82,13 +82,10 @@ fn read(
     bounds: Bounds,
 ) -> Result<Drafts, Problem> {
     let single = |event| Drafts { is_single: true, events: vec![event] };
-    let text = |body: &Bytes| {
-        let problem = |_| Problem::new(ErrorCode::Malformed, "the body is not UTF-8");
-        std::str::from_utf8(body).map(str::to_owned).map_err(problem)
-    };
     if essence == "application/cloudevents+json" {
         let topic = topic_parameter(query)?;
-        return Ok(single(cloudevents::structured(&text(&body)?, "", bounds, topic)));
+        let text = ingest::json_text(&body, "")?;
+        return Ok(single(cloudevents::structured(text, "", bounds, topic)));
     }
     if essence == "application/cloudevents-batch+json" {
         query::parameters(query, &[])?;
@@ -162,29 +159,34 @@ fn whole_request(
 async fn authorize_and_publish(
     app: &App,
     grant: &Grant,
-    drafts: Vec<Result<Publish, Problem>>,
+    drafts: Vec<Result<Draft, Problem>>,
     key: Option<(String, Bytes)>,
 ) -> Result<Vec<Result<Published, Problem>>, Problem> {
     let mut allowed: HashMap<Topic, Result<Option<Arc<str>>, Problem>> = HashMap::new();
     let mut results: Vec<Option<Result<Published, Problem>>> = Vec::new();
     let mut events = Vec::new();
+    let mut numbers = Vec::new();
     let mut places = Vec::new();
-    for (place, draft) in drafts.into_iter().enumerate() {
-        let checked = draft.and_then(|publish| {
+    for (number, draft) in drafts.into_iter().enumerate() {
+        let checked = draft.and_then(|Draft { publish, fields }| {
             let topic = &publish.topic;
-            let owner = match allowed.get(topic) {
+            let answer = match allowed.get(topic) {
                 Some(answer) => answer.clone(),
                 None => {
                     let answer = may_write(grant, topic);
                     allowed.entry(topic.clone()).or_insert(answer).clone()
                 }
-            }?;
-            Ok(Publish { owner, ..publish })
+            };
+            match answer {
+                Ok(owner) => Ok((Publish { owner, ..publish }, fields)),
+                Err(problem) => Err(placed(problem, &fields)),
+            }
         });
         match checked {
-            Ok(publish) => {
+            Ok((publish, fields)) => {
                 events.push(publish);
-                places.push(place);
+                numbers.push(number);
+                places.push(fields);
                 results.push(None);
             }
             Err(problem) => results.push(Some(Err(problem))),
@@ -194,13 +196,27 @@ async fn authorize_and_publish(
         && !events.is_empty()
     {
         let scope = grant.credential();
-        let numbered = places.into_iter().zip(&mut events);
+        let numbered = numbers.into_iter().zip(&mut events);
         app.hub.bind_idempotency_key(grant.tenant(), scope, &key, &body, numbered).await?;
     }
-    let mut published = app.hub.publish(grant.tenant(), events).await.into_iter();
+    let published = app.hub.publish(grant.tenant(), events).await.into_iter().zip(places);
+    let mut published =
+        published.map(|(result, fields)| result.map_err(|problem| placed(problem, &fields)));
     let unanswered = || Err(Problem::new(ErrorCode::Internal, "event was not answered"));
     let fill = |result: Option<_>| result.or_else(|| published.next()).unwrap_or_else(unanswered);
     Ok(results.into_iter().map(fill).collect())
+}
+
+/// Says which field of its event a refusal is about, if it is about one.
+fn placed(mut problem: Problem, fields: &Fields) -> Problem {
+    let field = match problem.code {
+        ErrorCode::Conflict => Some("if_offset"),
+        ErrorCode::ForbiddenTopic | ErrorCode::TopicClosed => Some("topic"),
+        ErrorCode::StatesFull => Some("key"),
+        _ => None,
+    };
+    problem.pointer = problem.pointer.or(field.map(|field| fields.at(field)));
+    problem
 }
 
 fn result_json(result: &Result<Published, Problem>) -> Value {
@@ -214,6 +230,15 @@ fn result_json(result: &Result<Published, Problem>) -> Value {
         }),
         Err(problem) => json!({ "error": problem::to_json(problem) }),
     }
+}
+
+/// The same for a line of a stream: a refused one is found by its number.
+fn line_json(number: u64, result: &Result<Published, Problem>) -> Value {
+    let mut json = result_json(result);
+    if let (Err(_), Some(members)) = (result, json.as_object_mut()) {
+        members.insert("line".to_owned(), number.into());
+    }
+    json
 }
 
 /// 200 if anything was taken, else the first refusal's status.
@@ -246,27 +271,31 @@ fn publish_stream(app: App, grant: Grant, bounds: Bounds, body: Body) -> Respons
         let request_id = request_id.clone();
         problem::within(request_id, async move {
             let (mut lines, app, grant) = state?;
-            let drafts = tokio::select! {
+            let read = tokio::select! {
                 // The end first: lines may go on for ever.
                 biased;
                 problem = end_of_stream(&app, &grant) => Err(problem),
-                drafts = lines.next(bounds) => Ok(drafts?),
-            };
-            let (results, state) = match drafts {
-                Ok(drafts) => {
-                    let results = authorize_and_publish(&app, &grant, drafts, None).await;
-                    (
-                        results.unwrap_or_else(|problem| vec![Err(problem)]),
-                        Some((lines, app, grant)),
-                    )
-                }
-                Err(problem) => (vec![Err(problem)], None),
+                read = lines.next(bounds) => Ok(read?),
             };
             let mut out = BytesMut::new();
-            for result in results {
-                out.extend_from_slice(result_json(&result).to_string().as_bytes());
+            let mut put = |answer: Value| {
+                out.extend_from_slice(answer.to_string().as_bytes());
                 out.extend_from_slice(b"\n");
-            }
+            };
+            let state = match read {
+                Ok((numbers, drafts)) => {
+                    let results = authorize_and_publish(&app, &grant, drafts, None).await;
+                    let results = results.unwrap_or_else(|problem| vec![Err(problem)]);
+                    for (number, result) in numbers.into_iter().zip(results) {
+                        put(line_json(number, &result));
+                    }
+                    Some((lines, app, grant))
+                }
+                Err(problem) => {
+                    put(result_json(&Err(problem)));
+                    None
+                }
+            };
             Some((Ok::<_, Infallible>(Frame::data(out.freeze())), state))
         })
     });
@@ -306,6 +335,8 @@ struct Lines {
     buffer: BytesMut,
     /// Up to here the buffer is known to have no line end.
     searched: usize,
+    /// Lines that were taken out so far, empty ones too.
+    number: u64,
     /// The rest of a line that was too long is being passed over.
     skipping: bool,
     ended: bool,
@@ -314,20 +345,22 @@ struct Lines {
 impl Lines {
     fn new(body: Body, line_bytes_max: usize) -> Self {
         let buffer = BytesMut::new();
-        Self { body, line_bytes_max, buffer, searched: 0, skipping: false, ended: false }
+        Self { body, line_bytes_max, buffer, searched: 0, number: 0, skipping: false, ended: false }
     }
 
-    /// Waits for lines; `None` after the last.
-    async fn next(&mut self, bounds: Bounds) -> Option<Vec<Result<Publish, Problem>>> {
+    /// Waits for lines, and returns their numbers and events; `None` after the last.
+    async fn next(&mut self, bounds: Bounds) -> Option<(Vec<u64>, Vec<Result<Draft, Problem>>)> {
         loop {
+            let mut numbers = Vec::new();
             let mut drafts = Vec::new();
             while drafts.len() < bounds.events_max
                 && let Some(draft) = self.line(bounds)
             {
+                numbers.push(self.number);
                 drafts.push(draft);
             }
             if !drafts.is_empty() {
-                return Some(drafts);
+                return Some((numbers, drafts));
             }
             if self.ended {
                 return None;
@@ -349,7 +382,7 @@ impl Lines {
     }
 
     /// Takes one line out of the buffer; empty ones are passed over.
-    fn line(&mut self, bounds: Bounds) -> Option<Result<Publish, Problem>> {
+    fn line(&mut self, bounds: Bounds) -> Option<Result<Draft, Problem>> {
         loop {
             let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
             let end = unsearched.iter().position(|byte| *byte == b'\n');
@@ -374,10 +407,15 @@ impl Lines {
                     if std::mem::replace(&mut self.skipping, true) {
                         return None;
                     }
+                    self.number += 1;
                     return Some(Err(self.too_long()));
                 }
             };
-            if std::mem::take(&mut self.skipping) || line.trim_ascii().is_empty() {
+            if std::mem::take(&mut self.skipping) {
+                continue;
+            }
+            self.number += 1;
+            if line.trim_ascii().is_empty() {
                 continue;
             }
             if line.len() > self.line_bytes_max {
@@ -389,6 +427,6 @@ impl Lines {
 
     fn too_long(&self) -> Problem {
         let detail = format!("the line is longer than {} bytes", self.line_bytes_max);
-        Problem::new(ErrorCode::TooLarge, detail)
+        Problem::new(ErrorCode::TooLarge, detail).at("")
     }
 }

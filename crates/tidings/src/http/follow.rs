@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use futures_util::stream;
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -44,6 +45,9 @@ pub(super) const PARAMETERS: &[&str] = &[
 ];
 /// Those of them that may be repeated.
 const REPEATABLE: &[&str] = &["topic", "type", "key", "class"];
+
+const SINCE_RULE: &str = "must be now, earliest, latest:N, a duration like 10m, or a time like \
+                          2026-11-21T07:00:00Z (RFC 3339, from 1970 to 9999; `+` is `%2B` here)";
 
 /// What a reader asks for.
 #[derive(Debug)]
@@ -128,7 +132,7 @@ async fn answer(
         return Ok((StatusCode::NO_CONTENT, stream_headers(None)).into_response());
     }
     match request.answer {
-        Answer::Page if method == Method::HEAD => Ok(PAGE_HEADERS.into_response()),
+        Answer::Page if method == Method::HEAD => Ok((PAGE_HEADERS, unsent()).into_response()),
         Answer::Page => {
             // A page that is waited for is not delivered after the credential's end either.
             let left = grant.expires_at().map(|end| app.hub.clock().now().until(end));
@@ -140,7 +144,7 @@ async fn answer(
         Answer::Stream(format) => {
             let headers_out = stream_headers(Some(format));
             if method == Method::HEAD {
-                return Ok(headers_out.into_response());
+                return Ok((headers_out, unsent()).into_response());
             }
             // Last: a ticket whose request is refused serves its reader again.
             if let Err(problem) = use_up(app, ticket.as_ref()).await {
@@ -162,6 +166,11 @@ async fn answer(
             Ok((headers_out, Body::new(StreamBody::new(bytes))).into_response())
         }
     }
+}
+
+/// The body of an answer to HEAD: of no length that could be told, and never read.
+fn unsent() -> Body {
+    Body::from_stream(stream::empty::<Result<Bytes, Infallible>>())
 }
 
 /// Who follows: by a credential of their own, else by a ticket, which is not used up yet.
@@ -300,8 +309,7 @@ fn parse(query: Option<&str>, headers: &HeaderMap, now: Timestamp) -> Result<Req
                 request.filter.classes.push(class);
             }
             "since" => {
-                let rule = "must be now, earliest, latest:N, a time (RFC 3339) or a duration (10m)";
-                request.since = Some(since(&value, now).ok_or_else(|| wrong(rule))?);
+                request.since = Some(since(&value, now).ok_or_else(|| wrong(SINCE_RULE))?);
             }
             "last_event_id" => request.cursor = Some(value),
             "state" => {

@@ -11,8 +11,8 @@ use axum::{
 };
 
 use super::{
-    caller, connections, cors::Cors, events, follow, health, openapi, problem, revocations, state,
-    tickets, topics,
+    caller, connections, cors::Cors, events, follow, health, openapi, problem, query, revocations,
+    state, tickets, topics,
 };
 use crate::{
     auth::Authenticator,
@@ -25,6 +25,8 @@ use crate::{
 pub struct HttpSettings {
     /// Origins whose pages may read answers, exactly as browsers send them: `https://app.example`.
     pub cors_origins: Vec<String>,
+    /// Whether `/metrics` is here too, for anybody who asks; operators have [`Hub::metrics`].
+    pub metrics: bool,
 }
 
 /// What every handler gets.
@@ -60,18 +62,34 @@ impl Hub {
         let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
         self.background(async move { keeper.keep_keys(&metrics).await });
         let app = App { hub: self.clone(), authenticator };
+        let metrics = if settings.metrics {
+            Router::new().route("/metrics", get(health::metrics))
+        } else {
+            Router::new()
+        };
+        let no_parameters = || middleware::from_fn(query::refuse_all);
         Ok(Router::new()
             .route("/v1/events", get(follow::follow).post(events::publish))
             .route("/v1/state", get(state::snapshot))
             .route("/v1/topics", get(topics::list))
-            .route("/v1/topics/{*topic}", get(topics::show).put(topics::put).delete(topics::delete))
-            .route("/v1/tickets", post(tickets::issue))
-            .route("/v1/revocations", post(revocations::revoke))
-            .route("/v1/connections/{id}/auth", post(connections::renew))
+            .route(
+                "/v1/topics/{*topic}",
+                get(topics::show)
+                    .put(topics::put)
+                    .delete(topics::delete)
+                    .route_layer(no_parameters()),
+            )
+            .route("/v1/tickets", post(tickets::issue).route_layer(no_parameters()))
+            .route("/v1/revocations", post(revocations::revoke).route_layer(no_parameters()))
+            .route(
+                "/v1/connections/{id}/auth",
+                post(connections::renew).route_layer(no_parameters()),
+            )
+            // Probes and caches add parameters of their own to these.
             .route("/health/live", get(health::live))
             .route("/health/ready", get(health::ready))
-            .route("/metrics", get(health::metrics))
             .route("/openapi.json", get(openapi::document))
+            .merge(metrics)
             .fallback(async |uri: Uri| {
                 Problem::new(ErrorCode::NotFound, format!("there is nothing at {}", uri.path()))
             })

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     caller::{Caller, may_write, not_found, read_body},
+    ingest::json_text,
     properties::{self, PropertiesText},
     query::{self, Parameter},
     router::App,
@@ -115,9 +116,7 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     let body = read_body(body, BODY_BYTES_MAX).await?;
-    let text = std::str::from_utf8(&body)
-        .map_err(|_| Problem::new(ErrorCode::Malformed, "the body is not UTF-8"))?;
-    let PropertiesText { properties, closed } = properties::parse(text, "")?;
+    let PropertiesText { properties, closed } = properties::parse(json_text(&body, "")?, "")?;
     let key = TopicKey::new(grant.tenant().clone(), topic);
     let owner = may_write(&grant, &key.topic)?;
     let before = app.hub.describe(&key).await?;

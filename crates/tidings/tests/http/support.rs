@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) serve: ServeSettings,
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) journal: Option<Arc<dyn Journal>>,
+    /// Whether `/metrics` is there for clients.
+    pub(crate) metrics: bool,
 }
 
 /// A running server. Dropped, it is not waited for.
@@ -86,7 +88,7 @@ impl Server {
             hub = hub.journal(journal);
         }
         let hub = hub.start();
-        let http = HttpSettings { cors_origins: vec![ORIGIN.to_owned()] };
+        let http = HttpSettings { cors_origins: vec![ORIGIN.to_owned()], metrics: options.metrics };
         let app = hub.router(Arc::new(Authenticator::new(&auth).unwrap()), &http).unwrap();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
