@@ -11,7 +11,7 @@ use std::{
 use tidings::{
     Hub,
     auth::Authenticator,
-    http::{HttpSettings, ServeSettings, Tls},
+    http::{ServeSettings, Tls},
     journal::{Journal, JournalError, embedded::EmbeddedJournal, memory::MemoryJournal},
 };
 
@@ -52,13 +52,9 @@ impl Components {
         };
         let journal = open_journal(config)?;
         let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
-        let settings = HttpSettings {
-            cors_origins: config.cors.origins.clone(),
-            metrics: config.metrics.public,
-        };
         let router = hub
-            .router(Arc::new(authenticator), &settings)
-            .map_err(|problem| refused(format!("cors.origins: {problem}")))?;
+            .router(Arc::new(authenticator), &config.http_settings())
+            .map_err(|p| refused(format!("{}: {p}", p.pointer.as_deref().unwrap_or_default())))?;
         Ok(Self { hub, router, serve: config.serve_settings(), tls })
     }
 }

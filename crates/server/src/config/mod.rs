@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings::{
     auth::{ApiKeySettings, AuthSettings, JwtSettings, KeySetTimes, Policy},
-    http::ServeSettings,
+    http::{CookieSettings, HttpSettings, ServeSettings},
     journal::{JournalSettings, Retention},
     model::limits,
     settings::Settings as HubSettings,
@@ -213,8 +213,23 @@ pub(crate) struct AuthConfig {
     /// How long a revocation lasts that names no end. Keep it as long as your tokens live: one that
     /// lives longer counts again afterwards.
     pub(crate) revocation_life: Period,
+    /// A token in a cookie, for pages of the hub's own site.
+    pub(crate) cookie: CookieConfig,
     /// Key sets (JWKS) of the issuers in `auth.jwt.issuers`.
     pub(crate) key_sets: KeySetsConfig,
+}
+
+/// A token in a cookie, for pages of the hub's own site.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CookieConfig {
+    /// Name of the cookie that carries the token, such as `__Host-tidings`. Default: no cookie
+    /// counts.
+    pub(crate) name: Option<String>,
+    /// Origins of the pages that may use it: `["https://app.example.com"]`. Each is written out; the
+    /// hub's own origin too, if its pages publish. Pages of another origin also need to be in
+    /// `cors.origins`.
+    pub(crate) origins: Vec<String>,
 }
 
 /// Key sets (JWKS) of the issuers in `auth.jwt.issuers`.
@@ -344,6 +359,7 @@ impl Default for AuthConfig {
             api_keys: auth.api_keys,
             revocation_permission: auth.revocation_permission,
             revocation_life: Period(HubSettings::default().revocation_life),
+            cookie: CookieConfig::default(),
             key_sets: KeySetsConfig::default(),
         }
     }
@@ -406,6 +422,17 @@ impl Config {
             drain_window: self.drain_window.0,
             revocation_life: self.auth.revocation_life.0,
             ..HubSettings::default()
+        }
+    }
+
+    /// What the HTTP interface is built from.
+    pub(crate) fn http_settings(&self) -> HttpSettings {
+        let CookieConfig { name, origins } = &self.auth.cookie;
+        let cookie = name.clone().map(|name| CookieSettings { name, origins: origins.clone() });
+        HttpSettings {
+            cors_origins: self.cors.origins.clone(),
+            metrics: self.metrics.public,
+            cookie,
         }
     }
 

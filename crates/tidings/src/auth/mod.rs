@@ -28,7 +28,7 @@ use futures_util::future::join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use api_key::{ApiKey, ApiKeyError, ApiKeySettings, PREFIX as API_KEY_PREFIX};
+pub use api_key::{ApiKey, ApiKeyError, ApiKeySettings, ApiKeyStatus, PREFIX as API_KEY_PREFIX};
 pub use grant::{Access, Grant, GrantClaims};
 pub use issuer::{Connect, IssuerSettings};
 pub use jwt::{JwtSettings, SigningKey};
@@ -208,6 +208,12 @@ impl Authenticator {
     #[must_use]
     pub fn key_sets(&self) -> Vec<KeySetStatus> {
         self.tokens.key_sets().map(KeySet::status).collect()
+    }
+
+    /// The API keys, and when each was used last.
+    #[must_use]
+    pub fn api_keys(&self) -> Vec<ApiKeyStatus> {
+        self.api_keys.status()
     }
 
     fn try_authenticate(&self, bearer: &str, now: Timestamp) -> Result<Grant, Refused<'_>> {

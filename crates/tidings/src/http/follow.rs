@@ -190,7 +190,7 @@ async fn credential(
             let ticket = app.hub.find_ticket(ticket.expose(), cursor).await?;
             Ok((ticket.grant.clone(), Some(ticket)))
         }
-        _ => Ok((authenticate(app, headers).await?, None)),
+        _ => Ok((authenticate(app, method, headers).await?, None)),
     }
 }
 
@@ -254,7 +254,7 @@ fn stream_headers(format: Option<Format>) -> HeaderMap {
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
         // nginx buffers answers unless it is told not to.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-        (header::VARY, HeaderValue::from_static("Accept, Authorization")),
+        (header::VARY, HeaderValue::from_static("Accept, Authorization, Cookie")),
         (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     ]);
     let kind = match format {

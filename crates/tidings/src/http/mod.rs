@@ -6,6 +6,7 @@
 mod caller;
 mod cloudevents;
 mod connections;
+mod cookie;
 mod cors;
 mod events;
 mod follow;
@@ -25,6 +26,7 @@ mod tls;
 mod topics;
 mod transport;
 
+pub use cookie::CookieSettings;
 pub use router::HttpSettings;
 pub use serve::{Peer, ServeSettings, serve};
 pub use tls::{Tls, TlsError};

@@ -11,8 +11,10 @@ use axum::{
 };
 
 use super::{
-    caller, connections, cors::Cors, events, follow, health, openapi, problem, query, revocations,
-    state, tickets, topics,
+    caller, connections,
+    cookie::{Cookie, CookieSettings},
+    cors::Cors,
+    events, follow, health, openapi, problem, query, revocations, state, tickets, topics,
 };
 use crate::{
     auth::Authenticator,
@@ -27,6 +29,19 @@ pub struct HttpSettings {
     pub cors_origins: Vec<String>,
     /// Whether `/metrics` is here too, for anybody who asks; operators have [`Hub::metrics`].
     pub metrics: bool,
+    /// The cookie that may carry a token; without it, none counts.
+    pub cookie: Option<CookieSettings>,
+}
+
+impl HttpSettings {
+    /// Looks for what cannot be.
+    ///
+    /// # Errors
+    /// A problem whose pointer names the setting.
+    pub fn check(&self) -> Result<(), Problem> {
+        Cors::new(&self.cors_origins)?;
+        self.cookie.as_ref().map(Cookie::new).transpose().map(drop)
+    }
 }
 
 /// What every handler gets.
@@ -34,6 +49,7 @@ pub struct HttpSettings {
 pub(super) struct App {
     pub(super) hub: Hub,
     pub(super) authenticator: Arc<Authenticator>,
+    pub(super) cookie: Option<Arc<Cookie>>,
 }
 
 impl Hub {
@@ -52,16 +68,17 @@ impl Hub {
     /// ```
     ///
     /// # Errors
-    /// A problem if an origin is not one: scheme, host and port, nothing else.
+    /// That of [`HttpSettings::check`].
     pub fn router(
         &self,
         authenticator: Arc<Authenticator>,
         settings: &HttpSettings,
     ) -> Result<Router, Problem> {
         let cors = Cors::new(&settings.cors_origins)?;
+        let cookie = settings.cookie.as_ref().map(Cookie::new).transpose()?.map(Arc::new);
         let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
         self.background(async move { keeper.keep_keys(&metrics).await });
-        let app = App { hub: self.clone(), authenticator };
+        let app = App { hub: self.clone(), authenticator, cookie };
         let metrics = if settings.metrics {
             Router::new().route("/metrics", get(health::metrics))
         } else {

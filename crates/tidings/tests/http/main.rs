@@ -8,12 +8,14 @@
 
 mod access;
 mod connections;
+mod cookies;
 mod cross_origin;
 mod encryption;
 mod expiry;
 mod follow;
 mod identity;
 mod interface;
+mod isolation;
 mod publish;
 mod resume;
 mod support;

@@ -11,7 +11,7 @@ use tidings::{
         jwt,
     },
     clock::{Clock as _, SystemClock},
-    http::{HttpSettings, ServeSettings, Tls, serve},
+    http::{CookieSettings, HttpSettings, ServeSettings, Tls, serve},
     journal::Journal,
     settings::Settings,
 };
@@ -31,6 +31,7 @@ pub(crate) struct Options {
     pub(crate) journal: Option<Arc<dyn Journal>>,
     /// Whether `/metrics` is there for clients.
     pub(crate) metrics: bool,
+    pub(crate) cookie: Option<CookieSettings>,
 }
 
 /// A running server. Dropped, it is not waited for.
@@ -88,7 +89,11 @@ impl Server {
             hub = hub.journal(journal);
         }
         let hub = hub.start();
-        let http = HttpSettings { cors_origins: vec![ORIGIN.to_owned()], metrics: options.metrics };
+        let http = HttpSettings {
+            cors_origins: vec![ORIGIN.to_owned()],
+            metrics: options.metrics,
+            cookie: options.cookie,
+        };
         let app = hub.router(Arc::new(Authenticator::new(&auth).unwrap()), &http).unwrap();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
