@@ -310,6 +310,9 @@ pub(crate) struct KeyArgs {
     /// Topics that it may read, a pattern; repeat it for more
     #[arg(long, value_name = "PATTERN")]
     pub(crate) read: Vec<String>,
+    /// Let it revoke credentials of its tenant
+    #[arg(long)]
+    pub(crate) revoke: bool,
     /// Its tenant [default: that of the configuration]
     #[arg(long)]
     pub(crate) tenant: Option<String>,

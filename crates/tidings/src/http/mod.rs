@@ -6,6 +6,8 @@
 mod admission;
 mod caller;
 mod cloudevents;
+mod connections;
+mod cookie;
 mod cors;
 mod events;
 mod follow;
@@ -17,6 +19,7 @@ mod problem;
 mod properties;
 mod proxy;
 mod query;
+mod revocations;
 mod router;
 mod serve;
 mod socket;
@@ -26,6 +29,7 @@ mod tls;
 mod topics;
 mod transport;
 
+pub use cookie::CookieSettings;
 pub use router::HttpSettings;
 pub use serve::{Peer, ServeSettings, serve};
 pub use tls::{Tls, TlsError};

@@ -13,6 +13,8 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::needless_pass_by_value,
+    clippy::print_stdout,
     reason = "a test fails by panicking, and reads better short"
 )]
 

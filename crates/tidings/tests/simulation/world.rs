@@ -482,6 +482,7 @@ fn auth() -> AuthSettings {
             read: vec!["**".to_owned()],
             write: vec!["**".to_owned()],
             expires_at: None,
+            revoke: false,
         }],
         ..AuthSettings::default()
     }
