@@ -6,9 +6,10 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Condvar, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use fjall::compaction::filter::{
@@ -86,9 +87,23 @@ impl Reclaimable {
 /// store would never shrink.
 pub(super) struct Reclaimer {
     reclaimable: Arc<Reclaimable>,
-    /// One at a time; `None` once the journal was closed.
-    store: Mutex<Option<(Store, mpsc::Sender<Request>)>>,
-    closing: AtomicBool,
+    /// What is compacted; `None` once the journal was closed.
+    work: Mutex<Option<Work>>,
+    /// Whether a run is under way: one at a time.
+    runs: Mutex<bool>,
+    ended: Condvar,
+}
+
+type Work = (Store, mpsc::Sender<Request>);
+
+/// A run that is under way until this is dropped.
+struct Run<'a>(&'a Reclaimer);
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        *self.0.runs.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.ended.notify_all();
+    }
 }
 
 impl Reclaimer {
@@ -97,8 +112,8 @@ impl Reclaimer {
         reclaimable: Arc<Reclaimable>,
         requests: mpsc::Sender<Request>,
     ) -> Self {
-        let store = Mutex::new(Some((store, requests)));
-        Self { reclaimable, store, closing: AtomicBool::new(false) }
+        let work = Mutex::new(Some((store, requests)));
+        Self { reclaimable, work, runs: Mutex::new(false), ended: Condvar::new() }
     }
 
     /// Bytes that a run would give back.
@@ -108,16 +123,29 @@ impl Reclaimer {
 
     /// Whether none runs.
     pub(super) fn is_idle(&self) -> bool {
-        self.store.try_lock().is_ok()
+        !*self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) -> Option<Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for its turn.
+    fn begin(&self) -> Run<'_> {
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.ended.wait_while(runs, |runs| *runs);
+        *waited.unwrap_or_else(PoisonError::into_inner) = true;
+        Run(self)
     }
 
     /// Gives back to the disk what trimming and deleting left behind. Blocks while it does.
     pub(super) fn run(&self) -> Result<(), fjall::Error> {
-        let guard = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((store, requests)) = &*guard else { return Ok(()) };
+        // Dropped after the store: who waits for the run waits for that.
+        let _run = self.begin();
+        let Some((store, requests)) = self.work() else { return Ok(()) };
         let (bytes, deleted) = (self.reclaimable.bytes(), self.reclaimable.deleted());
         for keyspace in [&store.log, &store.marks, &store.places, &store.states, &store.dedup] {
-            if self.closing.load(Ordering::SeqCst) {
+            if self.work().is_none() {
                 return Ok(());
             }
             // The filter sees tables only, so what is in memory goes there first.
@@ -132,10 +160,12 @@ impl Reclaimer {
         Ok(())
     }
 
-    /// Waits for a run and lets the store go.
-    pub(super) fn close(&self) {
-        self.closing.store(true, Ordering::SeqCst);
-        self.store.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// Lets the store go, waiting so long for a run to end. Returns whether none holds it any more.
+    pub(super) fn close(&self, wait: Duration) -> bool {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.ended.wait_timeout_while(runs, wait, |runs| *runs);
+        !*waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
