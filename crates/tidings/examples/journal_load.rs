@@ -8,8 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tidings::{
     clock::{Clock, SystemClock},
     journal::{
-        Append, Batch, Dedup, Journal, JournalSettings, PageLimit, Retention,
-        embedded::EmbeddedJournal,
+        Append, Batch, Journal, JournalSettings, PageLimit, Retention, embedded::EmbeddedJournal,
     },
     model::{EventType, JsonText, NewEvent, Offset, StateKey, Tenant, Topic, TopicKey},
 };
@@ -23,7 +22,7 @@ fn topic(n: u64) -> TopicKey {
 
 fn log(text: &JsonText) -> Append {
     let event = NewEvent::new(EventType::parse("source.ingest.progress").unwrap());
-    Append { event: Arc::new(event.data(text.clone())), if_offset: None, dedup: Dedup::Minted }
+    Append::new(Arc::new(event.data(text.clone())))
 }
 
 fn batch(events: Vec<Append>) -> Batch {
@@ -106,7 +105,7 @@ async fn flood(journal: &EmbeddedJournal, updates: usize) -> (Duration, Duration
     let state = || {
         let event = NewEvent::new(EventType::parse("a.b").unwrap()).data(text.clone());
         let event = Arc::new(event.state(StateKey::parse("run/1").unwrap()));
-        Append { event, if_offset: None, dedup: Dedup::Minted }
+        Append::new(event)
     };
     let started = Instant::now();
     for _ in 0..updates / 500 {

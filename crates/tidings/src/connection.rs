@@ -9,6 +9,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::{
+    auth::Grant,
     error::{ErrorCode, Problem},
     hub::Hub,
     journal::JournalError,
@@ -59,6 +60,10 @@ pub struct Connection {
     encoder: Encoder,
     timers: Timers,
     options: ConnectionOptions,
+    /// Whose leave it reads by; `None`: nobody need be asked.
+    grant: Option<Grant>,
+    /// What was found and may not be delivered before the grant was asked again.
+    found: Vec<Item>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
     _counted: Counted,
 }
@@ -87,9 +92,18 @@ impl Connection {
             encoder: Encoder::new(options),
             timers,
             options,
+            grant: None,
+            found: Vec::new(),
             draining: Box::pin(hub.draining().clone().cancelled_owned()),
             _counted: Counted(hub.clone()),
         }
+    }
+
+    /// Has this grant asked again whenever the properties of a topic change by whose leave it reads:
+    /// the connection ends before it delivers what the grant does not allow any more.
+    #[must_use]
+    pub fn guarded_by(self, grant: Grant) -> Self {
+        Self { grant: Some(grant), ..self }
     }
 
     /// The connection's id, as its first frame tells it.
@@ -119,6 +133,12 @@ impl Connection {
                         Ok(started) => started,
                         Err(error) => return Some(self.fail(&error)),
                     };
+                    // Asked before, but changes are told from here on only.
+                    match may_read(&self.hub, self.grant.as_ref(), &subscription).await {
+                        Ok(true) => {}
+                        Ok(false) => return Some(self.revoke()),
+                        Err(error) => return Some(self.fail(&error)),
+                    }
                     self.encoder.cursor = subscription.cursor().clone();
                     self.encoder.gaps_untold = started.gaps;
                     self.encoder.topics = subscription.topics().cloned().collect();
@@ -145,6 +165,9 @@ impl Connection {
     }
 
     async fn run(&mut self) -> Bytes {
+        if !self.found.is_empty() {
+            return self.deliver().await;
+        }
         let Self { phase: Phase::Run(subscription), timers, draining, .. } = self else {
             return Bytes::new();
         };
@@ -161,12 +184,8 @@ impl Connection {
         };
         match happening {
             Happening::Items(Ok(items)) => {
-                let delivered = self.encoder.items(items, subscription);
-                self.hub.metrics().events_delivered.inc_by(delivered);
-                self.timers.wrote();
-                if subscription.is_finished() {
-                    self.go_away(GoAway::Closed, self.hub.settings().retry);
-                }
+                self.found = items;
+                return self.deliver().await;
             }
             Happening::Items(Err(error)) => return self.fail(&error),
             Happening::Ping => {
@@ -188,6 +207,32 @@ impl Connection {
                 self.go_away(reason, window.mul_f64(0.5 + random()));
             }
         }
+        self.encoder.take()
+    }
+
+    /// Writes what was found, once it is sure that the reader may have it.
+    async fn deliver(&mut self) -> Bytes {
+        let Self { phase: Phase::Run(subscription), found, grant, .. } = self else {
+            return Bytes::new();
+        };
+        if found.iter().any(|item| matches!(item, Item::Changed { .. })) {
+            match may_read(&self.hub, grant.as_ref(), subscription).await {
+                Ok(true) => {}
+                Ok(false) => return self.revoke(),
+                Err(error) => return self.fail(&error),
+            }
+        }
+        let delivered = self.encoder.items(std::mem::take(found), subscription);
+        self.hub.metrics().events_delivered.inc_by(delivered);
+        self.timers.wrote();
+        if subscription.is_finished() {
+            self.go_away(GoAway::Closed, self.hub.settings().retry);
+        }
+        self.encoder.take()
+    }
+
+    fn revoke(&mut self) -> Bytes {
+        self.go_away(GoAway::Revoked, self.hub.settings().retry);
         self.encoder.take()
     }
 
@@ -344,6 +389,7 @@ impl Encoder {
                     self.cursor.set(place, mark);
                     self.control(&Control::Checkpoint, Cursored::Yes, None);
                 }
+                Item::Changed { .. } => {}
                 Item::CaughtUp => {
                     let offsets = subscription.offsets().collect();
                     self.control(&Control::CaughtUp(offsets), Cursored::No, None);
@@ -473,19 +519,22 @@ pub struct LongPoll {
 
 impl Hub {
     /// Reads what follows a cursor, waiting for it at most so long. Ephemeral events are left out.
+    /// The grant, if there is one, is asked again when the properties of a topic change.
     ///
     /// # Errors
-    /// The journal's; the reader's cursor is still good.
+    /// The journal's, and [`ErrorCode::ForbiddenTopic`]; the reader's cursor is still good.
     pub async fn poll(
         &self,
+        grant: Option<&Grant>,
         follow: Follow,
         envelope: Envelope,
         wait: Duration,
-    ) -> Result<LongPoll, JournalError> {
+    ) -> Result<LongPoll, Problem> {
         let deadline = Instant::now() + wait;
         let (mut subscription, _) = self.subscribe(follow).await?;
         let mut page =
             LongPoll { events: Vec::new(), gaps: Vec::new(), cursor: String::new(), closed: false };
+        let mut is_judged = false;
         loop {
             let items = tokio::select! {
                 biased;
@@ -493,6 +542,12 @@ impl Hub {
                 () = tokio::time::sleep_until(deadline) => break,
                 () = self.draining().cancelled() => break,
             };
+            is_judged &= !items.iter().any(|item| matches!(item, Item::Changed { .. }));
+            if !is_judged && !may_read(self, grant, &subscription).await? {
+                let detail = "this credential may not read the topics any more";
+                return Err(Problem::new(ErrorCode::ForbiddenTopic, detail).at("topic"));
+            }
+            is_judged = true;
             for item in &items {
                 match item {
                     Item::Event { frame, .. } if frame.class != Class::Ephemeral => {
@@ -518,6 +573,21 @@ impl Hub {
         self.metrics().events_delivered.inc_by(page.events.len() as u64);
         Ok(page)
     }
+}
+
+/// Whether the grant, if there is one, may read all topics now.
+async fn may_read(
+    hub: &Hub,
+    grant: Option<&Grant>,
+    subscription: &Subscription,
+) -> Result<bool, JournalError> {
+    let Some(grant) = grant else { return Ok(true) };
+    for key in subscription.topics() {
+        if !hub.may_read(grant, &key.topic).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Counts the connection as open until it is dropped.

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 
 use crate::{
     hub::Hub,
-    journal::{Append, Dedup, Due, DueKind, JournalError, Outcome},
+    journal::{Append, Due, DueKind, JournalError, Outcome},
     model::{Data, EventId, NewEvent},
 };
 
@@ -48,7 +48,7 @@ impl Hub {
         }
     }
 
-    /// Returns how many it ended: one, or none if somebody replaced it or its topic is closed.
+    /// Returns how many it ended: one, or none if somebody replaced it.
     async fn end(&self, expired: &Due) -> Result<usize, JournalError> {
         let tombstone = NewEvent {
             id: EventId::mint(),
@@ -60,11 +60,11 @@ impl Hub {
             ..NewEvent::clone(&expired.event.body)
         };
         let append = Append {
-            event: Arc::new(tombstone),
             if_offset: Some(expired.event.offset),
-            dedup: Dedup::Minted,
+            ends_expired: true,
+            ..Append::new(Arc::new(tombstone))
         };
-        let appended = self.topics().append(&expired.topic, vec![append], None, false).await?;
+        let appended = self.topics().append(&expired.topic, vec![append], false).await?;
         let stored = |outcome: &&Outcome| matches!(outcome, Outcome::Stored(_));
         Ok(appended.1.iter().filter(stored).count())
     }

@@ -6,13 +6,15 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    auth::{Access, Grant},
     clock::{Clock, SystemClock},
     due,
     journal::{
-        Journal, JournalError, Properties, StateQuery, TopicInfo, TopicQuery, memory::MemoryJournal,
+        Change, DeleteIf, Journal, JournalError, Judged, StateQuery, TopicInfo, TopicQuery,
+        memory::MemoryJournal,
     },
     metrics::Metrics,
-    model::{Cursor, Mark, TopicKey},
+    model::{Cursor, Mark, Topic, TopicKey},
     retention,
     ring::RingLimit,
     settings::Settings,
@@ -157,6 +159,21 @@ impl Hub {
         self.journal().describe(topic).await
     }
 
+    /// Whether a grant may read a topic now, asking the topic's properties where they decide.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn may_read(&self, grant: &Grant, topic: &Topic) -> Result<bool, JournalError> {
+        match grant.read(topic) {
+            Access::Allowed => Ok(true),
+            Access::Denied => Ok(false),
+            Access::IfOwner => {
+                let key = TopicKey::new(grant.tenant().clone(), topic.clone());
+                Ok(grant.may_read(topic, &self.describe(&key).await?.properties))
+            }
+        }
+    }
+
     /// Topics by name.
     ///
     /// # Errors
@@ -168,13 +185,13 @@ impl Hub {
     /// Replaces a topic's properties, creating it if need be.
     ///
     /// # Errors
-    /// The journal's.
+    /// The journal's; a [`Refusal`](crate::journal::Refusal) if the topic is not the subject's.
     pub async fn set_properties(
         &self,
         topic: &TopicKey,
-        properties: Properties,
-    ) -> Result<TopicInfo, JournalError> {
-        self.topics().set_properties(topic, properties).await
+        change: Change,
+    ) -> Result<Judged<TopicInfo>, JournalError> {
+        self.topics().set_properties(topic, change).await
     }
 
     /// Closes a topic: it takes no more events, and its readers are told at its end.
@@ -182,15 +199,19 @@ impl Hub {
     /// # Errors
     /// The journal's.
     pub async fn close(&self, topic: &TopicKey) -> Result<(), JournalError> {
-        self.topics().append(topic, Vec::new(), None, true).await.map(drop)
+        self.topics().append(topic, Vec::new(), true).await.map(drop)
     }
 
     /// Deletes a topic; its readers are told that its history ended. Returns whether there was one.
     ///
     /// # Errors
-    /// The journal's.
-    pub async fn delete(&self, topic: &TopicKey) -> Result<bool, JournalError> {
-        self.topics().delete(topic).await
+    /// The journal's; a [`Refusal`](crate::journal::Refusal) if the condition does not hold.
+    pub async fn delete(
+        &self,
+        topic: &TopicKey,
+        condition: DeleteIf,
+    ) -> Result<Judged<bool>, JournalError> {
+        self.topics().delete(topic, condition).await
     }
 
     /// Whether the topics are all closed and the cursor is at the end of each: nothing can follow.

@@ -34,13 +34,23 @@ pub struct Publish {
     pub properties: Option<Properties>,
     /// Whether the topic is closed after this event, in the same commit.
     pub close: bool,
+    /// The subject that the topic must belong to, judged in the same commit.
+    pub owner: Option<Arc<str>>,
 }
 
 impl Publish {
     /// An event with a minted id, without conditions.
     #[must_use]
     pub const fn new(topic: Topic, event: NewEvent) -> Self {
-        Self { topic, event, if_offset: None, dedup: Dedup::Minted, properties: None, close: false }
+        Self {
+            topic,
+            event,
+            if_offset: None,
+            dedup: Dedup::Minted,
+            properties: None,
+            close: false,
+            owner: None,
+        }
     }
 }
 
@@ -81,29 +91,20 @@ impl Hub {
         let mut by_topic: HashMap<Topic, usize> = HashMap::new();
         let mut results = Vec::new();
         for (number, publish) in events.into_iter().enumerate() {
-            let id = publish.event.id.clone();
-            let topic = publish.topic.clone();
             if publish.event.class == Class::Ephemeral {
-                let key = TopicKey::new(tenant.clone(), topic.clone());
-                self.topics().announce(&key, Arc::new(publish.event));
-                self.count("ephemeral");
-                results.push(Ok(Published { id, topic, position: None, duplicate: false }));
+                results.push(self.publish_ephemeral(tenant, publish).await);
                 continue;
             }
             results.push(Err(Problem::new(ErrorCode::Internal, "event was not answered")));
-            // A group ends where it closes its topic: what follows must be refused.
-            let open = by_topic.get(&topic).copied();
-            let place = open.filter(|at| groups.get(*at).is_some_and(|group| !group.close));
-            let place = place.unwrap_or_else(|| {
-                groups.push(Group::new(TopicKey::new(tenant.clone(), topic.clone())));
-                by_topic.insert(topic, groups.len() - 1);
+            let topic = publish.topic.clone();
+            let place = *by_topic.entry(topic.clone()).or_insert_with(|| {
+                groups.push(Group::new(TopicKey::new(tenant.clone(), topic)));
                 groups.len() - 1
             });
             if let Some(group) = groups.get_mut(place) {
                 group.add(number, publish);
             }
         }
-        // Groups of one topic are sent in order, and its task keeps the order.
         let answers = join_all(groups.into_iter().map(|group| self.append(group))).await;
         for (number, answer) in answers.into_iter().flatten() {
             if let Some(slot) = results.get_mut(number) {
@@ -126,10 +127,39 @@ impl Hub {
         answer.unwrap_or_else(|| Err(Problem::new(ErrorCode::Internal, "event was not answered")))
     }
 
+    /// Hands an event to the readers there are.
+    async fn publish_ephemeral(
+        &self,
+        tenant: &Tenant,
+        publish: Publish,
+    ) -> Result<Published, Problem> {
+        let Publish { topic, event, owner, .. } = publish;
+        let key = TopicKey::new(tenant.clone(), topic.clone());
+        let id = event.id.clone();
+        let append = Append { owner, ..Append::new(Arc::new(event)) };
+        let announced = if append.owner.is_some() {
+            let info = self.describe(&key).await?;
+            append.not_owner(Some(&info.properties)).map_or(Ok(()), Err)
+        } else {
+            Ok(())
+        };
+        match announced.and_then(|()| self.topics().announce(&key, append.event)) {
+            Ok(()) => {
+                self.count("ephemeral");
+                Ok(Published { id, topic, position: None, duplicate: false })
+            }
+            Err(refusal) => {
+                let problem = Problem::from(&refusal);
+                self.count(problem.code.as_str());
+                Err(problem)
+            }
+        }
+    }
+
     async fn append(&self, group: Group) -> Vec<(usize, Result<Published, Problem>)> {
-        let Group { topic, numbers, appends, properties, close } = group;
+        let Group { topic, numbers, appends } = group;
         let ids: Vec<EventId> = appends.iter().map(|append| append.event.id.clone()).collect();
-        let outcomes = self.topics().append(&topic, appends, properties, close).await;
+        let outcomes = self.topics().append(&topic, appends, false).await;
         let (epoch, outcomes) = match outcomes {
             Ok(outcomes) => outcomes,
             Err(error) => {
@@ -166,18 +196,19 @@ impl Hub {
     /// Makes a request repeatable as a whole: its events get ids that follow from the key, and the
     /// key is bound to the request's hash for as long as ids are recognised.
     ///
-    /// `scope` separates the keys of different credentials. Call it before [`Hub::publish`], which
-    /// then answers a repeat with the first positions.
+    /// `scope` separates the keys of different credentials. Each event comes with its place in the
+    /// request, which a repeat must have too although other events of it may be refused then. Call
+    /// it before [`Hub::publish`], which then answers a repeat with the first positions.
     ///
     /// # Errors
     /// [`ErrorCode::IdempotencyKeyReused`] if the key was used with another body.
-    pub async fn bind_idempotency_key(
+    pub async fn bind_idempotency_key<'a>(
         &self,
         tenant: &Tenant,
         scope: &str,
         key: &str,
         body: &[u8],
-        events: &mut [Publish],
+        events: impl IntoIterator<Item = (usize, &'a mut Publish)>,
     ) -> Result<(), Problem> {
         // Lengths are fixed by hashing each part, so no two triples have one name.
         let name = [tenant.as_str(), scope, key].map(Sha256::digest).concat();
@@ -203,9 +234,12 @@ impl Hub {
                 return Err(problem.at("Idempotency-Key"));
             }
         }
-        for (number, publish) in events.iter_mut().enumerate() {
+        // Of the key and the body: a key that is used anew after its window must not find the events
+        // of another body, which ids by count may keep longer.
+        let request = hex(&Sha256::new().chain_update(&name).chain_update(&hash));
+        for (place, publish) in events {
             if publish.dedup == Dedup::Minted {
-                publish.event.id = EventId::parse(&format!("idempotent:{name}:{number}"))?;
+                publish.event.id = EventId::parse(&format!("idempotent:{request}:{place}"))?;
                 publish.dedup = Dedup::ById;
             }
         }
@@ -226,23 +260,22 @@ struct Group {
     topic: TopicKey,
     numbers: Vec<usize>,
     appends: Vec<Append>,
-    properties: Option<Properties>,
-    close: bool,
 }
 
 impl Group {
     const fn new(topic: TopicKey) -> Self {
-        Self { topic, numbers: Vec::new(), appends: Vec::new(), properties: None, close: false }
+        Self { topic, numbers: Vec::new(), appends: Vec::new() }
     }
 
     fn add(&mut self, number: usize, publish: Publish) {
         self.numbers.push(number);
-        self.close = publish.close;
-        self.properties = self.properties.take().or(publish.properties);
         self.appends.push(Append {
-            event: Arc::new(publish.event),
             if_offset: publish.if_offset,
             dedup: publish.dedup,
+            close: publish.close,
+            owner: publish.owner,
+            properties: publish.properties.map(Box::new),
+            ..Append::new(Arc::new(publish.event))
         });
     }
 }

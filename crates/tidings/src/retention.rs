@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     hub::Hub,
-    journal::{JournalError, Retention, TopicInfo, TopicQuery},
+    journal::{DeleteIf, JournalError, Retention, TopicInfo, TopicQuery},
     model::TopicKey,
 };
 
@@ -86,7 +86,9 @@ impl Hub {
         let now = self.clock().now();
         let ttl = info.properties.ttl.filter(|ttl| info.written_at.plus(*ttl) <= now);
         if ttl.is_some() {
-            return self.topics().delete(&info.topic).await.map(drop);
+            // Written or given other properties since: it is looked at anew next time.
+            let unchanged = DeleteIf::Unchanged(Box::new(info.clone()));
+            return self.topics().delete(&info.topic, unchanged).await.map(drop);
         }
         let retention = info.properties.retention.unwrap_or(self.settings().retention);
         if info.head.earliest == info.head.tail || !exceeds(info, &retention) {

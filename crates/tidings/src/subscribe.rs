@@ -141,6 +141,12 @@ pub enum Item {
     },
     /// Everything there was has been handed out; what follows is live.
     CaughtUp,
+    /// The topic's properties changed. Whoever reads by their leave asks again before it takes the
+    /// items after this one.
+    Changed {
+        /// Which topic.
+        place: usize,
+    },
     /// A closed topic was read to its end.
     Closed {
         /// Which topic.
@@ -228,6 +234,8 @@ impl Policy {
 struct Reader {
     key: TopicKey,
     registration: Registration,
+    /// Up to which change of its topic's properties it was told.
+    changes: u64,
     mark: Mark,
     /// The first page, if finding the start needed one.
     page: Option<Page>,
@@ -260,6 +268,7 @@ impl Subscription {
             // journal takes to say where it starts.
             let number = u32::try_from(place).unwrap_or(u32::MAX);
             let registration = topics.attach(&key, &waker, number);
+            let changes = registration.live.changes();
             let journal = &*topics.shared().journal;
             let start = match &cursor {
                 Some(Err(_)) => {
@@ -282,6 +291,7 @@ impl Subscription {
             readers.push(Reader {
                 key,
                 registration,
+                changes,
                 mark: start.mark,
                 page: start.page,
                 at_end: false,
@@ -361,6 +371,7 @@ impl Subscription {
                 self.caught_up = true;
                 self.items.push(Item::CaughtUp);
             }
+            self.tell_changes();
             if !self.items.is_empty() {
                 return Ok(self.hand_out());
             }
@@ -370,6 +381,17 @@ impl Subscription {
 
     fn is_full(&self) -> bool {
         self.items.len() >= BATCH_EVENTS_MAX || self.item_bytes >= BATCH_BYTES_MAX
+    }
+
+    /// Puts changes of properties before everything that was found: it may be from after them.
+    fn tell_changes(&mut self) {
+        for (place, reader) in self.readers.iter_mut().enumerate() {
+            let changes = reader.registration.live.changes();
+            if reader.changes != changes {
+                reader.changes = changes;
+                self.items.insert(0, Item::Changed { place });
+            }
+        }
     }
 
     fn hand_out(&mut self) -> Vec<Item> {
@@ -384,7 +406,7 @@ impl Subscription {
                 Item::Event { place, mark: Some(mark), .. } | Item::Checkpoint { place, mark } => {
                     self.cursor.set(*place, *mark)
                 }
-                Item::Event { mark: None, .. } | Item::Closed { .. } => {}
+                Item::Event { mark: None, .. } | Item::Changed { .. } | Item::Closed { .. } => {}
             }
         }
         std::mem::take(&mut self.items)

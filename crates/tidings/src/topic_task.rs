@@ -8,7 +8,7 @@ use std::{
     hash::{BuildHasher as _, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -20,7 +20,8 @@ use crate::{
     clock::Clock,
     error::Problem,
     journal::{
-        Append, Appended, Batch, Journal, JournalError, Outcome, Properties, Refusal, TopicInfo,
+        Append, Appended, Batch, Change, DeleteIf, Journal, JournalError, Judged, Outcome, Refusal,
+        TopicInfo,
     },
     metrics::Metrics,
     model::{
@@ -71,6 +72,8 @@ impl Waker {
 pub(crate) struct Live {
     pub(crate) topic: TopicKey,
     loaded: OnceCell<()>,
+    /// How often the topic's properties changed: what they allowed must be asked again.
+    changes: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -97,7 +100,12 @@ impl Live {
     fn new(topic: TopicKey) -> Self {
         let state =
             State { head: None, ring: Ring::default(), readers: Vec::new(), reader_count: 0 };
-        Self { topic, loaded: OnceCell::new(), state: Mutex::new(state) }
+        Self {
+            topic,
+            loaded: OnceCell::new(),
+            changes: AtomicU64::default(),
+            state: Mutex::new(state),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -152,6 +160,17 @@ impl Live {
         Look::Behind
     }
 
+    /// A number that is another one once the topic's properties may allow something else: before
+    /// anything that was appended after the change can be found.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    /// Whether the topic is closed, as far as this node knows.
+    fn is_closed(&self) -> bool {
+        self.state().head.is_some_and(|head| head.closed)
+    }
+
     /// Whether the topic is closed and ends at this offset.
     pub(crate) fn is_finished(&self, at: Offset) -> bool {
         self.state().head.is_some_and(|head| head.closed && head.tail.previous() <= at)
@@ -193,8 +212,9 @@ impl Live {
         }
     }
 
-    /// Takes in what the journal says of the topic, where something else than an append changed it.
+    /// Takes in what the journal says of the topic after its properties changed or it was deleted.
     fn refresh(&self, head: Head) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         let mut state = self.state();
         if state.head.is_some_and(|old| old.epoch != head.epoch) {
             state.ring.restart(head.tail.previous());
@@ -247,17 +267,17 @@ impl Drop for Registration {
 enum Command {
     Append {
         events: Vec<Append>,
-        properties: Option<Properties>,
         close: bool,
         reply: Reply,
     },
     Ephemeral(Arc<NewEvent>),
     SetProperties {
-        properties: Properties,
-        reply: oneshot::Sender<Result<TopicInfo, JournalError>>,
+        change: Change,
+        reply: oneshot::Sender<Result<Judged<TopicInfo>, JournalError>>,
     },
     Delete {
-        reply: oneshot::Sender<Result<bool, JournalError>>,
+        condition: DeleteIf,
+        reply: oneshot::Sender<Result<Judged<bool>, JournalError>>,
     },
 }
 
@@ -357,40 +377,47 @@ impl Topics {
         self: &Arc<Self>,
         topic: &TopicKey,
         events: Vec<Append>,
-        properties: Option<Properties>,
         close: bool,
     ) -> Result<(Epoch, Vec<Outcome>), JournalError> {
         let (reply, answer) = oneshot::channel();
-        self.send(topic, Command::Append { events, properties, close, reply }).await;
+        self.send(topic, Command::Append { events, close, reply }).await;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// Hands an ephemeral event to the readers there are now.
-    pub(crate) fn announce(&self, topic: &TopicKey, event: Arc<NewEvent>) {
+    /// Hands an ephemeral event to the readers there are now; a topic that is known to be closed
+    /// has none.
+    pub(crate) fn announce(&self, topic: &TopicKey, event: Arc<NewEvent>) -> Judged<()> {
         let handle = self.shard(topic).get(topic).cloned();
+        let Some(handle) = handle else { return Ok(()) };
+        if handle.live.is_closed() {
+            return Err(Refusal::Closed);
+        }
         // A full queue drops it: that is what its class allows.
-        if let Some(handle) = handle
-            && handle.commands.try_send(Command::Ephemeral(event)).is_err()
-        {
+        if handle.commands.try_send(Command::Ephemeral(event)).is_err() {
             self.shared.metrics.ephemeral_dropped.inc();
         }
+        Ok(())
     }
 
     /// Replaces a topic's properties.
     pub(crate) async fn set_properties(
         self: &Arc<Self>,
         topic: &TopicKey,
-        properties: Properties,
-    ) -> Result<TopicInfo, JournalError> {
+        change: Change,
+    ) -> Result<Judged<TopicInfo>, JournalError> {
         let (reply, answer) = oneshot::channel();
-        self.send(topic, Command::SetProperties { properties, reply }).await;
+        self.send(topic, Command::SetProperties { change, reply }).await;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// Deletes a topic; its readers are told that its history ended.
-    pub(crate) async fn delete(self: &Arc<Self>, topic: &TopicKey) -> Result<bool, JournalError> {
+    pub(crate) async fn delete(
+        self: &Arc<Self>,
+        topic: &TopicKey,
+        condition: DeleteIf,
+    ) -> Result<Judged<bool>, JournalError> {
         let (reply, answer) = oneshot::channel();
-        self.send(topic, Command::Delete { reply }).await;
+        self.send(topic, Command::Delete { condition, reply }).await;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
@@ -445,11 +472,11 @@ async fn serve(shared: &Shared, live: &Live, queue: &mut Vec<Command>) {
     let mut pending = Pending::default();
     for command in queue.drain(..) {
         match command {
-            Command::Append { events, properties, close, reply } => {
+            Command::Append { events, close, reply } => {
                 if pending.is_full_with(&events) {
                     pending.commit(shared, live).await;
                 }
-                pending.add(events, properties, close, reply);
+                pending.add(events, close, reply);
                 if close {
                     // What is queued behind it must find the topic closed.
                     pending.commit(shared, live).await;
@@ -466,23 +493,30 @@ async fn serve(shared: &Shared, live: &Live, queue: &mut Vec<Command>) {
                 state.ring.push_ephemeral(Arc::new(Frame::ephemeral(&live.topic, &event)));
                 Live::wake_all(&state);
             }
-            Command::SetProperties { properties, reply } => {
+            Command::SetProperties { change, reply } => {
                 pending.commit(shared, live).await;
-                let info = shared.journal.set_properties(&live.topic, properties).await;
+                let set = shared.journal.set_properties(&live.topic, change).await;
+                if let Ok(Ok(info)) = &set {
+                    live.refresh(info.head);
+                }
                 // A caller that went away does not need the answer.
-                let _ = reply.send(info);
+                let _ = reply.send(set);
             }
-            Command::Delete { reply } => {
+            Command::Delete { condition, reply } => {
                 pending.commit(shared, live).await;
-                let _ = reply.send(delete(shared, live).await);
+                let _ = reply.send(delete(shared, live, condition).await);
             }
         }
     }
     pending.commit(shared, live).await;
 }
 
-async fn delete(shared: &Shared, live: &Live) -> Result<bool, JournalError> {
-    let deleted = shared.journal.delete(&live.topic).await?;
+async fn delete(
+    shared: &Shared,
+    live: &Live,
+    condition: DeleteIf,
+) -> Result<Judged<bool>, JournalError> {
+    let deleted = shared.journal.delete(&live.topic, condition).await?;
     live.refresh(shared.journal.describe(&live.topic).await?.head);
     Ok(deleted)
 }
@@ -502,18 +536,10 @@ impl Pending {
                 || self.bytes + bytes(events) > COMMIT_BYTES_MAX)
     }
 
-    fn add(
-        &mut self,
-        events: Vec<Append>,
-        properties: Option<Properties>,
-        close: bool,
-        reply: Reply,
-    ) {
+    fn add(&mut self, events: Vec<Append>, close: bool, reply: Reply) {
         self.bytes += bytes(&events);
         self.replies.push((events.len(), reply));
         self.batch.events.extend(events);
-        // The first that says so: it would have created the topic.
-        self.batch.properties = self.batch.properties.take().or(properties);
         self.batch.close |= close;
     }
 

@@ -1,6 +1,6 @@
 //! Who is calling, and what they may touch.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -15,9 +15,8 @@ use super::router::App;
 use crate::{
     auth::{Access, Grant},
     error::{ErrorCode, Problem},
-    hub::Hub,
-    journal::Properties,
-    model::{Topic, TopicKey},
+    journal::Refusal,
+    model::Topic,
 };
 
 /// A caller with a credential in the `Authorization` header.
@@ -51,39 +50,14 @@ pub(super) fn authenticate(app: &App, headers: &HeaderMap) -> Result<Grant, Prob
     app.authenticator.authenticate(bearer.trim(), app.hub.clock().now())
 }
 
-/// Whether the caller may write a topic, and create it with these properties.
-pub(super) async fn may_write(
-    hub: &Hub,
-    grant: &Grant,
-    topic: &Topic,
-    inline: Option<&Properties>,
-) -> Result<(), Problem> {
-    let allowed = match grant.write(topic) {
-        Access::Allowed => true,
-        Access::Denied => false,
-        Access::IfOwner => {
-            let info = hub.describe(&TopicKey::new(grant.tenant().clone(), topic.clone())).await?;
-            // A topic that is not there yet belongs to whom its first event says.
-            let properties = inline.filter(|_| !info.exists).unwrap_or(&info.properties);
-            grant.may_write(topic, properties)
-        }
-    };
-    if allowed {
-        return Ok(());
-    }
-    let detail = format!("this credential may not write the topic {topic}");
-    Err(Problem::new(ErrorCode::ForbiddenTopic, detail))
-}
-
-/// Whether the caller may read a topic.
-pub(super) async fn may_read(hub: &Hub, grant: &Grant, topic: &Topic) -> Result<bool, Problem> {
-    match grant.read(topic) {
-        Access::Allowed => Ok(true),
-        Access::Denied => Ok(false),
-        Access::IfOwner => {
-            let info = hub.describe(&TopicKey::new(grant.tenant().clone(), topic.clone())).await?;
-            Ok(grant.may_read(topic, &info.properties))
-        }
+/// Whether the caller may write a topic: yes, or if it belongs to the subject that is returned,
+/// which the journal judges in the commit that writes.
+pub(super) fn may_write(grant: &Grant, topic: &Topic) -> Result<Option<Arc<str>>, Problem> {
+    match (grant.write(topic), grant.subject()) {
+        (Access::Allowed, _) => Ok(None),
+        (Access::IfOwner, Some(subject)) => Ok(Some(subject.into())),
+        // Not another answer than the journal's, which would tell that the topic is there.
+        (Access::IfOwner | Access::Denied, _) => Err(Problem::from(&Refusal::NotOwner)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `POST /v1/events`: publishing, one request or one long stream.
 
-use std::{collections::HashMap, convert::Infallible, time::Duration};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -165,28 +165,26 @@ async fn authorize_and_publish(
     drafts: Vec<Result<Publish, Problem>>,
     key: Option<(String, Bytes)>,
 ) -> Result<Vec<Result<Published, Problem>>, Problem> {
-    let mut allowed: HashMap<Topic, Result<(), Problem>> = HashMap::new();
+    let mut allowed: HashMap<Topic, Result<Option<Arc<str>>, Problem>> = HashMap::new();
     let mut results: Vec<Option<Result<Published, Problem>>> = Vec::new();
     let mut events = Vec::new();
-    for draft in drafts {
-        let checked = match draft {
-            Ok(publish) => {
-                let answer = match allowed.get(&publish.topic) {
-                    Some(answer) => answer.clone(),
-                    None => {
-                        let inline = publish.properties.as_ref();
-                        let answer = may_write(&app.hub, grant, &publish.topic, inline).await;
-                        allowed.insert(publish.topic.clone(), answer.clone());
-                        answer
-                    }
-                };
-                answer.map(|()| publish)
-            }
-            Err(problem) => Err(problem),
-        };
+    let mut places = Vec::new();
+    for (place, draft) in drafts.into_iter().enumerate() {
+        let checked = draft.and_then(|publish| {
+            let topic = &publish.topic;
+            let owner = match allowed.get(topic) {
+                Some(answer) => answer.clone(),
+                None => {
+                    let answer = may_write(grant, topic);
+                    allowed.entry(topic.clone()).or_insert(answer).clone()
+                }
+            }?;
+            Ok(Publish { owner, ..publish })
+        });
         match checked {
             Ok(publish) => {
                 events.push(publish);
+                places.push(place);
                 results.push(None);
             }
             Err(problem) => results.push(Some(Err(problem))),
@@ -196,8 +194,8 @@ async fn authorize_and_publish(
         && !events.is_empty()
     {
         let scope = grant.credential();
-        let bind = app.hub.bind_idempotency_key(grant.tenant(), scope, &key, &body, &mut events);
-        bind.await?;
+        let numbered = places.into_iter().zip(&mut events);
+        app.hub.bind_idempotency_key(grant.tenant(), scope, &key, &body, numbered).await?;
     }
     let mut published = app.hub.publish(grant.tenant(), events).await.into_iter();
     let unanswered = || Err(Problem::new(ErrorCode::Internal, "event was not answered"));

@@ -13,7 +13,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 
 use super::{
-    caller::{authenticate, may_read},
+    caller::authenticate,
     query::{self, Parameter, duration},
     router::App,
 };
@@ -138,7 +138,7 @@ async fn answer(
             // A page that is waited for is not delivered after the credential's end either.
             let left = grant.expires_at().map(|end| app.hub.clock().now().until(end));
             let wait = left.map_or(request.wait, |left| request.wait.min(left));
-            page(app, follow, request.envelope, wait).await
+            page(app, &grant, follow, request.envelope, wait).await
         }
         Answer::Stream(format) => {
             let headers = stream_headers(Some(format));
@@ -150,7 +150,7 @@ async fn answer(
                 envelope: request.envelope,
                 expires_at: grant.expires_at(),
             };
-            let connection = Connection::open(&app.hub, follow, options);
+            let connection = Connection::open(&app.hub, follow, options).guarded_by(grant);
             let bytes = stream::unfold(connection, async |mut connection| {
                 let bytes = connection.next().await?;
                 Some((Ok::<_, Infallible>(Frame::data(bytes)), connection))
@@ -172,7 +172,7 @@ async fn readable(app: &App, grant: &Grant, topics: &[Topic]) -> Result<(), Prob
         return Err(Problem::new(ErrorCode::TooLarge, detail).at("topic"));
     }
     for topic in topics {
-        if !may_read(&app.hub, grant, topic).await? {
+        if !app.hub.may_read(grant, topic).await? {
             let detail = format!("this credential may not read the topic {topic}");
             return Err(Problem::new(ErrorCode::ForbiddenTopic, detail).at("topic"));
         }
@@ -182,11 +182,12 @@ async fn readable(app: &App, grant: &Grant, topics: &[Topic]) -> Result<(), Prob
 
 async fn page(
     app: &App,
+    grant: &Grant,
     follow: Follow,
     envelope: Envelope,
     wait: Duration,
 ) -> Result<Response, Problem> {
-    let page = app.hub.poll(follow, envelope, wait).await?;
+    let page = app.hub.poll(Some(grant), follow, envelope, wait).await?;
     let mut body = b"{\"events\":[".to_vec();
     for (number, event) in page.events.iter().enumerate() {
         if number > 0 {

@@ -274,7 +274,7 @@ impl DraftParts {
             delete: self.delete,
         };
         let (if_offset, properties, close) = (self.if_offset, self.properties, self.close);
-        Ok(Publish { topic, event, if_offset, dedup, properties, close })
+        Ok(Publish { if_offset, dedup, properties, close, ..Publish::new(topic, event) })
     }
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 
 use super::{
-    caller::{Caller, may_read, not_found},
+    caller::{Caller, not_found},
     query::{self, Parameter},
     router::App,
 };
@@ -41,7 +41,7 @@ pub(super) async fn snapshot(
         }
     }
     let topic = topic.ok_or_else(|| query::missing("topic"))?;
-    if !may_read(&app.hub, &grant, &topic).await? {
+    if !app.hub.may_read(&grant, &topic).await? {
         return Err(not_found());
     }
     let key = TopicKey::new(grant.tenant().clone(), topic);

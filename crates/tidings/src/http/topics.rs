@@ -11,14 +11,14 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{
-    caller::{Caller, may_read, may_write, not_found, read_body},
+    caller::{Caller, may_write, not_found, read_body},
     properties::{self, PropertiesText},
     query::{self, Parameter},
     router::App,
 };
 use crate::{
     error::{ErrorCode, Problem},
-    journal::{TopicInfo, TopicQuery},
+    journal::{Change, DeleteIf, TopicInfo, TopicQuery},
     model::{Topic, TopicKey},
 };
 
@@ -98,7 +98,7 @@ pub(super) async fn show(
     Caller(grant): Caller,
     TopicPath(topic): TopicPath,
 ) -> Result<Response, Problem> {
-    if !may_read(&app.hub, &grant, &topic).await? {
+    if !app.hub.may_read(&grant, &topic).await? {
         return Err(not_found());
     }
     let info = app.hub.describe(&TopicKey::new(grant.tenant().clone(), topic)).await?;
@@ -119,19 +119,16 @@ pub(super) async fn put(
         .map_err(|_| Problem::new(ErrorCode::Malformed, "the body is not UTF-8"))?;
     let PropertiesText { properties, closed } = properties::parse(text, "")?;
     let key = TopicKey::new(grant.tenant().clone(), topic);
+    let owner = may_write(&grant, &key.topic)?;
     let before = app.hub.describe(&key).await?;
-    // The owner of a topic that is there may change it; nobody takes one over by naming himself.
-    let claimed = (!before.exists).then_some(&properties);
-    may_write(&app.hub, &grant, &key.topic, claimed).await?;
-    if closed == Some(false) && before.head.closed {
+    let is_theirs = owner.is_none() || owner.as_deref() == before.properties.owner.as_deref();
+    if is_theirs && closed == Some(false) && before.head.closed {
         let detail = "a closed topic stays closed; delete it to begin anew";
         return Err(Problem::new(ErrorCode::TopicClosed, detail).at("/closed"));
     }
-    let mut info = app.hub.set_properties(&key, properties).await?;
-    if closed == Some(true) {
-        app.hub.close(&key).await?;
-        info = app.hub.describe(&key).await?;
-    }
+    let change = Change { properties, close: closed == Some(true), owner };
+    let changed = app.hub.set_properties(&key, change).await?;
+    let info = changed.map_err(|refusal| Problem::from(&refusal))?;
     let status = if before.exists { StatusCode::OK } else { StatusCode::CREATED };
     Ok(answer(status, &describe(&info)))
 }
@@ -141,11 +138,12 @@ pub(super) async fn delete(
     Caller(grant): Caller,
     TopicPath(topic): TopicPath,
 ) -> Result<Response, Problem> {
-    may_write(&app.hub, &grant, &topic, None).await?;
-    if app.hub.delete(&TopicKey::new(grant.tenant().clone(), topic)).await? {
-        Ok(StatusCode::NO_CONTENT.into_response())
-    } else {
-        Err(not_found())
+    let condition = may_write(&grant, &topic)?.map_or(DeleteIf::Always, DeleteIf::OwnedBy);
+    let key = TopicKey::new(grant.tenant().clone(), topic);
+    match app.hub.delete(&key, condition).await? {
+        Ok(true) => Ok(StatusCode::NO_CONTENT.into_response()),
+        Ok(false) => Err(not_found()),
+        Err(refusal) => Err(Problem::from(&refusal)),
     }
 }
 

@@ -12,9 +12,9 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Append, Appended, Batch, Dedup, Due, DueKind, Head, Journal, JournalError, JournalSettings,
-    Locate, Outcome, Page, PageLimit, Properties, Refusal, Retention, StateQuery, TopicInfo,
-    TopicQuery, page::Paging, record, topic_epoch,
+    Append, Appended, Batch, Change, Dedup, DeleteIf, Due, DueKind, Head, Journal, JournalError,
+    JournalSettings, Judged, Locate, Outcome, Page, PageLimit, Properties, Refusal, Retention,
+    StateQuery, TopicInfo, TopicQuery, page::Paging, record, topic_epoch,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -122,13 +122,13 @@ impl Journal for MemoryJournal {
         let mut inner = self.open()?;
         let inner = &mut *inner;
         let mut created = None;
+        let mut exists = inner.topics.contains_key(topic);
         let held = match inner.topics.get_mut(topic) {
             Some(held) => held,
-            None => created.insert(Held::new(
-                self.empty_head(inner, topic),
-                batch.now,
-                batch.properties.unwrap_or_default(),
-            )),
+            None => {
+                let head = self.empty_head(inner, topic);
+                created.insert(Held::new(head, batch.now, Properties::default()))
+            }
         };
         let recorded_at = held.recorded_at.map_or(batch.now, |last| last.max(batch.now));
         let states_max = self.settings.states_max(topic);
@@ -136,7 +136,11 @@ impl Journal for MemoryJournal {
         let mut events = Vec::with_capacity(batch.events.len());
         for append in &batch.events {
             held.forget_ids(&self.settings, recorded_at);
-            let outcome = held.judge(append, states_max).unwrap_or_else(|| {
+            let outcome = held.judge(append, exists, states_max).unwrap_or_else(|| {
+                if let Some(properties) = append.properties.as_ref().filter(|_| !exists) {
+                    held.properties = Properties::clone(properties);
+                }
+                exists = true;
                 let (event, superseded) = held.store(append, recorded_at);
                 if let Some(old) = superseded {
                     due_of(topic, &old).for_each(|entry| _ = inner.due.remove(&entry));
@@ -146,11 +150,12 @@ impl Journal for MemoryJournal {
                 events.push(event);
                 Outcome::Stored(position)
             });
+            held.head.closed |= append.close && !matches!(outcome, Outcome::Refused(_));
             outcomes.push(outcome);
         }
         held.head.closed |= batch.close;
         let head = held.head;
-        if let Some(held) = created.filter(|_| !events.is_empty() || batch.close) {
+        if let Some(held) = created.filter(|_| exists || batch.close) {
             inner.topics.insert(topic.clone(), held);
         }
         Ok(Appended { head, outcomes, events })
@@ -220,27 +225,36 @@ impl Journal for MemoryJournal {
     async fn set_properties(
         &self,
         topic: &TopicKey,
-        properties: Properties,
-    ) -> Result<TopicInfo, JournalError> {
+        change: Change,
+    ) -> Result<Judged<TopicInfo>, JournalError> {
         let mut inner = self.open()?;
-        if let Some(held) = inner.topics.get_mut(topic) {
-            held.properties = properties;
-            return Ok(held.info(topic.clone()));
+        if let Err(refusal) = change.judge(inner.topics.get(topic).map(|held| &held.properties)) {
+            return Ok(Err(refusal));
         }
-        let held = Held::new(self.empty_head(&inner, topic), self.clock.now(), properties);
-        let info = held.info(topic.clone());
-        inner.topics.insert(topic.clone(), held);
-        Ok(info)
+        let new =
+            Held::new(self.empty_head(&inner, topic), self.clock.now(), Properties::default());
+        let held = inner.topics.entry(topic.clone()).or_insert(new);
+        held.properties = change.properties;
+        held.head.closed |= change.close;
+        Ok(Ok(held.info(topic.clone())))
     }
 
-    async fn delete(&self, topic: &TopicKey) -> Result<bool, JournalError> {
+    async fn delete(
+        &self,
+        topic: &TopicKey,
+        condition: DeleteIf,
+    ) -> Result<Judged<bool>, JournalError> {
         let mut inner = self.open()?;
+        let info = self.info(&inner, topic);
+        if let Err(refusal) = condition.judge(&info) {
+            return Ok(Err(refusal));
+        }
         if inner.topics.remove(topic).is_none() {
-            return Ok(false);
+            return Ok(Ok(false));
         }
         inner.due.retain(|(_, _, of, _)| of != topic);
         *inner.incarnations.entry(topic.clone()).or_default() += 1;
-        Ok(true)
+        Ok(Ok(true))
     }
 
     async fn trim(
@@ -362,14 +376,17 @@ impl Held {
     ///
     /// A repeated id comes first: whoever repeats a publish whose answer was lost is to learn its
     /// position, whatever happened to the topic since.
-    fn judge(&self, append: &Append, states_max: u64) -> Option<Outcome> {
+    fn judge(&self, append: &Append, exists: bool, states_max: u64) -> Option<Outcome> {
         let event = &append.event;
+        if let Some(refusal) = append.not_owner(exists.then_some(&self.properties)) {
+            return Some(Outcome::Refused(refusal));
+        }
         if append.dedup == Dedup::ById
             && let Some(first) = self.seen.get(&event.id)
         {
             return Some(Outcome::Duplicate(*first));
         }
-        if self.head.closed {
+        if self.head.closed && !append.ends_expired {
             return Some(Outcome::Refused(Refusal::Closed));
         }
         let at = event.key.as_ref().and_then(|key| self.keys.get(key));

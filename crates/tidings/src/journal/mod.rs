@@ -66,13 +66,17 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
     async fn set_properties(
         &self,
         topic: &TopicKey,
-        properties: Properties,
-    ) -> Result<TopicInfo, JournalError>;
+        change: Change,
+    ) -> Result<Judged<TopicInfo>, JournalError>;
 
     /// Deletes the topic with all its events and states. Written again, it has another epoch.
     ///
-    /// Returns whether there was such a topic.
-    async fn delete(&self, topic: &TopicKey) -> Result<bool, JournalError>;
+    /// Returns whether there was such a topic. The condition is judged in the same commit.
+    async fn delete(
+        &self,
+        topic: &TopicKey,
+        condition: DeleteIf,
+    ) -> Result<Judged<bool>, JournalError>;
 
     /// Removes log events and tombstones that exceed the retention, oldest first; states stay.
     /// Returns the head after it. `earliest` never goes back.
@@ -108,9 +112,8 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
 pub struct Batch {
     /// The events, in order.
     pub events: Vec<Append>,
-    /// Properties that the topic gets if this batch creates it.
-    pub properties: Option<Properties>,
-    /// Whether the topic takes no more events after these. Closing twice is no error.
+    /// Whether the topic takes no more events after these, whatever becomes of them. Closing twice
+    /// is no error.
     pub close: bool,
     /// What `recorded_at` becomes, unless the topic's last event is later.
     pub now: Timestamp,
@@ -126,7 +129,101 @@ pub struct Append {
     /// Whether the id may have been used before. Ids that the hub minted have not, and are not
     /// entered into the dedup window.
     pub dedup: Dedup,
+    /// Whether the topic takes no more events after this one. A refused event closes nothing.
+    pub close: bool,
+    /// The subject that the topic must belong to: by its properties, or by the event's own if the
+    /// event creates it.
+    pub owner: Option<Arc<str>>,
+    /// Properties that the topic gets if this event creates it.
+    pub properties: Option<Box<Properties>>,
+    /// The hub's own end of a state that expired, which a closed topic takes too.
+    pub ends_expired: bool,
 }
+
+impl Append {
+    /// An event with a minted id, without conditions.
+    #[must_use]
+    pub const fn new(event: Arc<NewEvent>) -> Self {
+        Self {
+            event,
+            if_offset: None,
+            dedup: Dedup::Minted,
+            close: false,
+            owner: None,
+            properties: None,
+            ends_expired: false,
+        }
+    }
+
+    /// Why a topic refuses the event for what it is, whatever it holds: asked before anything
+    /// else, so that nobody learns of what is not his. `of` are the properties of a topic that is
+    /// there.
+    pub(crate) fn not_owner(&self, of: Option<&Properties>) -> Option<Refusal> {
+        let own = self.properties.as_deref();
+        judge_owner(self.owner.as_deref(), of.or(own)).err()
+    }
+}
+
+/// Whether the topic belongs to the subject that it must belong to.
+fn judge_owner(must_be: Option<&str>, properties: Option<&Properties>) -> Judged<()> {
+    let owner = properties.and_then(|properties| properties.owner.as_deref());
+    if must_be.is_some() && must_be != owner { Err(Refusal::NotOwner) } else { Ok(()) }
+}
+
+/// What becomes of a topic by [`Journal::set_properties`].
+#[derive(Debug, Clone, Default)]
+pub struct Change {
+    /// Its new properties.
+    pub properties: Properties,
+    /// Whether it takes no more events.
+    pub close: bool,
+    /// The subject that it must belong to: by its old properties, or by the new ones if there is
+    /// no such topic.
+    pub owner: Option<Arc<str>>,
+}
+
+impl Change {
+    /// New properties, without conditions.
+    #[must_use]
+    pub const fn to(properties: Properties) -> Self {
+        Self { properties, close: false, owner: None }
+    }
+
+    /// `of` are the properties of a topic that is there.
+    pub(crate) fn judge(&self, of: Option<&Properties>) -> Judged<()> {
+        judge_owner(self.owner.as_deref(), of.or(Some(&self.properties)))
+    }
+}
+
+/// What must hold of a topic for it to be deleted.
+#[derive(Debug, Clone)]
+pub enum DeleteIf {
+    /// Nothing.
+    Always,
+    /// It belongs to this subject.
+    OwnedBy(Arc<str>),
+    /// It still ends where it did, with the properties that it had.
+    Unchanged(Box<TopicInfo>),
+}
+
+impl DeleteIf {
+    pub(crate) fn judge(&self, found: &TopicInfo) -> Judged<()> {
+        match self {
+            Self::Always => Ok(()),
+            Self::OwnedBy(subject) => judge_owner(Some(subject), Some(&found.properties)),
+            Self::Unchanged(expected)
+                if found.head.end() == expected.head.end()
+                    && found.properties == expected.properties =>
+            {
+                Ok(())
+            }
+            Self::Unchanged(_) => Err(Refusal::Changed),
+        }
+    }
+}
+
+/// A change, or why the journal did not make it.
+pub type Judged<T> = Result<T, Refusal>;
 
 /// Whether an event's id is looked up in the dedup window, and entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +269,12 @@ pub enum Refusal {
     /// The topic was closed.
     #[error("topic is closed")]
     Closed,
+    /// The topic belongs to somebody else, or to nobody.
+    #[error("this credential may not write the topic")]
+    NotOwner,
+    /// The topic is not as it was expected to be any more.
+    #[error("topic was changed meanwhile")]
+    Changed,
     /// The topic holds as many states as it may.
     #[error("topic already holds {limit} states")]
     StatesFull {

@@ -20,6 +20,8 @@ impl From<&Refusal> for Problem {
         let code = match refusal {
             Refusal::Conflict { .. } => ErrorCode::Conflict,
             Refusal::Closed => ErrorCode::TopicClosed,
+            Refusal::NotOwner => ErrorCode::ForbiddenTopic,
+            Refusal::Changed => ErrorCode::Conflict,
             Refusal::StatesFull { .. } => ErrorCode::StatesFull,
         };
         Self::new(code, refusal.to_string())

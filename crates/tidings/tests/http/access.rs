@@ -168,6 +168,45 @@ async fn a_topics_owner_and_readers_come_in_and_nobody_else() {
     assert_eq!(problem_of(follow("7").await).await.0, 403);
 }
 
+/// Broken on purpose: in `Live::refresh`, leave `changes` as it is.
+#[tokio::test]
+async fn a_reader_is_let_go_before_it_gets_what_is_not_for_it_any_more() {
+    let server = Server::start().await;
+    let as_user = |sub: &str, path: &str| {
+        server.anonymous(Method::GET, path).bearer_auth(token(sub, 600, json!({})))
+    };
+    let put = async |properties: Value| {
+        let request = server.request(Method::PUT, "/v1/topics/message/9");
+        request.body(properties.to_string()).send().await.unwrap().status().as_u16()
+    };
+    let follow = async |sub: &str| {
+        let mut reader =
+            Reader::of(as_user(sub, "/v1/events?topic=message/9").send().await.unwrap());
+        reader.control("tidings.caught_up").await;
+        reader
+    };
+    assert_eq!(put(json!({ "owner": "7", "readers": ["8"] })).await, 201);
+    let (mut owner, mut reader) = (follow("7").await, follow("8").await);
+    let page = as_user("8", "/v1/events?topic=message/9&wait=20s");
+    let page = tokio::spawn(page.header("accept", "application/json").send());
+    // Either it waits by now and is let go, or it comes late and is not let in.
+    assert_eq!(put(json!({ "owner": "7" })).await, 200);
+    assert_eq!(problem_of(page.await.unwrap().unwrap()).await.0, 403);
+    // Nobody need publish for that.
+    let goaway = reader.control("tidings.goaway").await;
+    assert_eq!(goaway["reason"], "revoked");
+    assert_eq!(reader.next().await, None);
+    server.publish(&json!({ "topic": "message/9", "type": "x", "data": 1 })).await;
+    assert_eq!(owner.data(1).await, [1]);
+    // Deleted and written anew by somebody else, it is another topic.
+    let deleted = server.request(Method::DELETE, "/v1/topics/message/9").send().await.unwrap();
+    assert_eq!(deleted.status(), 204);
+    let anew = json!({ "topic": "message/9", "type": "x", "properties": { "owner": "8" } });
+    server.publish(&anew).await;
+    assert_eq!(owner.control("tidings.goaway").await["reason"], "revoked");
+    assert!(!owner.raw.contains("\"owner\":\"8\""));
+}
+
 #[tokio::test]
 async fn the_end_of_a_token_ends_its_stream() {
     let server = Server::start().await;

@@ -17,7 +17,7 @@ use tidings::{
     subscribe::{Follow, Since},
 };
 
-use crate::support::{clock, key, log, publish, state};
+use crate::support::{clock, delete, key, log, publish, state};
 
 const SSE: ConnectionOptions =
     ConnectionOptions { format: Format::Sse, envelope: Envelope::CloudEvents, expires_at: None };
@@ -368,7 +368,7 @@ async fn a_gap_is_told_again_to_whoever_was_cut_off_before_it() {
     let text = read(&mut connection, caught_up).await;
     cursors.push(parse(&text).last().unwrap().id.clone());
     for name in ["a", "b"] {
-        hub.delete(&key(name)).await.unwrap();
+        delete(&hub, name).await;
         publish(&hub, name, log(2)).await;
     }
     for first in [cursors[0].clone(), "malformed".to_owned()] {

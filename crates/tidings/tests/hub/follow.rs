@@ -10,7 +10,9 @@ use tidings::{
     subscribe::{Filter, Follow, Resumed, Since, States},
 };
 
-use crate::support::{Got, catch_up, event, follow, key, log, publish, state, take, topic, trim};
+use crate::support::{
+    Got, catch_up, delete, event, follow, key, log, publish, state, take, topic, trim,
+};
 
 fn small() -> (Hub, Arc<MemoryJournal>) {
     let journal = Arc::new(MemoryJournal::new(JournalSettings::default()));
@@ -136,7 +138,7 @@ async fn another_history_is_a_reset_with_states_and_what_is_held() {
     let (hub, _) = small();
     publish(&hub, "a", log(1)).await;
     let cursor = publish(&hub, "a", log(2)).await.cursor().unwrap();
-    hub.delete(&key("a")).await.unwrap();
+    delete(&hub, "a").await;
     publish(&hub, "a", state("k", 1)).await;
     publish(&hub, "a", log(2)).await;
     let told = Got::Gap("epoch", None, None);
@@ -290,7 +292,7 @@ async fn deleting_a_topic_tells_its_connected_readers() {
     publish(&hub, "a", log(1)).await;
     let mut reader = follow(&hub, Follow::new(vec![key("a")])).await;
     catch_up(&mut reader).await;
-    assert!(hub.delete(&key("a")).await.unwrap());
+    delete(&hub, "a").await;
     assert_eq!(take(&mut reader, 1).await, [Got::Gap("epoch", None, None)]);
     publish(&hub, "a", log(1)).await;
     assert_eq!(take(&mut reader, 1).await, [event("log", 1, 1)]);

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use tidings::{
     Hub,
     error::ErrorCode,
-    journal::Dedup,
-    model::{Class, EventId, Offset},
+    journal::{Change, Dedup, Properties},
+    model::{Class, EventId, NewEvent, Offset, limits::DEDUP_WINDOW},
     publish::Publish,
     subscribe::Follow,
 };
@@ -83,18 +83,87 @@ async fn an_idempotency_key_makes_a_request_repeatable_and_is_bound_to_its_body(
     let hub = Hub::builder().start();
     let request = || vec![Publish::new(topic("a"), log(1)), Publish::new(topic("b"), log(2))];
     let mut positions = Vec::new();
+    let bind = async |scope: &str, body: &[u8], events: &mut Vec<Publish>| {
+        let numbered = events.iter_mut().enumerate();
+        hub.bind_idempotency_key(&tenant(), scope, "once", body, numbered).await
+    };
     for _ in 0..2 {
         let mut events = request();
-        hub.bind_idempotency_key(&tenant(), "key:x", "once", b"body", &mut events).await.unwrap();
+        bind("key:x", b"body", &mut events).await.unwrap();
         let results = hub.publish(&tenant(), events).await;
         positions.push(results.into_iter().map(|r| r.unwrap().position).collect::<Vec<_>>());
     }
     assert_eq!(positions[0], positions[1]);
     assert_eq!(hub.describe(&key("a")).await.unwrap().head.tail, Offset(2));
-    let other = hub.bind_idempotency_key(&tenant(), "key:x", "once", b"else", &mut request()).await;
+    let other = bind("key:x", b"else", &mut request()).await;
     assert_eq!(other.unwrap_err().code, ErrorCode::IdempotencyKeyReused);
-    let scope = hub.bind_idempotency_key(&tenant(), "key:y", "once", b"else", &mut request()).await;
-    scope.unwrap();
+    bind("key:y", b"else", &mut request()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_repeat_finds_its_events_although_another_of_the_request_was_refused_then() {
+    let hub = Hub::builder().start();
+    let publish = async |places: &[usize]| {
+        let event = |place: &usize| Publish::new(topic("a"), log(*place as u64));
+        let mut events: Vec<_> = places.iter().map(event).collect();
+        let numbered = places.iter().copied().zip(&mut events);
+        hub.bind_idempotency_key(&tenant(), "key:x", "once", b"body", numbered).await.unwrap();
+        let results = hub.publish(&tenant(), events).await;
+        results.into_iter().map(|result| result.unwrap().duplicate).collect::<Vec<_>>()
+    };
+    assert_eq!(publish(&[0, 2]).await, [false, false]);
+    assert_eq!(publish(&[0, 1, 2]).await, [true, false, true]);
+}
+
+#[tokio::test]
+async fn an_idempotency_key_used_anew_after_its_window_swallows_nothing() {
+    let clock = clock();
+    let hub = Hub::builder().clock(Arc::clone(&clock) as Arc<_>).start();
+    let publish = async |body: &[u8], number| {
+        let mut event = Publish::new(topic("a"), log(number));
+        let numbered = [(0, &mut event)];
+        hub.bind_idempotency_key(&tenant(), "key:x", "daily", body, numbered).await.unwrap();
+        hub.publish_one(&tenant(), event).await.unwrap().duplicate
+    };
+    assert!(!publish(b"one", 1).await);
+    clock.set(tidings::clock::Clock::now(&*clock).plus(DEDUP_WINDOW + Duration::from_secs(1)));
+    hub.expire().await.unwrap();
+    assert!(!publish(b"two", 2).await, "another body's event is another event");
+}
+
+#[tokio::test]
+async fn a_closed_topic_takes_no_ephemeral_event_and_ends_its_expired_states() {
+    let clock = clock();
+    let hub = Hub::builder().clock(Arc::clone(&clock) as Arc<_>).start();
+    let now = tidings::clock::Clock::now(&*clock);
+    let expiring = NewEvent { expires_at: Some(now.plus(Duration::from_secs(5))), ..state("k", 1) };
+    let last = Publish { close: true, ..Publish::new(topic("a"), expiring) };
+    hub.publish_one(&tenant(), last).await.unwrap();
+    let typing = NewEvent { class: Class::Ephemeral, ..log(1) };
+    let refused = hub.publish_one(&tenant(), Publish::new(topic("a"), typing)).await;
+    assert_eq!(refused.unwrap_err().code, ErrorCode::TopicClosed);
+    clock.set(now.plus(Duration::from_secs(6)));
+    hub.expire().await.unwrap();
+    let info = hub.describe(&key("a")).await.unwrap();
+    assert_eq!((info.states, info.head.closed, info.head.tail), (0, true, Offset(3)));
+}
+
+#[tokio::test]
+async fn a_topic_is_deleted_at_the_end_of_its_ttl_unless_it_was_written_meanwhile() {
+    let clock = clock();
+    let hub = Hub::builder().clock(Arc::clone(&clock) as Arc<_>).start();
+    let ttl = Some(Duration::from_secs(10));
+    let change = Change::to(Properties { ttl, ..Properties::default() });
+    hub.set_properties(&key("a"), change).await.unwrap().unwrap();
+    for _ in 0..3 {
+        publish(&hub, "a", log(1)).await;
+        clock.set(tidings::clock::Clock::now(&*clock).plus(Duration::from_secs(9)));
+        hub.sweep().await.unwrap();
+        assert!(hub.describe(&key("a")).await.unwrap().exists);
+    }
+    clock.set(tidings::clock::Clock::now(&*clock).plus(Duration::from_secs(2)));
+    hub.sweep().await.unwrap();
+    assert!(!hub.describe(&key("a")).await.unwrap().exists);
 }
 
 #[tokio::test]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use tidings::{
     Hub,
-    journal::{Journal, JournalSettings, memory::MemoryJournal},
+    journal::{Change, DeleteIf, Journal, JournalSettings, memory::MemoryJournal},
     settings::Settings,
-    subscribe::{Follow, Since},
+    subscribe::{Follow, Item, Since},
 };
 
 use crate::support::{
@@ -25,6 +25,40 @@ fn hub() -> (Hub, Arc<SeamJournal>, Arc<MemoryJournal>) {
 
 fn earliest() -> Follow {
     Follow { since: Some(Since::Earliest), ..Follow::new(vec![key("a")]) }
+}
+
+/// Broken on purpose: in `Subscription::next`, tell changes only while there are no items.
+#[tokio::test]
+async fn what_was_read_after_the_properties_changed_comes_after_the_word_of_it() {
+    let (hub, journal, _) = hub();
+    for number in 1..=1500 {
+        publish(&hub, "a", log(number)).await;
+    }
+    let mut reader = follow(&hub, earliest()).await;
+    let first = take(&mut reader, 1).await;
+    let changer = hub.clone();
+    journal.at(Seam::BeforeRead, move || {
+        let hub = changer.clone();
+        async move {
+            hub.set_properties(&key("a"), Change::default()).await.unwrap().unwrap();
+            publish(&hub, "a", log(1501)).await;
+        }
+    });
+    let (mut is_told, mut count) = (false, first.len());
+    while count < 1501 {
+        for item in reader.next().await.unwrap() {
+            match item {
+                Item::Changed { place: 0 } => is_told = true,
+                Item::Event { frame, .. } => {
+                    count += 1;
+                    let is_after = frame.position.unwrap().offset.0 == 1501;
+                    assert!(is_told || !is_after, "came before the word of the change");
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(is_told && journal.is_done(Seam::BeforeRead));
 }
 
 /// Broken on purpose: in `Subscription::start`, attach after the start was found.
@@ -120,7 +154,7 @@ async fn another_history_while_a_reader_replays_is_told() {
     journal.at(Seam::BeforeRead, move || {
         let memory = Arc::clone(&memory);
         async move {
-            memory.delete(&key("a")).await.unwrap();
+            memory.delete(&key("a"), DeleteIf::Always).await.unwrap().unwrap();
         }
     });
     let got = take(&mut reader, 1).await;

@@ -11,8 +11,8 @@ use tidings::{
     Hub,
     clock::ManualClock,
     journal::{
-        Appended, Batch, Due, DueKind, Head, Journal, JournalError, Locate, Page, PageLimit,
-        Properties, Retention, StateQuery, TopicInfo, TopicQuery,
+        Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError, Judged,
+        Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
     },
     model::{EventType, JsonText, NewEvent, Offset, StateKey, Tenant, Timestamp, Topic, TopicKey},
     publish::{Publish, Published},
@@ -109,12 +109,17 @@ pub(crate) fn got(item: &Item) -> Option<Got> {
             Some(Got::Gap(gap.reason.as_str(), from, to))
         }
         Item::Closed { .. } => Some(Got::Closed),
-        Item::CaughtUp | Item::Checkpoint { .. } => None,
+        Item::CaughtUp | Item::Changed { .. } | Item::Checkpoint { .. } => None,
     }
 }
 
 pub(crate) async fn follow(hub: &Hub, follow: Follow) -> Subscription {
     hub.subscribe(follow).await.unwrap().0
+}
+
+/// Deletes a topic that is there.
+pub(crate) async fn delete(hub: &Hub, name: &str) {
+    assert_eq!(hub.delete(&key(name), DeleteIf::Always).await.unwrap(), Ok(true));
 }
 
 pub(crate) async fn trim(journal: &dyn Journal, name: &str, keep: u64) -> Head {
@@ -230,13 +235,17 @@ impl Journal for SeamJournal {
     async fn set_properties(
         &self,
         topic: &TopicKey,
-        properties: Properties,
-    ) -> Result<TopicInfo, JournalError> {
-        self.inner.set_properties(topic, properties).await
+        change: Change,
+    ) -> Result<Judged<TopicInfo>, JournalError> {
+        self.inner.set_properties(topic, change).await
     }
 
-    async fn delete(&self, topic: &TopicKey) -> Result<bool, JournalError> {
-        self.inner.delete(topic).await
+    async fn delete(
+        &self,
+        topic: &TopicKey,
+        condition: DeleteIf,
+    ) -> Result<Judged<bool>, JournalError> {
+        self.inner.delete(topic, condition).await
     }
 
     async fn trim(
@@ -300,11 +309,15 @@ impl Journal for Down {
         down()
     }
 
-    async fn set_properties(&self, _: &TopicKey, _: Properties) -> Result<TopicInfo, JournalError> {
+    async fn set_properties(
+        &self,
+        _: &TopicKey,
+        _: Change,
+    ) -> Result<Judged<TopicInfo>, JournalError> {
         down()
     }
 
-    async fn delete(&self, _: &TopicKey) -> Result<bool, JournalError> {
+    async fn delete(&self, _: &TopicKey, _: DeleteIf) -> Result<Judged<bool>, JournalError> {
         down()
     }
 

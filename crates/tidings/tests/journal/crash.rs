@@ -68,7 +68,7 @@ async fn append(journal: &dyn Journal, writer: usize, round: u64) {
         if (round + n).is_multiple_of(3) {
             event = event.state(StateKey::parse(&format!("k{}", n % 2)).unwrap());
         }
-        Append { event: Arc::new(event), if_offset: None, dedup: Dedup::ById }
+        Append { dedup: Dedup::ById, ..Append::new(Arc::new(event)) }
     });
     let batch =
         Batch { events: events.collect(), now: Timestamp::from_millis(round), ..Batch::default() };

@@ -50,7 +50,7 @@ async fn fill(journal: &dyn Journal) -> Vec<(usize, Event)> {
                     0 => event.state(StateKey::parse("k").unwrap()),
                     _ => event,
                 };
-                Append { event: Arc::new(event), if_offset: None, dedup: Dedup::ById }
+                Append { dedup: Dedup::ById, ..Append::new(Arc::new(event)) }
             });
             let batch = Batch {
                 events: events.collect(),

@@ -13,8 +13,8 @@ use proptest::{prelude::*, sample::Index};
 use tidings::{
     clock::ManualClock,
     journal::{
-        Append, Appended, Batch, Dedup, DueKind, Head, Journal, JournalSettings, Locate, Outcome,
-        Page, PageLimit, Properties, Retention, StateQuery, TopicInfo, TopicQuery,
+        Append, Appended, Batch, Change, Dedup, DeleteIf, DueKind, Head, Journal, JournalSettings,
+        Locate, Outcome, Page, PageLimit, Properties, Retention, StateQuery, TopicInfo, TopicQuery,
         embedded::EmbeddedJournal, memory::MemoryJournal,
     },
     model::{
@@ -42,6 +42,11 @@ struct Planned {
     bytes: usize,
     expires_at: Option<u64>,
     due_at: Option<u64>,
+    close: bool,
+    ends_expired: bool,
+    /// Who says so, and whose the topic is to be.
+    by: Option<u8>,
+    properties: Option<u8>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -52,10 +57,10 @@ enum IfOffset {
 
 #[derive(Debug, Clone)]
 enum Op {
-    Append { topic: usize, clock: i64, events: Vec<Planned>, close: bool, owner: Option<u8> },
+    Append { topic: usize, clock: i64, events: Vec<Planned>, close: bool },
     Trim { topic: usize, retention: Retention, clock: i64 },
-    Delete { topic: usize },
-    SetProperties { topic: usize, owner: u8 },
+    Delete { topic: usize, by: Option<u8> },
+    SetProperties { topic: usize, owner: u8, by: Option<u8>, close: bool },
     Reopen,
     Reclaim,
     Look { topic: usize, place: Index, events: usize, bytes: usize, key: u8, since: u64 },
@@ -74,17 +79,22 @@ fn planned() -> impl Strategy<Value = Planned> {
         proptest::option::weighted(0.4, 0..8_u8),
         if_offset,
         0..60_usize,
-        time(),
-        time(),
+        (time(), time()),
+        (proptest::bool::weighted(0.01), proptest::bool::weighted(0.1)),
+        (proptest::option::weighted(0.1, 0..2_u8), proptest::option::weighted(0.3, 0..2_u8)),
     )
-        .prop_map(|(key, delete, id, if_offset, bytes, expires_at, due_at)| Planned {
+        .prop_map(|(key, delete, id, if_offset, bytes, times, flags, subjects)| Planned {
             key,
             delete: delete && key.is_some(),
             id,
             if_offset,
             bytes,
-            expires_at,
-            due_at,
+            expires_at: times.0,
+            due_at: times.1,
+            close: flags.0,
+            ends_expired: flags.1,
+            by: subjects.0,
+            properties: subjects.1,
         })
 }
 
@@ -100,16 +110,10 @@ fn op() -> impl Strategy<Value = Op> {
         topic(),
         -10..20_i64,
         proptest::collection::vec(planned(), 0..7),
-        proptest::bool::weighted(0.03),
-        proptest::option::weighted(0.3, any::<u8>()),
+        proptest::bool::weighted(0.02),
     )
-        .prop_map(|(topic, clock, events, close, owner)| Op::Append {
-            topic,
-            clock,
-            events,
-            close,
-            owner,
-        });
+        .prop_map(|(topic, clock, events, close)| Op::Append { topic, clock, events, close });
+    let by = || proptest::option::weighted(0.5, 0..2_u8);
     let look = (topic(), any::<Index>(), 0..6_usize, 0..200_usize, 0..7_u8, 0..400_u64).prop_map(
         |(topic, place, events, bytes, key, since)| Op::Look {
             topic,
@@ -124,8 +128,9 @@ fn op() -> impl Strategy<Value = Op> {
         24 => append,
         6 => (topic(), retention, -5..10_i64)
             .prop_map(|(topic, retention, clock)| Op::Trim { topic, retention, clock }),
-        2 => topic().prop_map(|topic| Op::Delete { topic }),
-        2 => (topic(), any::<u8>()).prop_map(|(topic, owner)| Op::SetProperties { topic, owner }),
+        2 => (topic(), by()).prop_map(|(topic, by)| Op::Delete { topic, by }),
+        2 => (topic(), 0..2_u8, by(), proptest::bool::weighted(0.1))
+            .prop_map(|(topic, owner, by, close)| Op::SetProperties { topic, owner, by, close }),
         1 => Just(Op::Reopen),
         1 => Just(Op::Reclaim),
         10 => look,
@@ -232,14 +237,13 @@ impl World {
 
     async fn apply(&mut self, op: Op) -> Result<(), TestCaseError> {
         match op {
-            Op::Append { topic, clock, events, close, owner } => {
+            Op::Append { topic, clock, events, close } => {
                 let now = self.tick(clock);
                 let mut appends = Vec::new();
                 for planned in events {
                     appends.push(self.append(topic, planned).await);
                 }
-                let properties = owner.map(owned_by);
-                let batch = Batch { events: appends, properties, close, now };
+                let batch = Batch { events: appends, close, now };
                 self.appended(topic, batch).await?;
             }
             Op::Trim { topic, retention, clock } => {
@@ -249,18 +253,30 @@ impl World {
                 let embedded = self.head(topic, &memory, embedded);
                 same("trimmed head", memory, embedded)?;
             }
-            Op::Delete { topic } => {
-                let memory = self.memory.delete(&key(topic)).await.unwrap();
-                let embedded = self.embedded.delete(&key(topic)).await.unwrap();
-                same("deleted", memory, embedded)?;
-                self.listed.remove(&topic);
-            }
-            Op::SetProperties { topic, owner } => {
+            Op::Delete { topic, by } => {
                 let of = &key(topic);
-                let memory = self.memory.set_properties(of, owned_by(owner)).await.unwrap();
-                let embedded = self.embedded.set_properties(of, owned_by(owner)).await.unwrap();
-                let embedded = self.info(topic, &memory, embedded);
-                same("properties set", memory, embedded)?;
+                let condition =
+                    by.map_or(DeleteIf::Always, |by| DeleteIf::OwnedBy(by.to_string().into()));
+                let memory = self.memory.delete(of, condition.clone()).await.unwrap();
+                let embedded = self.embedded.delete(of, condition).await.unwrap();
+                if memory == Ok(true) {
+                    self.listed.remove(&topic);
+                }
+                same("deleted", memory, embedded)?;
+            }
+            Op::SetProperties { topic, owner, by, close } => {
+                let of = &key(topic);
+                let owner_is = by.map(|by| by.to_string().into());
+                let change = Change { properties: owned_by(owner), close, owner: owner_is };
+                let memory = self.memory.set_properties(of, change.clone()).await.unwrap();
+                let embedded = self.embedded.set_properties(of, change).await.unwrap();
+                match (memory, embedded) {
+                    (Ok(memory), Ok(embedded)) => {
+                        let embedded = self.info(topic, &memory, embedded);
+                        same("properties set", memory, embedded)?;
+                    }
+                    (memory, embedded) => same("properties refused", memory, embedded)?,
+                }
             }
             Op::Reclaim => self.embedded.reclaim().await.unwrap(),
             Op::Reopen => {
@@ -302,7 +318,15 @@ impl World {
             IfOffset::Current => current.map_or(Offset::ZERO, |current| current.offset),
             IfOffset::Exactly(offset) => Offset(offset),
         });
-        Append { event: Arc::new(event), if_offset, dedup }
+        Append {
+            if_offset,
+            dedup,
+            close: planned.close,
+            ends_expired: planned.ends_expired,
+            owner: planned.by.map(|by| by.to_string().into()),
+            properties: planned.properties.map(|owner| Box::new(owned_by(owner))),
+            ..Append::new(Arc::new(event))
+        }
     }
 
     async fn appended(&mut self, topic: usize, batch: Batch) -> Result<(), TestCaseError> {

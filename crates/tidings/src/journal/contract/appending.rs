@@ -9,7 +9,9 @@ use futures_util::future::join_all;
 
 use super::{Store, sample::*};
 use crate::{
-    journal::{Append, Batch, Dedup, Head, JournalError, JournalSettings, Outcome, Refusal},
+    journal::{
+        Append, Batch, Dedup, DueKind, Head, JournalError, JournalSettings, Outcome, Refusal,
+    },
     model::{
         Class, Data, EventId, EventType, Fingerprint, JsonText, NewEvent, Offset, StateKey,
         event::Attribute, limits::EVENT_BYTES_MAX,
@@ -133,11 +135,9 @@ pub async fn every_field_of_an_event_comes_back(factory: impl AsyncFn(JournalSet
     let bare = NewEvent::new(EventType::parse("x").unwrap());
     let nul = bare.clone().data(JsonText::string("\0\r\n\u{2028}"));
     let events = [full, bare, nul];
-    let appends = events.iter().map(|event| Append {
-        event: Arc::new(event.clone()),
-        if_offset: None,
-        dedup: Dedup::ById,
-    });
+    let appends = events
+        .iter()
+        .map(|event| Append { dedup: Dedup::ById, ..Append::new(Arc::new(event.clone())) });
     // Equal ids would be duplicates.
     let appends = appends.enumerate().map(|(n, append)| match n {
         2 => append.id("another"),
@@ -210,6 +210,88 @@ pub async fn a_batch_that_closes_stores_its_events_first(
     let appended = store.append(&topic, again).await.unwrap();
     assert_eq!(appended.outcomes, [Outcome::Refused(Refusal::Closed)]);
     assert_eq!(read(&*store, &topic, 0).await.events.len(), 2);
+}
+
+pub async fn an_event_that_closes_its_topic_is_its_last(
+    factory: impl AsyncFn(JournalSettings) -> Store,
+) {
+    let mut store = factory(settings()).await;
+    let topic = topic("t");
+    let events = [log("a"), log("b").id("b").closing(), log("c")];
+    let appended = put(&*store, &topic, events).await;
+    assert_eq!(offsets(&appended.events), [1, 2]);
+    assert_eq!(appended.outcomes[2], Outcome::Refused(Refusal::Closed));
+    assert!(appended.head.closed);
+    store.reopen().await;
+    assert!(store.describe(&topic).await.unwrap().head.closed);
+    // Whoever repeats it learns where it is.
+    let again = put_one(&*store, &topic, log("b").id("b").closing()).await;
+    assert!(matches!(again, Outcome::Duplicate(at) if at.offset == Offset(2)), "{again:?}");
+}
+
+pub async fn a_refused_event_closes_nothing_and_a_repeated_one_does(
+    factory: impl AsyncFn(JournalSettings) -> Store,
+) {
+    let store = factory(settings()).await;
+    let topic = topic("t");
+    let refused = put_one(&*store, &topic, state("k", "a").if_offset(7).closing()).await;
+    assert!(matches!(refused, Outcome::Refused(Refusal::Conflict { .. })), "{refused:?}");
+    assert!(!store.describe(&topic).await.unwrap().exists);
+    put(&*store, &topic, [log("a").id("a")]).await;
+    put(&*store, &topic, [state("k", "a").if_offset(7).closing()]).await;
+    assert!(!store.describe(&topic).await.unwrap().head.closed);
+    let repeated = put(&*store, &topic, [log("a").id("a").closing(), log("b")]).await;
+    assert!(matches!(repeated.outcomes[0], Outcome::Duplicate(_)));
+    assert_eq!(repeated.outcomes[1], Outcome::Refused(Refusal::Closed));
+    assert!(store.describe(&topic).await.unwrap().head.closed);
+}
+
+pub async fn a_closed_topic_takes_the_end_of_an_expired_state(
+    factory: impl AsyncFn(JournalSettings) -> Store,
+) {
+    let store = factory(settings()).await;
+    let topic = topic("t");
+    put(&*store, &topic, [state("k", "a").times(Some(1), None).closing()]).await;
+    let due = async || store.due(DueKind::Expired, at(2000), 10).await.unwrap().len();
+    assert_eq!(due().await, 1);
+    let end = Append { ends_expired: true, ..tombstone("k").if_offset(1) };
+    assert_eq!(stored(&put_one(&*store, &topic, end).await).offset, Offset(2));
+    assert_eq!(due().await, 0);
+    assert!(store.describe(&topic).await.unwrap().head.closed);
+    let refused = put_one(&*store, &topic, tombstone("k")).await;
+    assert_eq!(refused, Outcome::Refused(Refusal::Closed));
+}
+
+pub async fn an_event_of_a_subject_enters_its_own_topics_only(
+    factory: impl AsyncFn(JournalSettings) -> Store,
+) {
+    let mut store = factory(settings()).await;
+    let topic = topic("t");
+    let refused = Outcome::Refused(Refusal::NotOwner);
+    let nobodys = Append { properties: None, ..log("a").by("ann") };
+    assert_eq!(put_one(&*store, &topic, nobodys).await, refused);
+    assert!(!store.describe(&topic).await.unwrap().exists);
+    // The first that is stored makes the topic its own, and is the first to do so.
+    let events = [
+        state("k", "x").by("bob").if_offset(3),
+        log("a").by("ann").id("a"),
+        log("b").by("bob"),
+        log("c").by("ann"),
+        log("a").by("bob").id("a"),
+        log("d"),
+    ];
+    let outcomes = put(&*store, &topic, events).await.outcomes;
+    assert!(matches!(outcomes[0], Outcome::Refused(Refusal::Conflict { .. })));
+    assert_eq!((&outcomes[2], &outcomes[4]), (&refused, &refused));
+    for at in [1, 3, 5] {
+        assert!(matches!(outcomes[at], Outcome::Stored(_)), "{at}: {outcomes:?}");
+    }
+    store.reopen().await;
+    let owner = store.describe(&topic).await.unwrap().properties.owner;
+    assert_eq!(owner.as_deref(), Some("ann"));
+    assert_eq!(put_one(&*store, &topic, log("e").by("bob").closing()).await, refused);
+    put(&*store, &topic, [log("f").closing()]).await;
+    assert_eq!(put_one(&*store, &topic, log("g").by("bob")).await, refused);
 }
 
 pub async fn a_batch_without_events_can_close_and_creates_the_topic(

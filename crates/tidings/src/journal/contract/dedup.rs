@@ -144,7 +144,7 @@ pub async fn an_id_is_recognised_after_reopening_and_forgotten_by_deleting(
     store.reopen().await;
     let again = put_one(&*store, &topic, log("a").id("1")).await;
     assert_eq!(again, Outcome::Duplicate(position(&first, 0)));
-    assert!(store.delete(&topic).await.unwrap());
+    assert!(delete(&*store, &topic).await);
     let anew = stored(&put_one(&*store, &topic, log("a").id("1")).await);
     assert_eq!(anew.offset, Offset(1));
     assert_ne!(anew.epoch, first.head.epoch);

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use super::{Store, sample::*};
 use crate::{
-    journal::{Batch, Head, JournalSettings, Properties, Retention, TopicInfo, TopicQuery},
+    journal::{
+        Append, Batch, Change, DeleteIf, Head, JournalSettings, Properties, Refusal, Retention,
+        TopicInfo, TopicQuery,
+    },
     model::{Offset, Tenant, TopicKey},
 };
 
@@ -37,7 +40,7 @@ pub async fn a_deleted_topic_is_gone_and_has_another_epoch(
 ) {
     let mut store = factory(settings()).await;
     let (topic, other) = (topic("t"), topic("t2"));
-    assert!(!store.delete(&topic).await.unwrap());
+    assert!(!delete(&*store, &topic).await);
     put(&*store, &other, [log("stays"), state("k", "stays")]).await;
     let mut epochs = vec![store.describe(&topic).await.unwrap().head.epoch];
     for _ in 0..3 {
@@ -46,8 +49,8 @@ pub async fn a_deleted_topic_is_gone_and_has_another_epoch(
         assert_eq!(head.epoch, epochs[epochs.len() - 1]);
         assert_eq!(head.tail, Offset(5));
         store.append(&topic, Batch { close: true, ..batch([]) }).await.unwrap();
-        assert!(store.delete(&topic).await.unwrap());
-        assert!(!store.delete(&topic).await.unwrap());
+        assert!(delete(&*store, &topic).await);
+        assert!(!delete(&*store, &topic).await);
         store.reopen().await;
         let info = store.describe(&topic).await.unwrap();
         assert_eq!(info, TopicInfo::absent(topic.clone(), info.head.epoch));
@@ -65,7 +68,7 @@ pub async fn a_deleted_topic_is_gone_and_has_another_epoch(
     assert_eq!(read(&*store, &other, 0).await.events.len(), 2);
 }
 
-pub async fn properties_are_set_by_the_batch_that_creates_the_topic_only(
+pub async fn properties_are_set_by_the_event_that_creates_the_topic_only(
     factory: impl AsyncFn(JournalSettings) -> Store,
 ) {
     let mut store = factory(settings()).await;
@@ -80,17 +83,18 @@ pub async fn properties_are_set_by_the_batch_that_creates_the_topic_only(
             bytes: None,
         }),
     };
-    let by =
-        |properties: Properties, events| Batch { properties: Some(properties), ..batch(events) };
+    let by = |properties: &Properties, event: Append| {
+        batch([Append { properties: Some(Box::new(properties.clone())), ..event }])
+    };
     // Refused, so it created nothing.
-    let refused = by(owned_by("mallory"), vec![state("k", "a").if_offset(1)]);
+    let refused = by(&owned_by("mallory"), state("k", "a").if_offset(1));
     store.append(&topic, refused).await.unwrap();
-    store.append(&topic, by(full.clone(), vec![log("a")])).await.unwrap();
-    store.append(&topic, by(owned_by("mallory"), vec![log("b")])).await.unwrap();
+    store.append(&topic, by(&full, log("a"))).await.unwrap();
+    store.append(&topic, by(&owned_by("mallory"), log("b"))).await.unwrap();
     assert_eq!(store.describe(&topic).await.unwrap().properties, full);
     store.reopen().await;
     assert_eq!(store.describe(&topic).await.unwrap().properties, full);
-    store.delete(&topic).await.unwrap();
+    delete(&*store, &topic).await;
     put(&*store, &topic, [log("c")]).await;
     assert_eq!(store.describe(&topic).await.unwrap().properties, Properties::default());
 }
@@ -101,19 +105,63 @@ pub async fn set_properties_replaces_them_and_creates_the_topic(
     let store = factory(settings()).await;
     let topic = topic("t");
     let epoch = store.describe(&topic).await.unwrap().head.epoch;
-    let info = store.set_properties(&topic, owned_by("a")).await.unwrap();
+    let info = store.set_properties(&topic, Change::to(owned_by("a"))).await.unwrap().unwrap();
     assert!(info.exists);
     assert_eq!((info.head, info.properties.clone()), (Head::empty(epoch), owned_by("a")));
     assert_eq!(store.describe(&topic).await.unwrap(), info);
-    let batch = Batch { properties: Some(owned_by("b")), ..batch_at(1000, [log("x")]) };
-    let appended = store.append(&topic, batch).await.unwrap();
+    let named = Append { properties: Some(Box::new(owned_by("b"))), ..log("x") };
+    let appended = put(&*store, &topic, [named]).await;
     assert_eq!(appended.head.epoch, epoch);
     assert_eq!(appended.events[0].recorded_at, at(1000));
     assert_eq!(store.describe(&topic).await.unwrap().properties, owned_by("a"));
-    let info = store.set_properties(&topic, owned_by("c")).await.unwrap();
+    let info = store.set_properties(&topic, Change::to(owned_by("c"))).await.unwrap().unwrap();
     assert_eq!((info.head, info.events), (appended.head, 1));
     assert_eq!(store.describe(&topic).await.unwrap(), info);
     assert_eq!(info.properties, owned_by("c"));
+}
+
+pub async fn properties_and_deletion_are_for_the_owner_where_that_is_asked(
+    factory: impl AsyncFn(JournalSettings) -> Store,
+) {
+    let store = factory(settings()).await;
+    let topic = topic("t");
+    let change = async |by: &str, owner: &str, close| {
+        let change = Change { properties: owned_by(owner), close, owner: Some(by.into()) };
+        store.set_properties(&topic, change).await.unwrap()
+    };
+    let delete_by =
+        async |by: &str| store.delete(&topic, DeleteIf::OwnedBy(by.into())).await.unwrap();
+    assert_eq!(delete_by("ann").await, Err(Refusal::NotOwner));
+    // A topic that is not there belongs to whom the change says.
+    assert_eq!(change("ann", "bob", false).await, Err(Refusal::NotOwner));
+    assert!(!store.describe(&topic).await.unwrap().exists);
+    assert!(change("ann", "ann", false).await.is_ok());
+    assert_eq!(change("bob", "bob", true).await, Err(Refusal::NotOwner));
+    assert!(!store.describe(&topic).await.unwrap().head.closed);
+    // It may be given away, and then it is.
+    let given = change("ann", "bob", true).await.unwrap();
+    assert!(given.head.closed);
+    assert_eq!(store.describe(&topic).await.unwrap(), given);
+    assert_eq!(change("ann", "ann", false).await, Err(Refusal::NotOwner));
+    assert_eq!(delete_by("ann").await, Err(Refusal::NotOwner));
+    assert_eq!(delete_by("bob").await, Ok(true));
+}
+
+pub async fn a_topic_that_was_changed_meanwhile_is_not_deleted(
+    factory: impl AsyncFn(JournalSettings) -> Store,
+) {
+    let store = factory(settings()).await;
+    let topic = topic("t");
+    put(&*store, &topic, [log("a")]).await;
+    let seen = store.describe(&topic).await.unwrap();
+    let unchanged = |seen: &TopicInfo| DeleteIf::Unchanged(Box::new(seen.clone()));
+    put(&*store, &topic, [log("b")]).await;
+    assert_eq!(store.delete(&topic, unchanged(&seen)).await.unwrap(), Err(Refusal::Changed));
+    let seen = store.describe(&topic).await.unwrap();
+    store.set_properties(&topic, Change::to(owned_by("a"))).await.unwrap().unwrap();
+    assert_eq!(store.delete(&topic, unchanged(&seen)).await.unwrap(), Err(Refusal::Changed));
+    let seen = store.describe(&topic).await.unwrap();
+    assert_eq!(store.delete(&topic, unchanged(&seen)).await.unwrap(), Ok(true));
 }
 
 pub async fn describe_counts_what_is_held(factory: impl AsyncFn(JournalSettings) -> Store) {
@@ -220,7 +268,7 @@ pub async fn tenants_do_not_touch_each_other_whatever_the_names(
         assert_eq!(all_states(&*store, &topic).await.events.len(), 2);
     }
     let (gone, _) = each(pairs[0]);
-    assert!(store.delete(&gone).await.unwrap());
+    assert!(delete(&*store, &gone).await);
     for (topic, text) in pairs.map(each) {
         let left = read(&*store, &topic, 0).await.events.len();
         assert_eq!(left, if topic == gone { 0 } else { 3 }, "{text}");

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::{
     journal::{
-        Append, Appended, Batch, Dedup, Journal, JournalSettings, Outcome, Page, PageLimit,
-        StateQuery,
+        Append, Appended, Batch, Dedup, DeleteIf, Journal, JournalSettings, Outcome, Page,
+        PageLimit, Properties, StateQuery,
     },
     model::{
         Event, EventId, EventType, JsonText, NewEvent, Offset, Position, StateKey, Tenant,
@@ -36,7 +36,7 @@ fn body(text: &str) -> NewEvent {
 }
 
 fn minted(event: NewEvent) -> Append {
-    Append { event: Arc::new(event), if_offset: None, dedup: Dedup::Minted }
+    Append::new(Arc::new(event))
 }
 
 /// A log event.
@@ -66,6 +66,17 @@ impl Append {
     /// Makes it conditional.
     pub(super) fn if_offset(self, offset: u64) -> Self {
         Self { if_offset: Some(Offset(offset)), ..self }
+    }
+
+    /// Makes it close its topic.
+    pub(super) fn closing(self) -> Self {
+        Self { close: true, ..self }
+    }
+
+    /// Makes it the subject's, with a topic that would be the subject's too.
+    pub(super) fn by(self, subject: &str) -> Self {
+        let properties = Properties { owner: Some(subject.to_owned()), ..Properties::default() };
+        Self { owner: Some(subject.into()), properties: Some(Box::new(properties)), ..self }
     }
 
     /// Sets when the state expires and is due.
@@ -108,6 +119,11 @@ pub(super) async fn put_at(
 /// Appends one event and tells what became of it.
 pub(super) async fn put_one(journal: &dyn Journal, topic: &TopicKey, event: Append) -> Outcome {
     put(journal, topic, [event]).await.outcomes.remove(0)
+}
+
+/// Deletes a topic, whatever it is.
+pub(super) async fn delete(journal: &dyn Journal, topic: &TopicKey) -> bool {
+    journal.delete(topic, DeleteIf::Always).await.unwrap().unwrap()
 }
 
 /// Everything after an offset, in one page.

@@ -40,8 +40,8 @@ use self::{
     writer::{Request, Writer},
 };
 use super::{
-    Appended, Batch, Due, DueKind, Head, Journal, JournalError, JournalSettings, Locate, Page,
-    PageLimit, Properties, Retention, StateQuery, TopicInfo, TopicQuery,
+    Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError, JournalSettings,
+    Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -267,15 +267,19 @@ impl Journal for EmbeddedJournal {
     async fn set_properties(
         &self,
         topic: &TopicKey,
-        properties: Properties,
-    ) -> Result<TopicInfo, JournalError> {
+        change: Change,
+    ) -> Result<Judged<TopicInfo>, JournalError> {
         let topic = topic.clone();
-        self.ask(|reply| Request::SetProperties { topic, properties, reply }).await
+        self.ask(|reply| Request::SetProperties { topic, change, reply }).await
     }
 
-    async fn delete(&self, topic: &TopicKey) -> Result<bool, JournalError> {
+    async fn delete(
+        &self,
+        topic: &TopicKey,
+        condition: DeleteIf,
+    ) -> Result<Judged<bool>, JournalError> {
         let topic = topic.clone();
-        self.ask(|reply| Request::Delete { topic, reply }).await
+        self.ask(|reply| Request::Delete { topic, condition, reply }).await
     }
 
     async fn trim(
@@ -400,7 +404,7 @@ mod tests {
                     let event = event.data(JsonText::string(&letters(n * 10 + k)));
                     let key = StateKey::parse(&format!("k{}", n % 7)).unwrap();
                     let event = if k == 0 { event.state(key) } else { event };
-                    Append { event: Arc::new(event), if_offset: None, dedup: Dedup::ById }
+                    Append { dedup: Dedup::ById, ..Append::new(Arc::new(event)) }
                 });
                 let batch = Batch { events: events.collect(), ..Batch::default() };
                 journal.append(topic, batch).await.unwrap();
@@ -408,7 +412,7 @@ mod tests {
         }
         let ten = Retention { events: Some(10), ..Retention::UNLIMITED };
         journal.trim(&kept, &ten, Timestamp::default()).await.unwrap();
-        assert!(journal.delete(&gone).await.unwrap());
+        assert!(journal.delete(&gone, DeleteIf::Always).await.unwrap().unwrap());
         let everything = PageLimit { events: usize::MAX, bytes: usize::MAX };
         let before = journal.read(&kept, Offset::ZERO, everything).await.unwrap();
         assert_eq!(before.events.len(), 17);

@@ -27,8 +27,8 @@ use super::{
 use crate::{
     clock::Clock,
     journal::{
-        Append, Appended, Batch, Dedup, DueKind, Head, JournalError, JournalSettings, Outcome,
-        Properties, Refusal, TopicInfo, record, topic_epoch,
+        Append, Appended, Batch, Change, Dedup, DeleteIf, DueKind, Head, JournalError,
+        JournalSettings, Judged, Outcome, Properties, Refusal, TopicInfo, record, topic_epoch,
     },
     model::{
         Class, Event, Fingerprint, NewEvent, Offset, Position, StateKey, Timestamp, TopicKey,
@@ -50,12 +50,13 @@ pub(super) enum Request {
     },
     SetProperties {
         topic: TopicKey,
-        properties: Properties,
-        reply: Reply<TopicInfo>,
+        change: Change,
+        reply: Reply<Judged<TopicInfo>>,
     },
     Delete {
         topic: TopicKey,
-        reply: Reply<bool>,
+        condition: DeleteIf,
+        reply: Reply<Judged<bool>>,
     },
     Trim {
         topic: TopicKey,
@@ -170,12 +171,12 @@ impl Writer {
                 let staged = self.append(&topic, batch, commit);
                 commit.answer(reply, staged);
             }
-            Request::SetProperties { topic, properties, reply } => {
-                let staged = self.set_properties(&topic, properties, commit);
+            Request::SetProperties { topic, change, reply } => {
+                let staged = self.set_properties(&topic, change, commit);
                 commit.answer(reply, staged);
             }
-            Request::Delete { topic, reply } => {
-                let staged = self.delete(&topic, commit);
+            Request::Delete { topic, condition, reply } => {
+                let staged = self.delete(&topic, &condition, commit);
                 commit.answer(reply, staged);
             }
             Request::Trim { topic, trim, reply } => {
@@ -285,7 +286,6 @@ impl Writer {
         &mut self,
         topic: &TopicKey,
         now: Timestamp,
-        properties: Option<Properties>,
     ) -> Result<&mut TopicRecord, JournalError> {
         if !self.records.contains_key(topic) {
             let topics = &self.store.topics;
@@ -309,8 +309,7 @@ impl Writer {
             .get_mut(topic)
             .ok_or_else(|| JournalError::Unavailable("topic record went away".to_owned()))?;
         if record.is_deleted {
-            let properties = properties.unwrap_or_default();
-            let fresh = TopicRecord::new(*next_id, incarnation, now, properties);
+            let fresh = TopicRecord::new(*next_id, incarnation, now, Properties::default());
             *record = TopicRecord { is_deleted: true, ..fresh };
             *next_id += 1;
         }
@@ -323,7 +322,7 @@ impl Writer {
         batch: Batch,
         commit: &mut Commit,
     ) -> Result<Appended, JournalError> {
-        let Batch { events, properties, close, now } = batch;
+        let Batch { events, close, now } = batch;
         let store = self.store.clone();
         let settings = self.settings;
         let store_epoch = self.meta.store_epoch;
@@ -336,7 +335,7 @@ impl Writer {
             now,
             commit,
         };
-        let record = self.record(topic, now, properties)?;
+        let record = self.record(topic, now)?;
         staged.epoch = record.head(store_epoch).epoch;
         // What may fail comes first, so that a batch is staged whole or not at all.
         for append in &events {
@@ -345,17 +344,23 @@ impl Writer {
         if record.has_events {
             staged.now = now.max(record.written_at);
         }
+        let was_closed = record.closed;
         let mut outcomes = Vec::with_capacity(events.len());
         let mut stored = Vec::with_capacity(events.len());
         for append in &events {
             let outcome = staged.judge(record, append).unwrap_or_else(|| {
+                if let Some(properties) = append.properties.as_ref().filter(|_| record.is_deleted) {
+                    record.properties = Properties::clone(properties);
+                }
+                record.is_deleted = false;
                 stored.push(staged.store(record, append));
                 Outcome::Stored(record.head(store_epoch).end())
             });
+            record.closed |= append.close && !matches!(outcome, Outcome::Refused(_));
             outcomes.push(outcome);
         }
-        let changed = !stored.is_empty() || (close && !record.closed);
         record.closed |= close;
+        let changed = !stored.is_empty() || record.closed != was_closed;
         let head = record.head(store_epoch);
         if changed {
             record.is_deleted = false;
@@ -367,26 +372,39 @@ impl Writer {
     fn set_properties(
         &mut self,
         topic: &TopicKey,
-        properties: Properties,
+        change: Change,
         commit: &mut Commit,
-    ) -> Result<TopicInfo, JournalError> {
+    ) -> Result<Judged<TopicInfo>, JournalError> {
         let now = self.clock.now();
         let store_epoch = self.meta.store_epoch;
-        let record = self.record(topic, now, None)?;
+        let record = self.record(topic, now)?;
+        if let Err(refusal) = change.judge((!record.is_deleted).then_some(&record.properties)) {
+            return Ok(Err(refusal));
+        }
         record.is_deleted = false;
-        record.properties = properties;
+        record.properties = change.properties;
+        record.closed |= change.close;
         let info = record.info(topic.clone(), store_epoch);
         commit.dirty.insert(topic.clone(), ());
-        Ok(info)
+        Ok(Ok(info))
     }
 
-    fn delete(&mut self, topic: &TopicKey, commit: &mut Commit) -> Result<bool, JournalError> {
+    fn delete(
+        &mut self,
+        topic: &TopicKey,
+        condition: &DeleteIf,
+        commit: &mut Commit,
+    ) -> Result<Judged<bool>, JournalError> {
         let now = self.clock.now();
+        let store_epoch = self.meta.store_epoch;
         let (store, reclaimable) = (self.store.clone(), Arc::clone(&self.reclaimable));
         let deletions = self.deletions(topic)?.wrapping_add(1);
-        let record = self.record(topic, now, None)?;
+        let record = self.record(topic, now)?;
+        if let Err(refusal) = condition.judge(&record.info(topic.clone(), store_epoch)) {
+            return Ok(Err(refusal));
+        }
         if record.is_deleted {
-            return Ok(false);
+            return Ok(Ok(false));
         }
         // Every state is ended, so that nothing of it stays due.
         let mut found = Vec::new();
@@ -413,7 +431,7 @@ impl Writer {
         commit.batch.insert(&store.meta, key.clone(), write_deletions(&key, deletions));
         self.deletions.insert(key, deletions);
         commit.dirty.insert(topic.clone(), ());
-        Ok(true)
+        Ok(Ok(true))
     }
 
     fn trim(
@@ -426,7 +444,7 @@ impl Writer {
         let store = self.store.clone();
         let store_epoch = self.meta.store_epoch;
         self.reclaimable.add_bytes(trim.bytes);
-        let record = self.record(topic, now, None)?;
+        let record = self.record(topic, now)?;
         // Deleted, or deleted and written again, since it was looked at: then there is nothing.
         if record.id == trim.id && !record.is_deleted && trim.floor > record.floor {
             record.floor = trim.floor;
@@ -513,12 +531,16 @@ impl Staged<'_> {
     fn judge(&self, record: &TopicRecord, append: &Append) -> Option<Outcome> {
         let event = &append.event;
         let refused = |refusal| Some(Outcome::Refused(refusal));
+        let properties = (!record.is_deleted).then_some(&record.properties);
+        if let Some(refusal) = append.not_owner(properties) {
+            return refused(refusal);
+        }
         if append.dedup == Dedup::ById
             && let Some((offset, fingerprint)) = self.seen(record, event)
         {
             return Some(Outcome::Duplicate(Position { epoch: self.epoch, offset, fingerprint }));
         }
-        if record.closed {
+        if record.closed && !append.ends_expired {
             return refused(Refusal::Closed);
         }
         let key = event.key.as_ref().map(|key| named_key(record.id, key.as_str()));
