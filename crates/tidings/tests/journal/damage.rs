@@ -226,7 +226,7 @@ async fn an_attempt_that_was_cut_short_is_begun_again() {
     fs::write(directory.path().join("store.new/0.jnl"), "").unwrap();
     let message = refusal(directory.path());
     assert!(message.contains("store.new"), "without `TIDINGS` it is foreign: {message}");
-    fs::write(directory.path().join("TIDINGS"), "tidings journal 1\n").unwrap();
+    fs::write(directory.path().join("TIDINGS"), "tidings journal 2\n").unwrap();
     let journal = open(directory.path()).unwrap();
     fill(&*journal).await;
     journal.close().await;
@@ -285,8 +285,13 @@ async fn a_path_that_is_no_directory_is_refused() {
 async fn a_second_open_is_refused_until_the_first_is_closed() {
     let directory = tempfile::tempdir().unwrap();
     let first = open(directory.path()).unwrap();
-    let message = refusal(directory.path());
-    assert!(message.contains("another process"), "{message}");
+    match open(directory.path()) {
+        // It may work later.
+        Err(JournalError::Unavailable(message)) => {
+            assert!(message.contains("another process"), "{message}");
+        }
+        other => panic!("expected a refusal, got {other:?}"),
+    }
     first.close().await;
     drop(first);
     open(directory.path()).unwrap().close().await;

@@ -17,6 +17,7 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    ops::{Range, RangeInclusive},
     path::{Path, PathBuf},
 };
 
@@ -43,7 +44,7 @@ pub(super) struct CommitLog {
 struct Active {
     path: PathBuf,
     /// Where its last batch is.
-    last: std::ops::Range<u64>,
+    last: Range<u64>,
     /// Whether something follows that is no batch: a commit that was cut short.
     is_torn: bool,
 }
@@ -188,6 +189,13 @@ fn log_files(store: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files.into_iter().map(|(_, path)| path).collect())
 }
 
+/// The numbers of the log's files.
+pub(super) fn numbers(store: &Path) -> io::Result<RangeInclusive<u64>> {
+    let files = log_files(store)?;
+    let number = |path: Option<&PathBuf>| path.and_then(|path| number(path)).unwrap_or(0);
+    Ok(number(files.first())..=number(files.last()))
+}
+
 /// `12` of `12.jnl`.
 fn number(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_suffix(".jnl")?.parse().ok()
@@ -231,7 +239,7 @@ impl Batches {
     }
 
     /// The next whole batch: its place, and what it says of the store.
-    fn next(&mut self) -> io::Result<Option<(std::ops::Range<u64>, Option<Meta>)>> {
+    fn next(&mut self) -> io::Result<Option<(Range<u64>, Option<Meta>)>> {
         let start = self.at;
         match self.batch() {
             Ok(meta) => Ok(Some((start..self.at, meta))),

@@ -129,6 +129,16 @@ impl Directory {
         Ok((store, Made::Now))
     }
 
+    /// Where the files of a store are that is there.
+    pub(super) fn store_files(&self) -> PathBuf {
+        self.path.join(STORE)
+    }
+
+    /// Whether there is a store.
+    pub(super) fn has_store(&self) -> bool {
+        self.store_files().exists()
+    }
+
     /// Where what a repair cut off is kept.
     pub(super) fn damaged(&self) -> PathBuf {
         self.path.join(DAMAGED)
@@ -147,7 +157,7 @@ impl Directory {
         // In place and of one length: there is room for it on a disk that is full.
         let written = file.seek(SeekFrom::Start(0));
         let written = written.and_then(|_| file.write_all(mark_line(commits).as_bytes()));
-        if self.succeeded(written) {
+        if self.succeeded(&written) {
             self.written.store(commits, Ordering::SeqCst);
         }
     }
@@ -163,15 +173,15 @@ impl Directory {
             Some(file) => file.try_clone(),
             None => return,
         };
-        if self.succeeded(file.and_then(|file| file.sync_all())) {
+        if self.succeeded(&file.and_then(|file| file.sync_all())) {
             self.synced.fetch_max(written, Ordering::SeqCst);
         }
     }
 
     /// Says that the mark fails, once until it does not.
-    fn succeeded(&self, result: io::Result<()>) -> bool {
+    fn succeeded(&self, result: &io::Result<()>) -> bool {
         let complained = self.complained.swap(result.is_err(), Ordering::SeqCst);
-        if let Err(error) = &result
+        if let Err(error) = result
             && !complained
         {
             let file = self.path.join(HIGH_WATER_FILE);

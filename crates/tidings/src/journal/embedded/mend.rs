@@ -15,7 +15,7 @@ use super::{
     damage::unreadable,
     layout::{
         FIRST_TOPIC, Store, TopicRecord, is_sentinel, offset_key, read_due, read_mark, read_seen,
-        read_topic_key, split_u64, topic_key, write_due,
+        read_topic_key, split_u64, topic_key, write_due, write_mark,
     },
     reads::read_state,
     reclaim::DELETED,
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     journal::{JournalError, record},
-    model::{Event, Fingerprint, Offset, StateKey, TopicKey},
+    model::{Event, Fingerprint, Offset, StateKey, Timestamp, TopicKey},
 };
 
 /// Changes that are committed at once.
@@ -44,6 +44,9 @@ pub(super) fn mend(store: &Store) -> Result<(), JournalError> {
     Ok(())
 }
 
+/// A key and its value.
+type Entry = (Vec<u8>, Vec<u8>);
+
 struct Mender<'a> {
     store: &'a Store,
     batch: OwnedWriteBatch,
@@ -54,8 +57,8 @@ struct Mender<'a> {
 /// What a topic holds.
 #[derive(Default)]
 struct Held {
-    /// Fingerprints by offset: of log events, tombstones, current states and marks.
-    fingerprints: BTreeMap<u64, Fingerprint>,
+    /// By offset: log events, tombstones, current states and marks.
+    places: BTreeMap<u64, Place>,
     /// Log events and tombstones above the floor, and their bytes.
     events: u64,
     bytes: u64,
@@ -63,12 +66,15 @@ struct Held {
     ended: HashMap<StateKey, Offset>,
 }
 
+/// What is at an offset: a fingerprint, and a time unless that is damaged.
+#[derive(Clone, Copy)]
+struct Place {
+    fingerprint: Fingerprint,
+    at: Option<Timestamp>,
+}
+
 impl Mender<'_> {
-    fn scan(
-        &self,
-        keyspace: &Keyspace,
-        prefix: &[u8],
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, JournalError> {
+    fn scan(&self, keyspace: &Keyspace, prefix: &[u8]) -> Result<Vec<Entry>, JournalError> {
         let entries = keyspace.prefix(prefix).map(|entry| {
             let (key, value) = entry.into_inner().map_err(|error| unreadable(keyspace, &error))?;
             Ok((key.to_vec(), value.to_vec()))
@@ -114,26 +120,39 @@ impl Mender<'_> {
         let mut held = self.log(&record, floor)?;
         if floor > record.floor.0 {
             record.floor = Offset(floor);
-            record.floor_fingerprint = held.fingerprints.get(&floor).copied().unwrap_or_default();
+            let place = held.places.get(&floor);
+            record.floor_fingerprint = place.map(|place| place.fingerprint).unwrap_or_default();
         }
         record.events = held.events;
         record.bytes = held.bytes;
         record.states = self.states(topic, record.id, &mut held)?;
         for (key, value) in self.scan(&self.store.marks, &record.id.to_be_bytes())? {
-            if let (Some(offset), Some((fingerprint, _))) = (offset_of(&key), read_mark(&value)) {
-                held.fingerprints.entry(offset).or_insert(fingerprint);
+            if let (Some(offset), Some((fingerprint, at))) = (offset_of(&key), read_mark(&value)) {
+                held.places.entry(offset).or_insert(Place { fingerprint, at: Some(at) });
             }
         }
-        let last = held.fingerprints.last_key_value();
-        if let Some((offset, fingerprint)) = last.filter(|(offset, _)| **offset >= record.tail.0) {
+        let last = held.places.last_key_value();
+        if let Some((offset, place)) = last.filter(|(offset, _)| **offset >= record.tail.0) {
             record.tail = Offset(*offset).next();
-            record.tail_fingerprint = *fingerprint;
+            record.tail_fingerprint = place.fingerprint;
+            record.written_at = place.at.unwrap_or(record.written_at);
             record.has_events = true;
+        }
+        // What is missing is a mark from now on, as what was superseded: nothing is served there.
+        let mut time = Timestamp::default();
+        for offset in record.floor.0 + 1..record.tail.0 {
+            if let Some(place) = held.places.get(&offset) {
+                time = place.at.unwrap_or(time);
+                continue;
+            }
+            let key = offset_key(record.id, Offset(offset));
+            self.batch.insert(&self.store.marks, key, write_mark(Fingerprint(0), time));
+            self.changed()?;
         }
         for (key, value) in self.scan(&self.store.dedup, &record.id.to_be_bytes())? {
             // An id whose event was lost may be published again.
             let is_lost = read_seen(&value).is_none_or(|(offset, ..)| {
-                offset > record.floor && !held.fingerprints.contains_key(&offset.0)
+                offset > record.floor && !held.places.contains_key(&offset.0)
             });
             if is_lost {
                 self.batch.remove(&self.store.dedup, key);
@@ -149,13 +168,17 @@ impl Mender<'_> {
         for (key, value) in self.scan(&self.store.log, &record.id.to_be_bytes())? {
             let Some(offset) = offset_of(&key) else { continue };
             // A damaged one is counted, so that its offset is not used again; reading it fails.
-            let fingerprint = value.first_chunk().map(|sum| Fingerprint(u32::from_be_bytes(*sum)));
-            held.fingerprints.insert(offset, fingerprint.unwrap_or_default());
+            let event = record::decode(&value, Offset(offset)).ok();
+            let place = Place {
+                fingerprint: event.as_ref().map(|event| event.fingerprint).unwrap_or_default(),
+                at: event.as_ref().map(|event| event.recorded_at),
+            };
+            held.places.insert(offset, place);
             if offset > floor.max(record.floor.0) {
                 held.events += 1;
                 held.bytes += value.len() as u64;
             }
-            if let Ok(event) = record::decode(&value, Offset(offset))
+            if let Some(event) = event
                 && let Some(key) = event.body.key.as_ref().filter(|_| event.body.delete)
             {
                 held.ended.insert(key.clone(), event.offset);
@@ -170,7 +193,15 @@ impl Mender<'_> {
         let mut count = 0;
         for (key, value) in self.scan(&self.store.states, &id.to_be_bytes())? {
             count += 1;
-            let Ok(state) = read_state(topic, &value) else { continue };
+            let Ok(state) = read_state(topic, &value) else {
+                // It keeps its place, so that reading it fails.
+                if let (Some((offset, _)), Some(name)) = (split_u64(&value), key.get(8..)) {
+                    let place = Place { fingerprint: Fingerprint(0), at: None };
+                    held.places.insert(offset, place);
+                    current.insert(offset, name.to_vec());
+                }
+                continue;
+            };
             let Some(name) = &state.body.key else { continue };
             if held.ended.get(name).is_some_and(|ended| *ended > state.offset) {
                 count -= 1;
@@ -178,7 +209,8 @@ impl Mender<'_> {
                 self.changed()?;
                 continue;
             }
-            held.fingerprints.insert(state.offset.0, state.fingerprint);
+            let place = Place { fingerprint: state.fingerprint, at: Some(state.recorded_at) };
+            held.places.insert(state.offset.0, place);
             current.insert(state.offset.0, name.as_str().as_bytes().to_vec());
             self.times(topic, id, &state)?;
         }

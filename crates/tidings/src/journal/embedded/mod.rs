@@ -3,6 +3,7 @@
 //! The rule: one thread writes (`writer.rs`); readers see snapshots, check every record's checksum,
 //! and compare the floor before and after, so that a page is whole or is read again.
 
+mod check;
 mod commit_log;
 mod damage;
 mod directory;
@@ -12,9 +13,16 @@ mod mend;
 mod progress;
 mod reads;
 mod reclaim;
+mod repair;
 mod store;
+mod transfer;
+mod walk;
 mod watch;
 mod writer;
+
+pub use check::{CheckReport, Finding, Step, check};
+pub use repair::{Repaired, repair};
+pub use transfer::{OnDamage, Transferred, export, import};
 
 use std::{
     collections::HashMap,
@@ -150,7 +158,8 @@ impl EmbeddedJournal {
             let _witness = witness;
             writer.run(receiver);
         })?;
-        let reclaimer = Reclaimer::new(store.clone(), reclaimable, requests.clone());
+        let files = directory.store_files();
+        let reclaimer = Reclaimer::new(store.clone(), reclaimable, requests.clone(), files);
         let shared = Arc::new(Shared::new(directory, progress, reclaimer, store.clone()));
         Shared::watch(&shared)?;
         let damage = Arc::new(Damage::default());
@@ -355,6 +364,9 @@ impl Journal for EmbeddedJournal {
 }
 
 #[cfg(test)]
+mod failures;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
@@ -426,9 +438,9 @@ mod tests {
         let after = journal.read(&kept, Offset::ZERO, everything).await.unwrap();
         assert_eq!((after.head, after.events), (before.head, before.events));
         assert!(!journal.describe(&gone).await.unwrap().exists);
-        // The floors of what is wholly gone need not be remembered.
+        // What is gone is told by the log, and may be in memory again; its floor lets it go anew.
         let floors = journal.opened().unwrap().reader.store.floors.len().unwrap();
-        assert_eq!(floors, 2, "the floor of `kept`, and the keyspace's own key");
+        assert_eq!(floors, 3, "the floors of both, and the keyspace's own key");
         journal.close().await;
     }
 }

@@ -149,6 +149,12 @@ impl Reader {
         })
     }
 
+    /// The number that a topic is kept under.
+    #[cfg(test)]
+    pub(super) fn id_of(&self, topic: &TopicKey) -> Result<u64, JournalError> {
+        Ok(self.view(topic)?.record.id)
+    }
+
     /// How far a topic is to be trimmed; its head, if not at all.
     pub(super) fn excess(
         &self,

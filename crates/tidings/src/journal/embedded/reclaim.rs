@@ -5,6 +5,8 @@
 
 use std::{
     collections::HashMap,
+    ops::RangeInclusive,
+    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -18,6 +20,7 @@ use fjall::compaction::filter::{
 use tokio::sync::mpsc;
 
 use super::{
+    commit_log,
     layout::{Store, read_seen, split_u64},
     writer::Request,
 };
@@ -92,12 +95,34 @@ pub(super) struct Reclaimer {
     /// Whether a run is under way: one at a time.
     runs: Mutex<bool>,
     ended: Condvar,
+    /// Where the commit log is.
+    files: PathBuf,
+    gone: Mutex<Gone>,
+}
+
+/// Deleted topics that nothing is left of in the tables. The log still tells of them, and is
+/// replayed by the next start; their floors are remembered until it does not.
+#[derive(Debug, Default)]
+struct Gone {
+    /// Topic id: the newest log file when nothing was left of it.
+    ids: HashMap<u64, u64>,
+}
+
+impl Gone {
+    /// Takes ids of which nothing is left, and returns those that the log does not tell of either.
+    fn take(&mut self, gone: &[u64], log: RangeInclusive<u64>) -> Vec<u64> {
+        for id in gone {
+            self.ids.entry(*id).or_insert(*log.end());
+        }
+        let forgotten = self.ids.extract_if(|_, file| *file < *log.start());
+        forgotten.map(|(id, _)| id).collect()
+    }
 }
 
 type Work = (Store, mpsc::Sender<Request>);
 
 /// A run that is under way until this is dropped.
-struct Run<'a>(&'a Reclaimer);
+pub(super) struct Run<'a>(&'a Reclaimer);
 
 impl Drop for Run<'_> {
     fn drop(&mut self) {
@@ -111,9 +136,11 @@ impl Reclaimer {
         store: Store,
         reclaimable: Arc<Reclaimable>,
         requests: mpsc::Sender<Request>,
+        files: PathBuf,
     ) -> Self {
         let work = Mutex::new(Some((store, requests)));
-        Self { reclaimable, work, runs: Mutex::new(false), ended: Condvar::new() }
+        let (runs, ended, gone) = (Mutex::new(false), Condvar::new(), Mutex::default());
+        Self { reclaimable, work, runs, ended, files, gone }
     }
 
     /// Bytes that a run would give back.
@@ -131,7 +158,7 @@ impl Reclaimer {
     }
 
     /// Waits for its turn.
-    fn begin(&self) -> Run<'_> {
+    pub(super) fn begin(&self) -> Run<'_> {
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.ended.wait_while(runs, |runs| *runs);
         *waited.unwrap_or_else(PoisonError::into_inner) = true;
@@ -153,9 +180,11 @@ impl Reclaimer {
             keyspace.major_compact()?;
         }
         self.reclaimable.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        if !deleted.is_empty() {
+        let log = commit_log::numbers(&self.files)?;
+        let ids = self.gone.lock().unwrap_or_else(PoisonError::into_inner).take(&deleted, log);
+        if !ids.is_empty() {
             // The writer is gone if the journal is closing; then it is done next time.
-            let _ = requests.blocking_send(Request::Forget { ids: deleted });
+            let _ = requests.blocking_send(Request::Forget { ids });
         }
         Ok(())
     }
@@ -229,5 +258,24 @@ impl CompactionFilter for Reclaim {
             },
         };
         Ok(if gone { Verdict::Destroy } else { Verdict::Keep })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTHING: [u64; 0] = [];
+
+    #[test]
+    fn a_floor_is_forgotten_once_the_log_does_not_tell_of_its_topic() {
+        let mut gone = Gone::default();
+        assert_eq!(gone.take(&[1, 2], 3..=4), NOTHING);
+        assert_eq!(gone.take(&[1, 2, 3], 4..=6), NOTHING);
+        let mut forgotten = gone.take(&[1, 2, 3], 5..=7);
+        forgotten.sort_unstable();
+        assert_eq!(forgotten, [1, 2]);
+        assert_eq!(gone.take(&[3], 6..=7), NOTHING);
+        assert_eq!(gone.take(&[3], 7..=7), [3]);
     }
 }

@@ -77,7 +77,7 @@ pub(super) fn open_whole(
     Ok(store)
 }
 
-fn open_files(
+pub(super) fn open_files(
     files: &Path,
     reclaimable: &Arc<Reclaimable>,
     settings: JournalSettings,
@@ -152,16 +152,22 @@ fn own_record(
 ///
 /// Tables may be ahead of a log that lost its end: then the record in them tells how far it went.
 pub(super) fn lost(stored: Option<Meta>, directory: &Directory, log: &CommitLog) -> Option<u64> {
-    let stored = stored.map_or(0, |meta| meta.commits);
-    let known = directory.high_water().max(stored);
-    let found = log.last.map_or(stored, |last| last.commits);
-    (found < known).then_some(known)
+    let commits = |meta: Meta| meta.commits;
+    let known = directory.high_water().max(stored.map_or(0, commits));
+    match (stored, log.last) {
+        (Some(_), Some(last)) => (last.commits < known).then_some(known),
+        (Some(stored), None) => (stored.commits < known).then_some(known),
+        (None, last) => (known > 0 || last.is_some()).then_some(known.max(last.map_or(0, commits))),
+    }
 }
 
 /// The record of a store that has none: nothing was ever committed, or all of it was lost.
 fn first_record() -> Result<Meta, JournalError> {
-    let secret = getrandom::u64().map_err(no_randomness)?;
-    Ok(Meta { secret, store_epoch: draw_u32()?, next_id: 1, commits: 0 })
+    Ok(Meta { secret: draw_secret()?, store_epoch: draw_u32()?, next_id: 1, commits: 0 })
+}
+
+pub(super) fn draw_secret() -> Result<u64, JournalError> {
+    getrandom::u64().map_err(no_randomness)
 }
 
 pub(super) fn draw_u32() -> Result<u32, JournalError> {

@@ -36,7 +36,7 @@ pub(super) struct Shared {
     pub(super) progress: Arc<Progress>,
     pub(super) reclaimer: Reclaimer,
     /// Asked whether it failed in the background; `None` once the journal was closed.
-    store: Mutex<Option<Store>>,
+    pub(super) store: Mutex<Option<Store>>,
     is_closing: AtomicBool,
 }
 
