@@ -84,25 +84,32 @@ pub(crate) struct LayerArgs {
     pub(crate) settings: SettingFlags,
 }
 
-/// Which hub, and as whom.
+/// Where a hub is.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Hub")]
-pub(crate) struct HubArgs {
+pub(crate) struct PlaceArgs {
     /// Address of the hub [env: TIDINGS_URL] [default: the `tidings dev` of this directory]
     #[arg(long, value_name = "URL")]
     pub(crate) url: Option<String>,
-    /// API key; better in TIDINGS_KEY or TIDINGS_KEY_FILE, as the process list shows flags
-    #[arg(long, value_name = "KEY", conflicts_with = "token")]
-    pub(crate) api_key: Option<String>,
-    /// Token; better in TIDINGS_TOKEN or TIDINGS_TOKEN_FILE, as the process list shows flags
-    #[arg(long, value_name = "TOKEN")]
-    pub(crate) token: Option<String>,
     /// Data directory of the `tidings dev` to talk to
     #[arg(long, value_name = "DIR", default_value = crate::remote::DEV_DIRECTORY)]
     pub(crate) data_dir: PathBuf,
     /// File of further certificate authorities to trust, PEM
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
+}
+
+/// Which hub, and as whom.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Hub")]
+pub(crate) struct HubArgs {
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    /// API key; better in TIDINGS_KEY or TIDINGS_KEY_FILE, as the process list shows flags
+    #[arg(long, value_name = "KEY", conflicts_with = "token")]
+    pub(crate) api_key: Option<String>,
+    /// Token; better in TIDINGS_TOKEN or TIDINGS_TOKEN_FILE, as the process list shows flags
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -113,15 +120,17 @@ Examples:
   tidings publish --topic user/42 --type run.progress --class state --key run/7 --data '{\"done\":3}'
   cargo build 2>&1 | tidings publish --lines --topic build/1
   tidings publish --ndjson --file events.ndjson
+  tidings publish --ndjson --topic build/1 --type step --file steps.ndjson
 
 With --lines, an event's data is the line as a JSON string, without its line break; colours
 and other control characters stay, bytes that are no UTF-8 become U+FFFD. While the hub is away,
 lines wait in the pipe; each has an id of its own, so that what is sent twice is stored once.")]
 pub(crate) struct PublishArgs {
-    /// Topic, such as user/42
+    /// Topic, such as user/42; with --ndjson, of the events that name none
     #[arg(long, required_unless_present = "ndjson")]
     pub(crate) topic: Option<String>,
-    /// Event type, such as job.done [default with --lines: line]
+    /// Event type, such as job.done; with --ndjson, of the events that name none [default with
+    /// --lines: line]
     #[arg(long = "type", value_name = "TYPE", required_unless_present_any = ["lines", "ndjson"])]
     pub(crate) event_type: Option<String>,
     /// Data of the event, JSON; what is no JSON is published as a string
@@ -131,7 +140,7 @@ pub(crate) struct PublishArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) data_file: Option<PathBuf>,
     /// How the event is kept [default: log, with --key: state]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "ndjson")]
     pub(crate) class: Option<ClassArg>,
     /// What a state replaces, such as run/7
     #[arg(long, conflicts_with_all = ["lines", "ndjson"])]
@@ -140,7 +149,7 @@ pub(crate) struct PublishArgs {
     #[arg(long, conflicts_with_all = ["lines", "ndjson"])]
     pub(crate) id: Option<String>,
     /// What the event is about
-    #[arg(long)]
+    #[arg(long, conflicts_with = "ndjson")]
     pub(crate) subject: Option<String>,
     /// Offset that the key's current state must have; 0: there must be none
     #[arg(long, value_name = "OFFSET", requires = "key")]
@@ -340,21 +349,19 @@ pub(crate) enum DocsPage {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_arg("url", |url| url.help(HEALTH_URL)))]
 pub(crate) struct HealthArgs {
-    /// Address of the hub or of its admin listener [env: TIDINGS_URL] [default: the `tidings dev` of
-    /// this directory, else the admin listener of the configuration]
-    #[arg(long, value_name = "URL")]
-    pub(crate) url: Option<String>,
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
     /// Ask only whether the process answers, not whether it takes events
     #[arg(long)]
     pub(crate) live: bool,
     /// How long to wait for the answer
     #[arg(long, value_name = "DURATION", default_value = "5s")]
     pub(crate) timeout: Period,
-    /// Data directory of the `tidings dev` to ask
-    #[arg(long, value_name = "DIR", default_value = crate::remote::DEV_DIRECTORY)]
-    pub(crate) data_dir: PathBuf,
-    /// File of further certificate authorities to trust, PEM
-    #[arg(long, value_name = "FILE")]
-    pub(crate) ca: Option<PathBuf>,
 }
+
+/// Beyond what clients talk to, operators have a listener of their own.
+const HEALTH_URL: &str = "Address of the hub or of its admin listener [env: TIDINGS_URL] [default: \
+                          the `tidings dev` of this directory, else the admin listener of the \
+                          configuration]";

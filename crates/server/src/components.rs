@@ -2,7 +2,12 @@
 //!
 //! The rule: everything that can be wrong is found here, before the first connection is accepted.
 
-use std::sync::Arc;
+use std::{
+    fs::{File, TryLockError},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use tidings::{
     Hub,
@@ -14,10 +19,13 @@ use tidings::{
 use crate::{
     config::{Config, JournalKind},
     exit::{Exit, Failure},
+    key_client::connect,
 };
 
 /// Where the journal is within the data directory; the rest of it is for keys and the like.
 const JOURNAL_DIRECTORY: &str = "journal";
+/// The file that a process locks while it has the journal open.
+const LOCK_FILE: &str = "TIDINGS";
 
 /// A hub and what it is served with.
 #[derive(Debug)]
@@ -28,13 +36,15 @@ pub(crate) struct Components {
     /// Deadlines and limits of the listener.
     pub(crate) serve: ServeSettings,
     pub(crate) tls: Option<Arc<Tls>>,
+    /// Between being told to end and beginning to drain.
+    pub(crate) drain_grace: Duration,
 }
 
 impl Components {
     /// Opens the journal and starts the hub. Blocks while the journal recovers.
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
         let refused = |message: String| Failure::new(Exit::Config, message);
-        let authenticator = Authenticator::new(&config.auth_settings())
+        let authenticator = Authenticator::with_key_sources(&config.auth_settings(), &connect)
             .map_err(|error| refused(error.to_string()))?;
         let tls = match (&config.tls.cert, &config.tls.key) {
             (Some(cert), Some(key)) => {
@@ -45,11 +55,16 @@ impl Components {
         };
         let journal = open_journal(config)?;
         let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
-        let settings = HttpSettings { cors_origins: config.cors.origins.clone() };
+        let settings = HttpSettings {
+            cors_origins: config.cors.origins.clone(),
+            trusted_proxies: config.proxies(),
+            metrics: config.metrics.public,
+        };
         let router = hub
             .router(Arc::new(authenticator), &settings)
             .map_err(|problem| refused(format!("cors.origins: {problem}")))?;
-        Ok(Self { hub, router, serve: config.serve_settings(), tls })
+        let serve = config.serve_settings();
+        Ok(Self { hub, router, serve, tls, drain_grace: config.drain_grace.0 })
     }
 }
 
@@ -63,8 +78,26 @@ fn open_journal(config: &Config) -> Result<Arc<dyn Journal>, Failure> {
         .map_err(|error| Failure::output(directory.display(), &error))?;
     match EmbeddedJournal::open(&directory, settings) {
         Ok(journal) => Ok(journal),
-        // A person must act; the message says how.
-        Err(JournalError::Broken(message)) => Err(Failure::new(Exit::Config, message)),
-        Err(error) => Err(Failure::new(Exit::Unavailable, error.to_string())),
+        Err(error) => Err(unusable(&config.data, &directory, &error)),
     }
+}
+
+/// Why there is no journal. Whether it is damaged or only taken is two things to do.
+fn unusable(data: &Path, journal: &Path, error: &JournalError) -> Failure {
+    let data = data.display();
+    if is_in_use(journal) {
+        let message = format!(
+            "{data}: another process has this data directory open; end it, or choose another \
+             directory with `--data`"
+        );
+        return Failure::new(Exit::InUse, message);
+    }
+    let message = format!("the data directory {data} cannot be used\n{error}");
+    Failure::new(Exit::DataDirectory, message)
+}
+
+/// Whether some process holds the lock of a journal.
+fn is_in_use(journal: &Path) -> bool {
+    let lock = File::open(journal.join(LOCK_FILE));
+    lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }

@@ -37,7 +37,9 @@ exits! {
     NoInput = 66, "an input file cannot be read";
     Unavailable = 69, "the hub cannot be reached or did not answer in time: try again later";
     Software = 70, "an error inside tidings";
+    DataDirectory = 72, "the data directory cannot be used: the message names the file and what to do";
     Output = 74, "a file or the output cannot be written";
+    InUse = 75, "another process has the port or the data directory: end it, or choose others";
     Refused = 77, "the credential is missing, not valid or does not allow this";
     Config = 78, "the configuration has problems, all of which were listed";
 }

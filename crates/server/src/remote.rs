@@ -115,8 +115,8 @@ impl Remote {
             (Some(text), _) | (None, Some(text)) => Some(Secret::new(text.clone())),
             (None, None) => credential_of_env(purpose)?,
         };
-        let given = args.url.clone().or_else(|| variable("TIDINGS_URL"));
-        let dev = DevFile::read(&args.data_dir);
+        let given = args.place.url.clone().or_else(|| variable("TIDINGS_URL"));
+        let dev = DevFile::read(&args.place.data_dir);
         let place = match (given, &dev) {
             (Some(text), dev) => {
                 let url = parse_url(&text)?;
@@ -125,14 +125,14 @@ impl Remote {
                 let credential = credential.or_else(|| same.map(|dev| dev.credential(purpose)));
                 Place::Given { url, credential }
             }
-            (None, Some(_)) => Place::Dev { directory: args.data_dir.clone(), credential },
+            (None, Some(_)) => Place::Dev { directory: args.place.data_dir.clone(), credential },
             (None, None) => Place::Given { url: parse_url(URL_DEFAULT)?, credential },
         };
         let direct = match &place {
             Place::Given { url, .. } => is_loopback(url),
             Place::Dev { .. } => true,
         };
-        let client = build_client(args.ca.as_deref(), direct)?;
+        let client = build_client(args.place.ca.as_deref(), direct)?;
         Ok(Self { client, place, purpose })
     }
 

@@ -17,6 +17,7 @@ use crate::{
     model::{Class, Cursor, Mark, Timestamp, TopicKey},
     sse::{Control, Frame, GoAway},
     subscribe::{Follow, Item, Subscription},
+    ticket::first_cursor,
 };
 
 /// Before a credential ends, its reader is told so this early, to refresh it in time.
@@ -120,9 +121,13 @@ impl Connection {
             match std::mem::replace(&mut self.phase, Phase::Ended) {
                 Phase::New(follow) => {
                     // Before any storage access: the reader learns that the way is clear.
+                    let first = follow.tag.map(|tag| first_cursor(follow.cursor.as_deref(), tag));
                     self.phase = Phase::Start(follow);
                     if self.options.format == Format::Sse {
-                        return Some(Bytes::from_static(b": ok\n\n"));
+                        return Some(match first.flatten() {
+                            Some(cursor) => format!(": ok\nid: {}\n\n", cursor.encode()).into(),
+                            None => Bytes::from_static(b": ok\n\n"),
+                        });
                     }
                 }
                 Phase::Start(follow) => {
@@ -131,17 +136,17 @@ impl Connection {
                     let started = self.hub.subscribe(follow).await;
                     let (subscription, started) = match started {
                         Ok(started) => started,
-                        Err(error) => return Some(self.fail(&error)),
+                        Err(problem) => return Some(self.fail(&problem)),
                     };
+                    self.encoder.cursor = subscription.cursor().clone();
+                    self.encoder.gaps_untold = started.gaps;
+                    self.encoder.topics = subscription.topics().cloned().collect();
                     // Asked before, but changes are told from here on only.
                     match may_read(&self.hub, self.grant.as_ref(), &subscription).await {
                         Ok(true) => {}
                         Ok(false) => return Some(self.revoke()),
-                        Err(error) => return Some(self.fail(&error)),
+                        Err(error) => return Some(self.fail(&Problem::from(error))),
                     }
-                    self.encoder.cursor = subscription.cursor().clone();
-                    self.encoder.gaps_untold = started.gaps;
-                    self.encoder.topics = subscription.topics().cloned().collect();
                     let heads = started.heads.into_iter();
                     let heartbeat = self.hub.settings().heartbeat.mul_f64(1.2);
                     let hello = Control::Hello {
@@ -171,11 +176,13 @@ impl Connection {
         let Self { phase: Phase::Run(subscription), timers, draining, .. } = self else {
             return Bytes::new();
         };
-        // The end first: a reader that is behind always has events waiting, and a credential that has
-        // ended must not deliver them.
-        let happening = match timers.ended(Instant::now()) {
-            Some(reason) => Happening::End(reason),
-            None => tokio::select! {
+        // The end first, and its notice: a reader that is behind always has events waiting, and a
+        // credential that has ended must not deliver them.
+        let now = Instant::now();
+        let happening = match (timers.ended(now), timers.noticed(now)) {
+            (Some(reason), _) => Happening::End(reason),
+            (None, Some(expires_at)) => Happening::Notice(expires_at),
+            (None, None) => tokio::select! {
                 biased;
                 () = draining, if !timers.is_draining => Happening::Drain,
                 items = subscription.next() => Happening::Items(items),
@@ -187,7 +194,7 @@ impl Connection {
                 self.found = items;
                 return self.deliver().await;
             }
-            Happening::Items(Err(error)) => return self.fail(&error),
+            Happening::Items(Err(error)) => return self.fail(&Problem::from(error)),
             Happening::Ping => {
                 let now = self.hub.clock().now();
                 self.encoder.control(&Control::Ping(now), Cursored::No, None);
@@ -197,7 +204,7 @@ impl Connection {
                 self.encoder.control(&Control::Auth { expires_at }, Cursored::No, None);
             }
             Happening::Drain => {
-                // Readers come back spread over half the window, and are let go over the other.
+                // Readers are let go one after the other, in time for the last to be told.
                 let window = self.hub.settings().drain_window;
                 self.timers.drain(window.mul_f64(0.8 * random()));
                 return Bytes::new();
@@ -219,7 +226,7 @@ impl Connection {
             match may_read(&self.hub, grant.as_ref(), subscription).await {
                 Ok(true) => {}
                 Ok(false) => return self.revoke(),
-                Err(error) => return self.fail(&error),
+                Err(error) => return self.fail(&Problem::from(error)),
             }
         }
         let delivered = self.encoder.items(std::mem::take(found), subscription);
@@ -246,11 +253,8 @@ impl Connection {
     }
 
     /// Ends the connection after a failure. The cursor stays where it was.
-    fn fail(&mut self, error: &JournalError) -> Bytes {
-        tracing::error!(%error, "reading for a connection failed");
-        let problem = Problem::from(error.clone());
-        debug_assert!(problem.code == ErrorCode::Unavailable);
-        self.encoder.control(&Control::Problem(&problem), Cursored::No, None);
+    fn fail(&mut self, problem: &Problem) -> Bytes {
+        self.encoder.control(&Control::Problem(problem), Cursored::No, None);
         let retry = self.hub.settings().retry.mul_f64(0.5 + random());
         let control = Control::GoAway { reason: GoAway::Unavailable, retry_ms: millis(retry) };
         self.encoder.control(&control, Cursored::No, Some(retry));
@@ -313,6 +317,11 @@ impl Timers {
         past.min_by_key(|(at, _)| *at).map(|(_, reason)| *reason)
     }
 
+    /// The end of the credential, if the reader is to be told of it by now; once.
+    fn noticed(&mut self, now: Instant) -> Option<Timestamp> {
+        self.notice.take_if(|(at, _)| *at <= now).map(|(_, expires_at)| expires_at)
+    }
+
     async fn next(&mut self) -> Happening {
         loop {
             std::future::poll_fn(|context| self.timer.as_mut().poll(context)).await;
@@ -320,7 +329,7 @@ impl Timers {
             if let Some(reason) = self.ended(now) {
                 return Happening::End(reason);
             }
-            if let Some((_, expires_at)) = self.notice.take_if(|(at, _)| *at <= now) {
+            if let Some(expires_at) = self.noticed(now) {
                 return Happening::Notice(expires_at);
             }
             let ping = self.wrote_at + self.heartbeat;

@@ -1,6 +1,9 @@
 //! The hub: journal, active topics and background work, put together.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -9,12 +12,15 @@ use crate::{
     auth::{Access, Grant},
     clock::{Clock, SystemClock},
     due,
+    error::Problem,
     journal::{
         Change, DeleteIf, Journal, JournalError, Judged, StateQuery, TopicInfo, TopicQuery,
         memory::MemoryJournal,
+        turns::{TurnLimit, Turns},
     },
     metrics::Metrics,
     model::{Cursor, Mark, Topic, TopicKey},
+    quota::Quotas,
     retention,
     ring::RingLimit,
     settings::Settings,
@@ -47,7 +53,10 @@ pub struct Hub(Arc<Inner>);
 struct Inner {
     settings: Settings,
     topics: Arc<Topics>,
+    quotas: Quotas,
     tasks: TaskTracker,
+    /// Nobody new is to be sent here; set before draining.
+    withdrawn: AtomicBool,
     draining: CancellationToken,
     stopped: CancellationToken,
 }
@@ -87,19 +96,27 @@ impl HubBuilder {
     pub fn start(self) -> Hub {
         let journal =
             self.journal.unwrap_or_else(|| Arc::new(MemoryJournal::new(Default::default())));
+        let turns = TurnLimit {
+            all: self.settings.replay_reads_max,
+            of_tenant: self.settings.tenant_replay_reads_max,
+        };
+        let journal = Arc::new(Turns::new(journal, turns));
         let (appended, grown) = mpsc::channel(RETENTION_HINTS_MAX);
         let ring = RingLimit {
             frames: self.settings.ring_frames_max,
             bytes: self.settings.ring_bytes_max,
         };
         let metrics = Arc::new(Metrics::new());
+        let quotas = Quotas::new(&self.settings, Arc::clone(&metrics));
         let shared = Shared { journal, clock: self.clock, metrics, ring, appended };
         let tasks = TaskTracker::new();
         let stopped = CancellationToken::new();
         let hub = Hub(Arc::new(Inner {
             settings: self.settings,
-            topics: Topics::new(Arc::new(shared), tasks.clone()),
+            topics: Topics::new(Arc::new(shared), tasks.clone(), stopped.clone()),
+            quotas,
             tasks,
+            withdrawn: AtomicBool::new(false),
             draining: CancellationToken::new(),
             stopped,
         }));
@@ -116,7 +133,8 @@ impl Hub {
         HubBuilder { settings: Settings::default(), journal: None, clock: Arc::new(SystemClock) }
     }
 
-    fn background(&self, work: impl Future<Output = ()> + Send + 'static) {
+    /// Runs work until the hub stops.
+    pub(crate) fn background(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stopped = self.0.stopped.clone();
         self.0.tasks.spawn(async move { stopped.run_until_cancelled(work).await });
     }
@@ -124,8 +142,9 @@ impl Hub {
     /// Follows topics; see [`Connection`](crate::connection::Connection) for the same as bytes.
     ///
     /// # Errors
-    /// The journal's, if it cannot say where the topics stand.
-    pub async fn subscribe(&self, follow: Follow) -> Result<(Subscription, Started), JournalError> {
+    /// [`ErrorCode::Unavailable`](crate::error::ErrorCode) if the journal cannot say where the topics
+    /// stand, and refusals of too many topics, or one twice.
+    pub async fn subscribe(&self, follow: Follow) -> Result<(Subscription, Started), Problem> {
         Subscription::start(Arc::clone(self.topics()), follow).await
     }
 
@@ -245,6 +264,10 @@ impl Hub {
         &self.0.topics.shared().metrics
     }
 
+    pub(crate) fn shared_metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.0.topics.shared().metrics)
+    }
+
     /// The hub's clock.
     #[must_use]
     pub fn clock(&self) -> &dyn Clock {
@@ -254,10 +277,16 @@ impl Hub {
     /// Why the hub takes no events now; `None` while it does.
     #[must_use]
     pub fn unready(&self) -> Option<String> {
-        if self.0.draining.is_cancelled() {
+        if self.0.withdrawn.load(Ordering::Relaxed) || self.0.draining.is_cancelled() {
             return Some("draining".to_owned());
         }
         self.journal().failure()
+    }
+
+    /// Stops being ready, so that balancers send nobody new; everything else goes on. The first
+    /// step of an orderly shutdown, some seconds before [`Hub::drain`].
+    pub fn withdraw(&self) {
+        self.0.withdrawn.store(true, Ordering::Relaxed);
     }
 
     /// Cancelled once the hub is draining: connections end by themselves within the window.
@@ -272,16 +301,23 @@ impl Hub {
     }
 
     /// Ends the hub: lets go of connections, finishes what was accepted and closes the journal.
+    /// What is asked of it afterwards is refused as unavailable.
     ///
     /// Stop accepting requests before, and wait for those that run.
     pub async fn shutdown(&self) {
         self.0.draining.cancel();
         self.0.stopped.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
         self.journal().close().await;
     }
 
     pub(crate) fn journal(&self) -> &dyn Journal {
         &*self.0.topics.shared().journal
+    }
+
+    pub(crate) fn quotas(&self) -> &Quotas {
+        &self.0.quotas
     }
 
     pub(crate) fn topics(&self) -> &Arc<Topics> {

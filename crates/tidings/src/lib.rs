@@ -14,6 +14,7 @@ pub mod journal;
 pub mod metrics;
 pub mod model;
 pub mod publish;
+mod quota;
 mod retention;
 mod ring;
 pub mod settings;

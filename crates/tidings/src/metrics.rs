@@ -13,6 +13,16 @@ pub struct ResultLabel {
     pub result: &'static str,
 }
 
+/// Which limit was reached.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LimitLabel {
+    /// By its name in the configuration.
+    pub limit: &'static str,
+}
+
+/// Refusals by limit.
+pub type LimitsHit = Family<LimitLabel, Counter>;
+
 /// Counters and gauges of one hub, with the registry that writes them.
 #[derive(Debug)]
 pub struct Metrics {
@@ -33,10 +43,16 @@ pub struct Metrics {
     pub gaps: Family<ResultLabel, Counter>,
     /// Connections ended by the hub, by reason.
     pub connections_ended: Family<ResultLabel, Counter>,
+    /// Requests and connections refused because of a limit, by its name.
+    pub limits_hit: LimitsHit,
     /// Open connections.
     pub connections: Gauge,
     /// Topics with a task.
     pub topics_active: Gauge,
+    /// Readings of issuers' key sets: `read` or `failed`.
+    pub key_sets_read: Family<ResultLabel, Counter>,
+    /// Issuers whose key set could not be read the last time.
+    pub key_sets_failing: Gauge,
 }
 
 impl Metrics {
@@ -60,14 +76,22 @@ impl Metrics {
             resumes: Family<ResultLabel, Counter>, "Connections by how they resumed";
             gaps: Family<ResultLabel, Counter>, "Gaps told to readers, by reason";
             connections_ended: Family<ResultLabel, Counter>, "Connections the hub ended, by reason";
+            limits_hit: LimitsHit, "Refusals because of a limit, by its name";
             connections: Gauge, "Open connections";
             topics_active: Gauge, "Topics with a task";
+            key_sets_read: Family<ResultLabel, Counter>, "Readings of issuers' key sets";
+            key_sets_failing: Gauge, "Issuers whose key set could not be read the last time";
         }
     }
 
     /// Counts one in a family.
     pub(crate) fn count(family: &Family<ResultLabel, Counter>, result: &'static str) {
         family.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Counts a refusal because of a limit.
+    pub(crate) fn count_limit(&self, limit: &'static str) {
+        self.limits_hit.get_or_create(&LimitLabel { limit }).inc();
     }
 
     /// Everything in OpenMetrics text.

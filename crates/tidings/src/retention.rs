@@ -68,18 +68,22 @@ impl Hub {
     /// The journal's; the rest is done next time.
     pub async fn sweep(&self) -> Result<(), JournalError> {
         let mut after = None;
+        let mut counted = self.quotas().holdings.begin_count();
         loop {
             let query =
                 TopicQuery { tenant: None, prefix: String::new(), after, limit: SWEEP_PAGE };
             let page = self.journal().topics(query).await?;
             for info in &page {
+                counted.add(info);
                 self.retain(info).await?;
             }
             match page.into_iter().next_back() {
                 Some(last) => after = Some(last.topic),
-                None => return Ok(()),
+                None => break,
             }
         }
+        self.quotas().holdings.end_count(counted);
+        Ok(())
     }
 
     async fn retain(&self, info: &TopicInfo) -> Result<(), JournalError> {

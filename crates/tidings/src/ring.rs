@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    model::{Class, Offset, StateKey},
+    model::{Class, Offset, StateKey, limits::RING_EPHEMERAL_BYTES_MAX},
     sse::Frame,
 };
 
@@ -25,6 +25,7 @@ pub(crate) struct Ring {
     bytes: usize,
     newest: HashMap<StateKey, Offset>,
     ephemeral: VecDeque<Arc<Frame>>,
+    ephemeral_bytes: usize,
     /// How many ephemeral frames were dropped or are held before the next one.
     ephemeral_next: u64,
 }
@@ -62,7 +63,8 @@ impl Ring {
             && let Some(older) = self.newest.insert(key.clone(), offset)
             && let Some(slot) = self.slot_mut(older)
         {
-            slot.superseded = true;
+            // The journal keeps tombstones, so a reader that comes by this way gets them too.
+            slot.superseded = !slot.frame.is_tombstone;
         }
         self.bytes += frame.bytes().len();
         self.slots.push_back(Slot { frame, superseded: false });
@@ -84,11 +86,16 @@ impl Ring {
 
     /// Adds a frame that has no offset.
     pub(crate) fn push_ephemeral(&mut self, frame: Arc<Frame>) {
-        if self.ephemeral.len() == EPHEMERAL_FRAMES_MAX {
-            self.ephemeral.pop_front();
-        }
+        self.ephemeral_bytes += frame.bytes().len();
         self.ephemeral.push_back(frame);
         self.ephemeral_next += 1;
+        // The newest stays: each alone is within what an event may be.
+        while self.ephemeral.len() > EPHEMERAL_FRAMES_MAX
+            || (self.ephemeral.len() > 1 && self.ephemeral_bytes > RING_EPHEMERAL_BYTES_MAX)
+        {
+            let Some(oldest) = self.ephemeral.pop_front() else { break };
+            self.ephemeral_bytes -= oldest.bytes().len();
+        }
     }
 
     /// The last offset held, or the floor.
@@ -131,7 +138,8 @@ impl Ring {
 mod tests {
     use super::*;
     use crate::model::{
-        Epoch, Event, EventType, Fingerprint, NewEvent, Tenant, Timestamp, Topic, TopicKey,
+        Epoch, Event, EventType, Fingerprint, JsonText, NewEvent, Tenant, Timestamp, Topic,
+        TopicKey,
     };
 
     const LIMIT: RingLimit = RingLimit { frames: 4, bytes: 1 << 20 };
@@ -196,6 +204,27 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_reader_gets_every_tombstone() {
+        let event = |offset, delete| {
+            let topic = TopicKey::new(Tenant::parse("t").unwrap(), Topic::parse("a").unwrap());
+            let body = NewEvent::new(EventType::parse("x").unwrap());
+            let body = body.state(StateKey::parse("k").unwrap());
+            let event = Event {
+                offset: Offset(offset),
+                fingerprint: Fingerprint(0),
+                recorded_at: Timestamp::from_millis(0),
+                body: Arc::new(NewEvent { delete, ..body }),
+            };
+            Arc::new(Frame::of(&topic, Epoch(1), &event))
+        };
+        let mut ring = Ring::default();
+        for (offset, delete) in [(1, false), (2, true), (3, false)] {
+            ring.push(Offset(offset), event(offset, delete), LIMIT);
+        }
+        assert_eq!(read(&ring, 0), Some(vec![2, 3]), "as the journal would tell it");
+    }
+
+    #[test]
     fn bytes_bound_the_ring_too() {
         let mut ring = Ring::default();
         let one = frame(1, None).bytes().len();
@@ -217,5 +246,30 @@ mod tests {
         assert_eq!(ring.ephemeral(start).count(), EPHEMERAL_FRAMES_MAX);
         assert_eq!(ring.ephemeral(ring.ephemeral_end() - 1).count(), 1);
         assert_eq!(ring.ephemeral(ring.ephemeral_end()).count(), 0);
+    }
+
+    #[test]
+    fn bytes_bound_the_ephemeral_frames_too_and_the_newest_stays() {
+        let large = |bytes: usize| {
+            let topic = TopicKey::new(Tenant::parse("t").unwrap(), Topic::parse("a").unwrap());
+            let data = JsonText::string(&"x".repeat(bytes));
+            let event = Event {
+                offset: Offset::ZERO,
+                fingerprint: Fingerprint(0),
+                recorded_at: Timestamp::from_millis(0),
+                body: Arc::new(NewEvent::new(EventType::parse("x").unwrap()).data(data)),
+            };
+            Arc::new(Frame::ephemeral(&topic, &event))
+        };
+        let mut ring = Ring::default();
+        for _ in 0..20 {
+            ring.push_ephemeral(large(64 * 1024));
+            let held: usize = ring.ephemeral(0).map(|frame| frame.bytes().len()).sum();
+            assert!(held <= RING_EPHEMERAL_BYTES_MAX && held == ring.ephemeral_bytes, "{held}");
+        }
+        assert_eq!(ring.ephemeral(0).count(), 3);
+        ring.push_ephemeral(large(2 * RING_EPHEMERAL_BYTES_MAX));
+        assert_eq!(ring.ephemeral(0).count(), 1);
+        assert_eq!(ring.ephemeral_end(), 21);
     }
 }

@@ -28,6 +28,8 @@ pub struct Frame {
     pub class: Class,
     /// What it replaces.
     pub key: Option<StateKey>,
+    /// Whether it ends the state of its key.
+    pub is_tombstone: bool,
     /// What happened.
     pub event_type: EventType,
     bytes: Bytes,
@@ -65,6 +67,7 @@ impl Frame {
             position,
             class: event.body.class,
             key: event.body.key.clone(),
+            is_tombstone: event.body.delete,
             event_type: event.body.event_type.clone(),
             bytes: Bytes::from(out),
             json,

@@ -5,14 +5,16 @@
 //! judged by the resume table. So a first replay, a slow reader, a topic that lost its history and
 //! the seam between replay and follow are the same code.
 
-use std::{future::poll_fn, sync::Arc};
+use std::{collections::HashSet, future::poll_fn, sync::Arc};
 
 use crate::{
+    error::{ErrorCode, Problem},
     journal::{Journal, JournalError, Locate, Page, PageLimit, StateQuery},
     metrics::Metrics,
     model::{
         Class, Cursor, EventType, Mark, Offset, StateKey, Timestamp, Topic, TopicKey,
         cursor::TicketTag,
+        limits::CONNECTION_TOPICS_MAX,
         resume::{Gap, GapReason, Head, Restart, Resume, reset, resume},
     },
     sse::Frame,
@@ -174,7 +176,7 @@ pub enum Resumed {
     Exact,
     /// No; gaps follow.
     Gap,
-    /// It brought no cursor.
+    /// It brought no cursor, or one that is about other topics.
     Fresh,
 }
 
@@ -252,7 +254,8 @@ impl Subscription {
     pub(crate) async fn start(
         topics: Arc<Topics>,
         follow: Follow,
-    ) -> Result<(Self, Started), JournalError> {
+    ) -> Result<(Self, Started), Problem> {
+        check(&follow.topics)?;
         let waker = Arc::new(Waker::default());
         let cursor = follow.cursor.as_deref().map(Cursor::decode);
         let restart = match follow.since {
@@ -260,6 +263,7 @@ impl Subscription {
             _ => Restart::Earliest,
         };
         let policy = Policy { restart, states: follow.states };
+        let mut covered = false;
         let mut gaps = Vec::new();
         let mut heads = Vec::new();
         let mut readers = Vec::new();
@@ -277,6 +281,7 @@ impl Subscription {
                     Start { head, gap: start.gap, mark: start.mark, page: None }
                 }
                 Some(Ok(cursor)) if let Some(mark) = cursor.mark(&key.topic) => {
+                    covered = true;
                     Start::resume(journal, &registration.live, mark, policy).await?
                 }
                 _ => {
@@ -300,10 +305,10 @@ impl Subscription {
                 filtered: 0,
             });
         }
-        let resumed = match (&cursor, gaps.is_empty()) {
-            (_, false) => Resumed::Gap,
-            (None, _) => Resumed::Fresh,
-            (Some(_), _) => Resumed::Exact,
+        let resumed = match (gaps.is_empty(), covered) {
+            (false, _) => Resumed::Gap,
+            (true, true) => Resumed::Exact,
+            (true, false) => Resumed::Fresh,
         };
         let metrics = &topics.shared().metrics;
         Metrics::count(&metrics.resumes, resumed.as_str());
@@ -448,6 +453,20 @@ impl Subscription {
         }
         Ok(())
     }
+}
+
+/// Whether a reader can follow these topics at once: its waker has a bit for each.
+fn check(topics: &[TopicKey]) -> Result<(), Problem> {
+    let mut seen = HashSet::new();
+    if topics.len() > CONNECTION_TOPICS_MAX {
+        let detail = format!("there are more than {CONNECTION_TOPICS_MAX} topics");
+        return Err(Problem::new(ErrorCode::TooLarge, detail).at("topic"));
+    }
+    if let Some(twice) = topics.iter().find(|topic| !seen.insert(*topic)) {
+        let detail = format!("the topic {} is there twice", twice.topic);
+        return Err(Problem::new(ErrorCode::Malformed, detail).at("topic"));
+    }
+    Ok(())
 }
 
 /// Where a reader of one topic starts.

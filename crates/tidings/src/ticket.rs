@@ -49,6 +49,38 @@ struct Stored {
     tag: Option<TicketTag>,
 }
 
+/// A ticket that may be used.
+#[derive(Debug)]
+pub struct FoundTicket {
+    /// What it stands for.
+    pub grant: Grant,
+    /// What the cursors of its connections must carry.
+    pub tag: TicketTag,
+    unused: Option<Unused>,
+}
+
+/// What is stored with its first use.
+struct Unused {
+    place: Place,
+    stored: Stored,
+    offset: Offset,
+}
+
+impl std::fmt::Debug for Unused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Unused")
+    }
+}
+
+/// The cursor that a reader with a ticket is told before anything else, so that it can come back
+/// with its ticket however soon it is cut off: the one that it came with, and the tag. `None`: it
+/// has the tag, or brought what is no cursor, and must be told so first.
+#[must_use]
+pub fn first_cursor(brought: Option<&str>, tag: TicketTag) -> Option<Cursor> {
+    let cursor = brought.map_or(Ok(Cursor::default()), Cursor::decode).ok()?;
+    (cursor.tag() != Some(tag)).then(|| cursor.tagged(Some(tag)))
+}
+
 impl Hub {
     /// Hands out a ticket that stands for the grant.
     ///
@@ -65,23 +97,22 @@ impl Hub {
         Ok(Ticket { text, expires_in: TICKET_LIFE })
     }
 
-    /// Accepts a ticket: for the first time within 30 s, later together with a cursor from one of
-    /// its own connections.
-    ///
-    /// Returns its grant and the tag that its cursors must carry.
+    /// Finds a ticket that may be used: for the first time within 30 s, later together with a cursor
+    /// from one of its own connections. It is used up by [`Self::use_ticket`], once it is clear that
+    /// what it is used for will be given.
     ///
     /// # Errors
     /// [`ErrorCode::CredentialInvalid`] or [`ErrorCode::CredentialExpired`]: ask for a new ticket.
-    pub async fn redeem_ticket(
+    pub async fn find_ticket(
         &self,
         text: &str,
         cursor: Option<&str>,
-    ) -> Result<(Grant, TicketTag), Problem> {
+    ) -> Result<FoundTicket, Problem> {
         let unknown =
             || Problem::new(ErrorCode::CredentialInvalid, "ticket is unknown or has ended");
         let place = Place::of(text)?;
-        let event = self.find_ticket(&place).await?.ok_or_else(unknown)?;
-        let stored = read(&event)?;
+        let event = self.ticket_at(&place).await?.ok_or_else(unknown)?;
+        let mut stored = read(&event)?;
         let grant = Grant::from_claims(&stored.grant)?;
         let now = self.clock().now();
         if grant.expires_at().is_some_and(|end| end <= now) {
@@ -90,24 +121,35 @@ impl Hub {
         if let Some(tag) = stored.tag {
             let shown = cursor.and_then(|text| Cursor::decode(text).ok()).and_then(|c| c.tag());
             let own = shown.is_some_and(|shown| bool::from(shown.ct_eq(&tag)));
-            return if own { Ok((grant, tag)) } else { Err(used()) };
+            return if own { Ok(FoundTicket { grant, tag, unused: None }) } else { Err(used()) };
         }
         if Timestamp::from_millis(stored.issued_at_ms).plus(TICKET_LIFE) < now {
             return Err(Problem::new(ErrorCode::CredentialExpired, "ticket was not used in time"));
         }
         let mut tag = TicketTag::default();
         getrandom::fill(&mut tag).map_err(|_| internal())?;
-        let used_now = Stored { tag: Some(tag), ..stored };
-        let end = grant.expires_at().unwrap_or(Timestamp::from_millis(u64::MAX));
-        let end = end.min(now.plus(RECONNECTS_MAX));
-        match self.put_ticket(&place, &used_now, end, event.offset).await {
-            Ok(()) => Ok((grant, tag)),
+        stored.tag = Some(tag);
+        let unused = Some(Unused { place, stored, offset: event.offset });
+        Ok(FoundTicket { grant, tag, unused })
+    }
+
+    /// Uses a ticket up, unless this is a reconnect of the use that did. Of several at once, one
+    /// wins.
+    ///
+    /// # Errors
+    /// [`ErrorCode::CredentialInvalid`]: another was faster. After [`ErrorCode::Unavailable`] it may
+    /// be used up or not; the tag serves either way.
+    pub async fn use_ticket(&self, ticket: &FoundTicket) -> Result<(), Problem> {
+        let Some(Unused { place, stored, offset }) = &ticket.unused else { return Ok(()) };
+        let end = ticket.grant.expires_at().unwrap_or(Timestamp::from_millis(u64::MAX));
+        let end = end.min(self.clock().now().plus(RECONNECTS_MAX));
+        match self.put_ticket(place, stored, end, *offset).await {
             Err(problem) if problem.code == ErrorCode::Conflict => Err(used()),
-            Err(problem) => Err(problem),
+            other => other,
         }
     }
 
-    async fn find_ticket(&self, place: &Place) -> Result<Option<Event>, Problem> {
+    async fn ticket_at(&self, place: &Place) -> Result<Option<Event>, Problem> {
         let page = self.journal().states(&place.topic, StateQuery::of(&place.key)).await?;
         Ok(page.events.into_iter().find(|event| event.body.key.as_ref() == Some(&place.key)))
     }

@@ -6,15 +6,17 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher as _, RandomState},
+    panic::AssertUnwindSafe,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
-use futures_util::task::AtomicWaker;
+use futures_util::{FutureExt as _, task::AtomicWaker};
 use tokio::sync::{OnceCell, mpsc, oneshot};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::Clock,
@@ -306,6 +308,7 @@ pub(crate) struct Shared {
 pub(crate) struct Topics {
     shared: Arc<Shared>,
     tasks: TaskTracker,
+    stopped: CancellationToken,
     hasher: RandomState,
     shards: Box<[Mutex<HashMap<TopicKey, Handle>>]>,
 }
@@ -314,9 +317,13 @@ pub(crate) struct Topics {
 const SHARDS: usize = 64;
 
 impl Topics {
-    pub(crate) fn new(shared: Arc<Shared>, tasks: TaskTracker) -> Arc<Self> {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        tasks: TaskTracker,
+        stopped: CancellationToken,
+    ) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Arc::new(Self { shared, tasks, hasher: RandomState::new(), shards })
+        Arc::new(Self { shared, tasks, stopped, hasher: RandomState::new(), shards })
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -358,9 +365,10 @@ impl Topics {
         handle
     }
 
-    /// Sends a command, again to a fresh task if the topic's retired meanwhile.
+    /// Sends a command, again to a fresh task if the topic's retired meanwhile. Once the hub has
+    /// stopped the command is dropped, and whoever waits for its answer is told.
     async fn send(self: &Arc<Self>, topic: &TopicKey, mut command: Command) {
-        loop {
+        while !self.stopped.is_cancelled() {
             let handle = {
                 let mut shard = self.shard(topic);
                 self.activate(&mut shard, topic)
@@ -454,16 +462,48 @@ fn stopped() -> JournalError {
 async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<Command>) {
     let shared = Arc::clone(&topics.shared);
     let mut queue = Vec::new();
+    let mut stopped = pin!(topics.stopped.cancelled());
+    let mut is_stopping = false;
     loop {
-        let received = commands.recv_many(&mut queue, COMMIT_EVENTS_MAX);
-        match tokio::time::timeout(TOPIC_IDLE, received).await {
-            Ok(0) => return,
-            Ok(_) => serve(&shared, &live, &mut queue).await,
-            Err(_) => {
-                // After closing, what was sent before is still received: the loop ends at 0.
-                topics.retire(&live, &mut commands);
+        tokio::select! {
+            biased;
+            count = commands.recv_many(&mut queue, COMMIT_EVENTS_MAX) => {
+                if count == 0 {
+                    return;
+                }
+                serve_all(&shared, &live, &mut queue).await;
+            }
+            // After closing, what was sent before is still received: the loop ends at 0.
+            () = &mut stopped, if !is_stopping => {
+                is_stopping = true;
+                commands.close();
+            }
+            () = tokio::time::sleep(TOPIC_IDLE) => {
+                if topics.retire(&live, &mut commands) {
+                    // Sent in the last moment: another task has the topic's readers by now.
+                    while let Some(command) = commands.recv().await {
+                        topics.send(&live.topic, command).await;
+                    }
+                    return;
+                }
             }
         }
+    }
+}
+
+/// Serves the queue, and goes on with the next although this one met a defect: the topic's readers
+/// are here, and nobody else would wake them.
+async fn serve_all(shared: &Shared, live: &Live, queue: &mut Vec<Command>) {
+    let served = AssertUnwindSafe(serve(shared, live, queue)).catch_unwind().await;
+    if served.is_ok() {
+        return;
+    }
+    // Who waited for an answer was told that there is none when the commands were dropped.
+    queue.clear();
+    tracing::error!("a topic's task panicked; it goes on from what the journal holds");
+    match shared.journal.describe(&live.topic).await {
+        Ok(info) => live.refresh(info.head),
+        Err(error) => tracing::error!(%error, "the topic's readers learn of it by the next event"),
     }
 }
 

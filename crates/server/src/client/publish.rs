@@ -39,10 +39,11 @@ pub(crate) async fn run(args: PublishArgs) -> Result<Exit, Failure> {
     check(&args)?;
     let remote = Remote::new(&args.hub, Purpose::Publish)?;
     if args.lines {
-        let members = match args.class {
-            Some(class) => Map::from_iter([("class".to_owned(), class.as_str().into())]),
-            None => Map::new(),
-        };
+        let members =
+            [("class", args.class.map(ClassArg::as_str)), ("subject", args.subject.as_deref())];
+        let members =
+            members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into())));
+        let members = Map::from_iter(members);
         let shape = Shape::Line {
             topic: args.topic.clone().unwrap_or_default(),
             event_type: args.event_type.clone().unwrap_or_else(|| "line".to_owned()),
@@ -87,7 +88,7 @@ fn check(args: &PublishArgs) -> Result<(), Failure> {
     if let Some(event_type) = &args.event_type {
         EventType::parse(event_type).map_err(|error| usage("--type", &error))?;
     }
-    if args.class == Some(ClassArg::State) && args.key.is_none() && !args.ndjson {
+    if args.class == Some(ClassArg::State) && args.key.is_none() {
         return Err(usage("--class state", &"needs --key"));
     }
     Ok(())
@@ -260,7 +261,9 @@ fn progress_bar(size: Option<u64>) -> ProgressBar {
 fn summary(args: &PublishArgs, tally: &Tally, took: Duration) -> String {
     let what = if args.lines { "line" } else { "event" };
     let plural = if tally.published == 1 { "" } else { "s" };
-    let place = args.topic.as_deref().map(|topic| format!(" to {topic}")).unwrap_or_default();
+    // Lines of NDJSON may have gone anywhere.
+    let topic = args.topic.as_deref().filter(|_| args.lines);
+    let place = topic.map(|topic| format!(" to {topic}")).unwrap_or_default();
     let seconds = took.as_secs_f64();
     let mut text = format!("published {} {what}{plural}{place} in {seconds:.1}s", tally.published);
     for (count, meaning) in [

@@ -13,7 +13,7 @@ pub(crate) fn run(command: &ConfigCommand) -> Result<Exit, Failure> {
     match command {
         ConfigCommand::Check(layers) => {
             let loaded = load_config(layers)?;
-            let problems = serving_problems(&loaded.config);
+            let problems = serving_problems(&loaded);
             if !problems.is_empty() {
                 let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 return Err(Failure::new(Exit::Config, lines.join("\n")));

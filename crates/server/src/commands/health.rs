@@ -17,7 +17,7 @@ pub(crate) async fn run(args: &HealthArgs) -> Result<Exit, Failure> {
     let unhealthy = |message: String| Failure::new(Exit::Unhealthy, format!("{url}: {message}"));
     let place =
         url.join(path).map_err(|error| Failure::new(Exit::Usage, format!("{url}: {error}")))?;
-    let client = build_client(args.ca.as_deref(), is_loopback(&url))?;
+    let client = build_client(args.place.ca.as_deref(), is_loopback(&url))?;
     let answer = client.get(place).timeout(args.timeout.0).send().await;
     let answer = answer.map_err(|error| unhealthy(causes(&error.without_url())))?;
     if answer.status().is_success() {
@@ -30,10 +30,10 @@ pub(crate) async fn run(args: &HealthArgs) -> Result<Exit, Failure> {
 }
 
 fn address(args: &HealthArgs) -> Result<Url, Failure> {
-    if let Some(url) = args.url.clone().or_else(|| variable("TIDINGS_URL")) {
+    if let Some(url) = args.place.url.clone().or_else(|| variable("TIDINGS_URL")) {
         return parse_url(&url);
     }
-    if let Some(dev) = DevFile::read(&args.data_dir) {
+    if let Some(dev) = DevFile::read(&args.place.data_dir) {
         return parse_url(&dev.admin_url);
     }
     let layers = LayerArgs { config: None, settings: SettingFlags::default() };

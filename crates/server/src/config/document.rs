@@ -10,7 +10,7 @@ use toml::{
 
 use super::{
     ConfigProblem,
-    setting::{Kind, Node, Setting, root, settings},
+    setting::{ENV_PREFIX, Kind, Node, Setting, root, settings},
 };
 
 /// A setting as the file writes it.
@@ -65,21 +65,26 @@ pub(super) fn to_json(value: &DeValue<'_>) -> Result<Value, String> {
     })
 }
 
-/// `: did you mean …?`, if something known is near.
+/// `; did you mean …?`, if something known is a slip of the fingers away: a letter, and one more
+/// for every five. A key in the wrong section is found by its last word.
 pub(super) fn suggestion<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> String {
-    /// Below this, names have little in common (Jaro-Winkler; 1 is equal).
-    const NEAR: f64 = 0.75;
-    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
-    let near = known
-        .map(|name| {
-            let whole = strsim::jaro_winkler(unknown, name);
-            // A key in the wrong section is found by its last word.
-            let word = strsim::jaro_winkler(&last(unknown), &last(name)) - 0.01;
-            (whole.max(word), name)
-        })
-        .filter(|(likeness, _)| *likeness >= NEAR)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    near.map(|(_, name)| format!("; did you mean `{name}`?")).unwrap_or_default()
+    let word = last_word(unknown);
+    let is_slip = |name: &&str| {
+        let letters = word.len().max(last_word(name).len());
+        strsim::osa_distance(word, last_word(name)) <= 1 + letters / 5
+    };
+    let near = known.filter(is_slip).min_by_key(|name| strsim::osa_distance(unknown, name));
+    near.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}
+
+fn last_word(path: &str) -> &str {
+    let path = path.strip_prefix(ENV_PREFIX).unwrap_or(path);
+    path.rsplit('.').next().unwrap_or_default()
+}
+
+/// A setting's path and the sections that it is in.
+fn with_sections(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('.').filter_map(|(end, _)| path.get(..end)).chain([path])
 }
 
 struct Reader<'a> {
@@ -104,7 +109,10 @@ impl Reader<'_> {
                 (Some(Node::Setting(setting)), _) => self.setting(setting, at, value),
                 (None, _) => {
                     let known = settings();
-                    let near = suggestion(&inner, known.iter().map(|known| known.path.as_str()));
+                    let near = suggestion(
+                        &inner,
+                        known.iter().flat_map(|known| with_sections(&known.path)),
+                    );
                     self.problem(at, &format!("unknown key `{inner}`{near}"));
                 }
             }

@@ -372,6 +372,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_like_no_known_name_is_said_without_a_suggestion() {
+        let toml =
+            "colour = 1\n[limts]\nevent_bytes = 1\n[journal]\npassword = 1\n[[access]]\nfoo = 1\n";
+        assert_eq!(
+            problems(toml, &[("TIDINGS_FOO", "x"), ("TIDINGS_LIMITS_CPU", "1")]),
+            [
+                "tidings.toml:1: unknown key `colour`",
+                "tidings.toml:2: unknown key `limts`; did you mean `limits`?",
+                "tidings.toml:5: unknown key `journal.password`",
+                "tidings.toml:7: unknown key `foo` in `[[access]]`",
+                "TIDINGS_FOO: unknown variable",
+                "TIDINGS_LIMITS_CPU: unknown variable",
+            ]
+        );
+    }
+
+    #[test]
     fn broken_toml_is_a_problem_with_its_line() {
         let found = problems("listen = \"127.0.0.1:1\"\nheartbeat = \n", &[]);
         assert!(found[0].starts_with("tidings.toml:2: "), "{found:?}");

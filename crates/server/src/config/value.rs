@@ -6,9 +6,8 @@ use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tidings::model::time::{DURATION_UNITS, duration};
 
-const DURATION_UNITS: [(&str, u64); 5] =
-    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 const SIZE_UNITS: [(&str, u64); 4] =
     [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
@@ -25,24 +24,7 @@ impl FromStr for Period {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is no duration: write it like 250ms, 10s, 1h30m or 7d");
-        let mut rest = text.trim();
-        let mut total_ms: u64 = 0;
-        if rest.is_empty() {
-            return Err(wrong());
-        }
-        while !rest.is_empty() {
-            let (number, tail) = leading_number(rest).ok_or_else(wrong)?;
-            let unit_len = tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len());
-            let (unit, tail) = tail.split_at_checked(unit_len).ok_or_else(wrong)?;
-            let (_, ms) =
-                DURATION_UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
-            total_ms = number
-                .checked_mul(*ms)
-                .and_then(|part| total_ms.checked_add(part))
-                .ok_or_else(wrong)?;
-            rest = tail;
-        }
-        Ok(Self(Duration::from_millis(total_ms)))
+        duration(text.trim()).map(Self).ok_or_else(wrong)
     }
 }
 

@@ -25,6 +25,27 @@ fn every_problem_is_listed_with_its_place_and_the_exit_code_is_78() {
 }
 
 #[test]
+fn every_key_that_cannot_be_is_listed_with_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let toml = "[[auth.jwt.keys]]\nalgorithm = \"HS256\"\nsecret = \"short\"\n\
+                [[auth.api_keys]]\nid = \"a b\"\nsha256 = \"\"\n\
+                [[auth.api_keys]]\nid = \"abcdefgh\"\nsha256 = \"no\"\n";
+    std::fs::write(directory.path().join("tidings.toml"), toml).unwrap();
+    let ran = run(directory.path(), &["config", "check"]);
+    let lines: Vec<&str> = ran.err.lines().collect();
+    assert_eq!(lines.len(), 3, "{ran:?}");
+    for (line, place) in lines.iter().zip([
+        "auth.jwt.keys[0].secret",
+        "auth.api_keys[0].",
+        "auth.api_keys[1].sha256",
+    ]) {
+        assert!(line.contains(place), "{line} {place}");
+    }
+    assert!(!ran.err.contains("short"), "{ran:?}");
+    ran.expect(78);
+}
+
+#[test]
 fn show_prints_where_each_value_comes_from_and_no_secret() {
     let directory = tempfile::tempdir().unwrap();
     let secret = "0123456789abcdef0123456789abcdef";

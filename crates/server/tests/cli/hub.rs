@@ -69,11 +69,64 @@ fn a_second_hub_on_the_same_directory_is_refused_and_harms_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let hub = Hub::start(directory.path());
     let ran = run(directory.path(), &["dev", "--listen", "127.0.0.1:0", "--json"]);
-    assert!(ran.err.contains("journal"), "{ran:?}");
-    ran.expect(78);
+    let said = "error: .tidings: another process has this data directory open; end it, or choose \
+                another directory with `--data`\n";
+    assert_eq!(ran.err, said);
+    ran.expect(75);
     run(directory.path(), &["publish", "--topic", "a", "--type", "t"]).expect(0);
     run(directory.path(), &["health"]).expect(0);
     drop(hub);
+}
+
+#[test]
+fn a_port_that_is_taken_is_told_from_one_that_cannot_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let hub = Hub::start(directory.path());
+    let address = hub.says("url").strip_prefix("http://").unwrap();
+    let ran = run(directory.path(), &["dev", "--listen", address, "--data", "other"]);
+    assert!(ran.err.contains(address) && ran.err.contains("is another hub running?"), "{ran:?}");
+    ran.expect(75);
+    let key = ["key", "create", "--write", "a"];
+    std::fs::write(directory.path().join("tidings.toml"), run(directory.path(), &key).expect(0))
+        .unwrap();
+    // An address for documentation (RFC 5737), which no machine has.
+    let elsewhere = ["serve", "--listen", "192.0.2.1:8080", "--behind-proxy", "true"];
+    run(directory.path(), &elsewhere).expect(78);
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_used_is_named_with_the_file_and_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(Hub::start(directory.path()));
+    let format = directory.path().join(".tidings/journal/TIDINGS");
+    std::fs::write(&format, "tidings journal 999\n").unwrap();
+    let ran = run(directory.path(), &["dev", "--listen", "127.0.0.1:0"]);
+    let lines: Vec<&str> = ran.err.lines().collect();
+    assert_eq!(lines[0], "error: the data directory .tidings cannot be used");
+    assert!(lines[1].starts_with("error: .tidings/journal/TIDINGS: "), "{ran:?}");
+    assert!(lines[1].contains("run the version of Tidings that wrote it"), "{ran:?}");
+    ran.expect(72);
+    assert_eq!(std::fs::read_to_string(&format).unwrap(), "tidings journal 999\n");
+}
+
+#[test]
+fn metrics_are_on_the_admin_listener_and_for_clients_only_if_they_are_to_be() {
+    let status = |url: &str, path: &str| {
+        let url = format!("{url}{path}");
+        let args = ["-s", "-o", "/dev/null", "-w", "%{http_code}", &url];
+        let output = std::process::Command::new("curl").args(args).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (settings, for_clients) in [("", "404"), ("metrics.public = true\n", "200")] {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut child, mut log, _) = serve(directory.path(), settings);
+        let started = log_line(&mut log);
+        let address = |name: &str| format!("http://{}", started[name].as_str().unwrap());
+        assert_eq!(status(&address("listen"), "/metrics"), for_clients);
+        assert_eq!(status(&address("admin"), "/metrics"), "200");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }
 
 #[test]

@@ -148,6 +148,40 @@ fn bulk_loads_keep_order_and_report_what_is_no_event() {
 }
 
 #[test]
+fn topic_and_type_are_those_of_the_lines_that_name_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let _hub = Hub::start(directory.path());
+    let input = b"{\"data\":1}\n{\"topic\":\"build/1\",\"type\":\"own\",\"data\":2}\n{}\n";
+    let args = ["publish", "--ndjson", "--topic", "build/2", "--type", "step"];
+    let ran = run_with_input(directory.path(), &args, input);
+    assert!(ran.err.starts_with("published 3 events in"), "they went to two topics: {ran:?}");
+    ran.expect(0);
+    assert_eq!(lines_of(directory.path()), ["2"]);
+    let follow = [
+        "follow",
+        "--since",
+        "earliest",
+        "--catch-up",
+        "--topic",
+        "build/2",
+        "--filter",
+        "type=step",
+    ];
+    assert_eq!(run(directory.path(), &follow).expect(0).lines().count(), 2);
+}
+
+#[test]
+fn lines_have_the_class_and_subject_of_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let _hub = Hub::start(directory.path());
+    let args = ["publish", "--lines", "--topic", "build/1", "--subject", "run/7"];
+    run_with_input(directory.path(), &args, b"x\n").expect(0);
+    let follow = ["follow", "--since", "earliest", "--catch-up", "--topic", "build/1"];
+    let seen = run(directory.path(), &follow).expect(0);
+    assert!(seen.contains("\"subject\":\"run/7\""), "{seen}");
+}
+
+#[test]
 fn what_cannot_be_published_is_refused_before_anything_is_sent() {
     let directory = tempfile::tempdir().unwrap();
     for args in [
@@ -158,6 +192,9 @@ fn what_cannot_be_published_is_refused_before_anything_is_sent() {
         &["publish", "--topic", "a", "--type", "t", "--class", "sticky"],
         &["publish", "--topic", "a", "--lines", "--key", "k"],
         &["publish", "--topic", "a", "--lines", "--data", "1"],
+        &["publish", "--topic", "a", "--lines", "--class", "state"],
+        &["publish", "--ndjson", "--class", "state"],
+        &["publish", "--ndjson", "--subject", "s"],
         &["publish", "--topic", "a", "--type", "t", "--url", "ftp://host"],
         &["publish", "--topic", "a", "--type", "t", "--retry-for", "10"],
         &["publsh"],

@@ -86,6 +86,7 @@ fn hub() -> Authenticator {
             ],
             issuer: Some("https://id.example".to_owned()),
             audience: vec!["tidings".to_owned(), "events".to_owned()],
+            issuers: Vec::new(),
         },
         access: serde_json::from_value(json!([
             {"topic": "user/{sub}", "read": true, "feed": true},

@@ -1,31 +1,35 @@
 //! JSON Web Tokens (RFC 7519): verifying, minting, and looking into them.
 //!
-//! The rules: each configured key is bound to one algorithm, and the token's header only has to
-//! agree with it; it never chooses an algorithm, nor a key by anything but `kid`. Nothing of the
-//! claims is looked at before the signature is verified. Time is what the caller says it is.
+//! The rules: each key is bound to one algorithm, and the token's header only has to agree with it;
+//! it never chooses an algorithm, nor a key by anything but `kid`. Before the signature is verified,
+//! of the claims only `iss` is looked at, to choose among the issuers that are configured. Time is
+//! what the caller says it is.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use jsonwebtoken::{DecodingKey, EncodingKey, crypto::rust_crypto::DEFAULT_PROVIDER as CRYPTO};
+use jsonwebtoken::{EncodingKey, crypto::rust_crypto::DEFAULT_PROVIDER as CRYPTO};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Secret, SettingsError, grant::Scope, invalid, is_audit_name};
+use super::{
+    Algorithm, JwtKeySettings, KeySetTimes, Secret, SettingsError,
+    grant::Scope,
+    invalid, is_audit_name,
+    issuer::{Connect, Issuer, IssuerSettings, Refused, Signed, issuers},
+    key::check_secret,
+    key_set::KeySet,
+};
 use crate::{
     error::{ErrorCode, Problem},
     model::{
         JsonText, Pattern, Tenant, Timestamp,
         limits::{
-            GRANT_ELEMENTS_MAX, JWT_KEYS_MAX, TOKEN_BYTES_MAX, TOKEN_LEEWAY, TOKEN_NAME_BYTES_MAX,
-            TOKEN_PATTERN_BYTES_MAX,
+            GRANT_ELEMENTS_MAX, JWT_ISSUERS_MAX, TOKEN_BYTES_MAX, TOKEN_LEEWAY,
+            TOKEN_NAME_BYTES_MAX, TOKEN_PATTERN_BYTES_MAX,
         },
     },
 };
 
-/// Bytes of a shared secret: what HS256 needs (RFC 7518 §3.2), and more than can be guessed.
-const SECRET_BYTES_MIN: usize = 32;
-/// Bits of an RSA key (RFC 7518 §3.3).
-const RSA_BITS_MIN: usize = 2048;
 /// The last second that a timestamp can write, in the year 9999.
 const SECONDS_MAX: f64 = 253_402_207_200.0;
 
@@ -41,76 +45,15 @@ pub struct JwtSettings {
     pub issuer: Option<String>,
     /// The claim `aud` must have one of these. Default: not checked.
     pub audience: Vec<String>,
-}
-
-/// A key that tokens may be signed with.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct JwtKeySettings {
-    /// The one algorithm that this key is used with.
-    pub algorithm: Algorithm,
-    /// The name of the key in tokens (`kid`). A key without one is tried for every token.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kid: Option<String>,
-    /// For HS256, HS384 and HS512: the shared secret, at least 32 bytes, used as it is written.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret: Option<Secret>,
-    /// For the other algorithms: the public key as PEM (`-----BEGIN PUBLIC KEY-----`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub public_key: Option<String>,
-}
-
-/// Declares the algorithms once.
-macro_rules! algorithms {
-    ($($name:ident = $text:literal, $theirs:ident;)*) => {
-        /// How tokens are signed (RFC 7518 §3.1).
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-        #[non_exhaustive]
-        pub enum Algorithm { $(#[doc = concat!("`", $text, "`")] #[serde(rename = $text)] $name,)* }
-
-        impl Algorithm {
-            /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
-
-            /// The name in a token's header: `ES256`.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $text,)* }
-            }
-
-            const fn theirs(self) -> jsonwebtoken::Algorithm {
-                match self { $(Self::$name => jsonwebtoken::Algorithm::$theirs,)* }
-            }
-        }
-    };
-}
-
-algorithms! {
-    Hs256 = "HS256", HS256; Hs384 = "HS384", HS384; Hs512 = "HS512", HS512;
-    Rs256 = "RS256", RS256; Rs384 = "RS384", RS384; Rs512 = "RS512", RS512;
-    Ps256 = "PS256", PS256; Ps384 = "PS384", PS384; Ps512 = "PS512", PS512;
-    Es256 = "ES256", ES256; Es384 = "ES384", ES384;
-    EdDsa = "EdDSA", EdDSA;
-}
-
-impl Algorithm {
-    /// The algorithm of that name, in exactly that spelling.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|algorithm| algorithm.as_str() == name)
-    }
-
-    /// Whether signer and verifier share one secret.
-    #[must_use]
-    pub const fn is_shared_secret(self) -> bool {
-        matches!(self, Self::Hs256 | Self::Hs384 | Self::Hs512)
-    }
+    /// Identity providers and others who sign tokens, each with keys and an audience of its own: a
+    /// token whose claim `iss` is one of theirs is tried with their keys and no others.
+    pub issuers: Vec<IssuerSettings>,
 }
 
 /// What a verified token says.
 #[derive(Debug)]
 pub(super) struct Claims {
-    pub(super) tenant: Option<Tenant>,
+    pub(super) tenant: Tenant,
     pub(super) subject: Option<String>,
     pub(super) token_id: Option<String>,
     /// `jti`, else `sub`.
@@ -124,45 +67,55 @@ pub(super) struct Claims {
     pub(super) all: Map<String, Value>,
 }
 
-/// Verifies tokens with the configured keys.
+/// Verifies tokens with the keys of their issuers.
 #[derive(Debug)]
 pub(super) struct TokenVerifier {
-    keys: Vec<Key>,
-    issuer: Option<String>,
-    audience: Vec<String>,
-}
-
-#[derive(Debug)]
-struct Key {
-    algorithm: Algorithm,
-    kid: Option<String>,
-    /// Its `Debug` shows no secret.
-    decoding: DecodingKey,
+    default_tenant: Tenant,
+    /// Whoever is not named among the issuers.
+    other: Issuer,
+    issuers: Vec<Issuer>,
 }
 
 impl TokenVerifier {
-    pub(super) fn new(settings: &JwtSettings) -> Result<Self, SettingsError> {
-        if settings.keys.len() > JWT_KEYS_MAX {
-            let reason = format!("must be at most {JWT_KEYS_MAX} keys");
-            return Err(SettingsError::new("jwt.keys", reason));
+    pub(super) fn new(
+        settings: &JwtSettings,
+        default_tenant: &Tenant,
+        times: KeySetTimes,
+        connect: Connect<'_>,
+    ) -> Result<Self, SettingsError> {
+        if settings.issuers.len() > JWT_ISSUERS_MAX {
+            let reason = format!("must be at most {JWT_ISSUERS_MAX} issuers");
+            return Err(SettingsError::new("jwt.issuers", reason));
         }
-        let mut keys = Vec::with_capacity(settings.keys.len());
-        for (index, key) in settings.keys.iter().enumerate() {
-            keys.push(Key::new(key).map_err(|(field, reason)| {
-                SettingsError::new(format!("jwt.keys[{index}].{field}"), reason)
-            })?);
-        }
-        Ok(Self { keys, issuer: settings.issuer.clone(), audience: settings.audience.clone() })
+        let (name, audience) = (settings.issuer.clone(), settings.audience.clone());
+        let other = Issuer::of_keys(name, audience, &settings.keys)
+            .map_err(|(field, reason)| SettingsError::new(format!("jwt.{field}"), reason))?;
+        let issuers = issuers(&settings.issuers, times, connect)?;
+        Ok(Self { default_tenant: default_tenant.clone(), other, issuers })
+    }
+
+    pub(super) fn key_sets(&self) -> impl Iterator<Item = &KeySet> {
+        self.issuers.iter().filter_map(Issuer::key_set)
+    }
+
+    /// Whose keys the token is tried with. What it says is not believed here: another's keys did
+    /// not sign it.
+    fn issuer(&self, claims: Option<&Map<String, Value>>) -> &Issuer {
+        let said = claims.and_then(|claims| claims.get("iss")).and_then(Value::as_str);
+        let named = |one: &&Issuer| said.is_some() && one.name.as_deref() == said;
+        self.issuers.iter().find(named).unwrap_or(&self.other)
     }
 
     /// Checks signature, then time, then the other claims.
-    pub(super) fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, Problem> {
+    pub(super) fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, Refused<'_>> {
         let parts = TokenParts::split(token)?;
         let header = object(parts.header, "header")?;
-        self.check_signature(&header, &parts)?;
-        let all = object(parts.claims, "claims")?;
+        let claims = object(parts.claims, "claims");
+        let issuer = self.issuer(claims.as_ref().ok());
+        issuer.verify(&signed(&header, &parts)?)?;
+        let all = claims?;
         let expires_at = check_time(&all, now)?;
-        self.check_addressees(&all)?;
+        check_addressees(issuer, &all)?;
         let (subject, token_id) = (name(&all, "sub")?, name(&all, "jti")?);
         let tenant = match text(&all, "tenant")? {
             Some(text) => Some(Tenant::parse(text).map_err(|_| {
@@ -171,7 +124,7 @@ impl TokenVerifier {
             None => None,
         };
         Ok(Claims {
-            tenant,
+            tenant: issuer.tenant(tenant, &self.default_tenant)?,
             name: token_id
                 .or(subject)
                 .ok_or_else(|| invalid("token has neither a claim `sub` nor a claim `jti`"))?
@@ -185,124 +138,40 @@ impl TokenVerifier {
             all,
         })
     }
-
-    fn check_signature(
-        &self,
-        header: &Map<String, Value>,
-        parts: &TokenParts<'_>,
-    ) -> Result<(), Problem> {
-        if header.contains_key("crit") {
-            // RFC 7515 §4.1.11: what is critical and not understood makes the token invalid, and
-            // no extension is understood here. `jku`, `x5u`, `jwk` and all else is ignored.
-            return Err(invalid("token's header has `crit`, which is not supported"));
-        }
-        let wrong = || invalid("token's header must have `alg`, and `kid` as text if at all");
-        let algorithm = header.get("alg").and_then(Value::as_str).ok_or_else(wrong)?;
-        let kid = match header.get("kid") {
-            None => None,
-            Some(kid) => Some(kid.as_str().filter(|kid| is_audit_name(kid)).ok_or_else(wrong)?),
-        };
-        let signature = parts.signature()?;
-        let signed = self.keys.iter().filter(|key| key.suits(algorithm, kid)).any(|key| {
-            (CRYPTO.verifier_factory)(&key.algorithm.theirs(), &key.decoding)
-                .is_ok_and(|verifier| verifier.verify(parts.signed.as_bytes(), &signature).is_ok())
-        });
-        if signed { Ok(()) } else { Err(invalid("token is not signed with a key of this hub")) }
-    }
-
-    fn check_addressees(&self, claims: &Map<String, Value>) -> Result<(), Problem> {
-        let issuer = text(claims, "iss")?;
-        if self.issuer.is_some() && issuer != self.issuer.as_deref() {
-            return Err(invalid("token's claim `iss` is not the configured issuer"));
-        }
-        let audience = match claims.get("aud") {
-            Some(Value::String(one)) => vec![one.clone()],
-            _ => texts(claims, "aud")?,
-        };
-        if !self.audience.is_empty() && !audience.iter().any(|one| self.audience.contains(one)) {
-            return Err(invalid("token's claim `aud` has none of the configured audiences"));
-        }
-        Ok(())
-    }
 }
 
-impl Key {
-    /// Checks the key; an error says which field and why.
-    fn new(settings: &JwtKeySettings) -> Result<Self, (&'static str, String)> {
-        let JwtKeySettings { algorithm, kid, secret, public_key } = settings;
-        if kid.as_deref().is_some_and(|kid| !is_audit_name(kid)) {
-            let reason =
-                format!("must be 1 to {TOKEN_NAME_BYTES_MAX} bytes, no control characters");
-            return Err(("kid", reason));
-        }
-        let decoding = match (algorithm.is_shared_secret(), secret, public_key) {
-            (true, Some(secret), None) => DecodingKey::from_secret(check_secret(secret.expose())?),
-            (false, None, Some(pem)) => public_key_of(*algorithm, pem)?,
-            (true, None, _) => return Err(("secret", format!("is needed for {algorithm}"))),
-            (false, _, None) => return Err(("public_key", format!("is needed for {algorithm}"))),
-            (true, _, Some(_)) => {
-                return Err(("public_key", format!("is not used by {algorithm}")));
-            }
-            (false, Some(_), _) => return Err(("secret", format!("is not used by {algorithm}"))),
-        };
-        Ok(Self { algorithm: *algorithm, kid: kid.clone(), decoding })
+/// What the signature is checked with, as far as the header is acceptable.
+fn signed<'a>(
+    header: &'a Map<String, Value>,
+    parts: &TokenParts<'a>,
+) -> Result<Signed<'a>, Problem> {
+    if header.contains_key("crit") {
+        // RFC 7515 §4.1.11: what is critical and not understood makes the token invalid, and
+        // no extension is understood here. `jku`, `x5u`, `jwk` and all else is ignored.
+        return Err(invalid("token's header has `crit`, which is not supported"));
     }
-
-    fn suits(&self, algorithm: &str, kid: Option<&str>) -> bool {
-        let named = match (self.kid.as_deref(), kid) {
-            (Some(ours), Some(theirs)) => ours == theirs,
-            (None, _) | (_, None) => true,
-        };
-        named && self.algorithm.as_str() == algorithm
-    }
-}
-
-impl std::fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-fn check_secret(secret: &str) -> Result<&[u8], (&'static str, String)> {
-    if secret.len() < SECRET_BYTES_MIN {
-        return Err(("secret", format!("must be at least {SECRET_BYTES_MIN} random bytes")));
-    }
-    if secret.trim_start().starts_with("-----BEGIN") {
-        // With a public key as shared secret everybody could sign.
-        return Err(("secret", "must be a shared secret; this is a PEM file".to_owned()));
-    }
-    Ok(secret.as_bytes())
-}
-
-fn public_key_of(algorithm: Algorithm, pem: &str) -> Result<DecodingKey, (&'static str, String)> {
-    let refuse = |reason: String| ("public_key", reason);
-    if pem.contains("PRIVATE KEY") {
-        return Err(refuse("must be the public key; this is a private one".to_owned()));
-    }
-    let unusable = || refuse(format!("is not a public key for {algorithm} in PEM"));
-    let bytes = pem.as_bytes();
-    let read = match algorithm {
-        Algorithm::Es256 | Algorithm::Es384 => DecodingKey::from_ec_pem(bytes),
-        Algorithm::EdDsa => DecodingKey::from_ed_pem(bytes),
-        _ => DecodingKey::from_rsa_pem(bytes),
+    let wrong = || invalid("token's header must have `alg`, and `kid` as text if at all");
+    let algorithm = header.get("alg").and_then(Value::as_str).ok_or_else(wrong)?;
+    let kid = match header.get("kid") {
+        None => None,
+        Some(kid) => Some(kid.as_str().filter(|kid| is_audit_name(kid)).ok_or_else(wrong)?),
     };
-    let key = read.map_err(|_| unusable())?;
-    let content = key.try_get_as_bytes().map_err(|_| unusable())?;
-    match algorithm {
-        Algorithm::Es256 | Algorithm::Es384 => {}
-        // The library cuts 32 bytes out without looking.
-        Algorithm::EdDsa if content.len() != 32 => return Err(unusable()),
-        Algorithm::EdDsa => {}
-        _ => {
-            let components = (CRYPTO.key_utils.rsa_pub_components_from_public_key)(content);
-            let (modulus, _) = components.map_err(|_| unusable())?;
-            if modulus.len() * 8 < RSA_BITS_MIN {
-                return Err(refuse(format!("must have at least {RSA_BITS_MIN} bits")));
-            }
-        }
+    Ok(Signed { algorithm, kid, message: parts.signed.as_bytes(), signature: parts.signature()? })
+}
+
+fn check_addressees(of: &Issuer, claims: &Map<String, Value>) -> Result<(), Problem> {
+    let issuer = text(claims, "iss")?;
+    if of.name.is_some() && issuer != of.name.as_deref() {
+        return Err(invalid("token's claim `iss` is not the configured issuer"));
     }
-    (CRYPTO.verifier_factory)(&algorithm.theirs(), &key).map_err(|_| unusable())?;
-    Ok(key)
+    let audience = match claims.get("aud") {
+        Some(Value::String(one)) => vec![one.clone()],
+        _ => texts(claims, "aud")?,
+    };
+    if !of.audience.is_empty() && !audience.iter().any(|one| of.audience.contains(one)) {
+        return Err(invalid("token's claim `aud` has none of the configured audiences"));
+    }
+    Ok(())
 }
 
 /// A token in its three parts.

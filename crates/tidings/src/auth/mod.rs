@@ -4,13 +4,15 @@
 //! about a topic through a [`Grant`]. A credential that is not valid is a problem, never a lesser
 //! grant. No message, log line or `Debug` text holds any part of a secret or token.
 //!
-//! Keys that change while the hub runs belong into [`jwt`], beside the static ones. Revocation
-//! compares [`Grant::tenant`], [`Grant::subject`] and [`Grant::token_id`]. Cookies and tickets are
-//! other ways to carry a token or a [`GrantClaims`], and end here too.
+//! Revocation compares [`Grant::tenant`], [`Grant::subject`] and [`Grant::token_id`]. Cookies and
+//! tickets are other ways to carry a token or a [`GrantClaims`], and end here too.
 
 mod api_key;
 mod grant;
+mod issuer;
 pub mod jwt;
+mod key;
+mod key_set;
 mod policy;
 mod secret;
 mod template;
@@ -19,23 +21,33 @@ mod template;
 mod hostile_tokens;
 #[cfg(test)]
 mod isolation;
+#[cfg(test)]
+mod key_set_tests;
 
+use futures_util::future::join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use api_key::{ApiKey, ApiKeyError, ApiKeySettings, PREFIX as API_KEY_PREFIX};
 pub use grant::{Access, Grant, GrantClaims};
-pub use jwt::{Algorithm, JwtKeySettings, JwtSettings, SigningKey};
+pub use issuer::{Connect, IssuerSettings};
+pub use jwt::{JwtSettings, SigningKey};
+pub use key::{Algorithm, JwtKeySettings};
+pub use key_set::{KeySetStatus, KeySetTimes, KeySource, KeySourceError};
 pub use policy::{Condition, Policy, Rule, RuleError, RuleSettings};
 pub use secret::Secret;
 
 use crate::{
+    clock::Clock,
     error::{ErrorCode, Problem},
+    metrics::Metrics,
     model::{Tenant, Timestamp, limits::TOKEN_NAME_BYTES_MAX},
 };
 use api_key::KeyRing;
 use grant::Parts;
+use issuer::Refused;
 use jwt::TokenVerifier;
+use key_set::KeySet;
 use policy::Caller;
 
 /// Which credentials are accepted and what they allow.
@@ -46,6 +58,9 @@ pub struct AuthSettings {
     pub default_tenant: String,
     /// How tokens are verified.
     pub jwt: JwtSettings,
+    /// How often the key sets of issuers are read, and how long they last.
+    #[serde(skip)]
+    pub key_sets: KeySetTimes,
     /// The API keys that are accepted.
     pub api_keys: Vec<ApiKeySettings>,
     /// What the holders of tokens may do, by topic. What no rule allows is denied.
@@ -57,6 +72,7 @@ impl Default for AuthSettings {
         Self {
             default_tenant: "default".to_owned(),
             jwt: JwtSettings::default(),
+            key_sets: KeySetTimes::default(),
             api_keys: Vec::new(),
             access: Policy::default(),
         }
@@ -100,7 +116,6 @@ impl SettingsError {
 /// ```
 #[derive(Debug)]
 pub struct Authenticator {
-    default_tenant: Tenant,
     tokens: TokenVerifier,
     api_keys: KeyRing,
     policy: Policy,
@@ -111,44 +126,95 @@ impl Authenticator {
     /// request.
     ///
     /// # Errors
-    /// [`SettingsError`] names the first setting that cannot be.
+    /// [`SettingsError`] names the first setting that cannot be. An issuer with an address needs
+    /// [`Self::with_key_sources`].
     pub fn new(settings: &AuthSettings) -> Result<Self, SettingsError> {
+        Self::with_key_sources(settings, &|_| {
+            Err("needs an HTTP client, which this program does not have".to_owned())
+        })
+    }
+
+    /// The same for issuers whose key sets have an address: `connect` makes the source of one.
+    ///
+    /// # Errors
+    /// [`SettingsError`] names the first setting that cannot be; what `connect` says against an
+    /// issuer is said of its `jwks_url`.
+    pub fn with_key_sources(
+        settings: &AuthSettings,
+        connect: Connect<'_>,
+    ) -> Result<Self, SettingsError> {
         let default_tenant = Tenant::parse(&settings.default_tenant)
             .map_err(|error| SettingsError::new("default_tenant", error.to_string()))?;
         if default_tenant.is_reserved() {
             return Err(SettingsError::new("default_tenant", "must not be the hub's own"));
         }
+        let times = settings.key_sets;
         Ok(Self {
-            tokens: TokenVerifier::new(&settings.jwt)?,
+            tokens: TokenVerifier::new(&settings.jwt, &default_tenant, times, connect)?,
             api_keys: KeyRing::new(&settings.api_keys, &default_tenant)?,
             policy: settings.access.clone(),
-            default_tenant,
         })
     }
 
-    /// What the credential allows; `bearer` is what follows `Bearer ` in the header.
+    /// What the credential allows; `bearer` is what follows `Bearer ` in the header. Keys that are
+    /// not at hand are not waited for; [`Self::authenticate_fresh`] does.
     ///
     /// # Errors
-    /// `credential_missing`, `credential_invalid` or `credential_expired`. The detail says what is
-    /// wrong without repeating any of the credential. Whether a token has expired is only told of
-    /// tokens that were valid.
+    /// `credential_missing`, `credential_invalid` or `credential_expired`, and `unavailable` while
+    /// the keys of a token's issuer cannot be read. The detail says what is wrong without repeating
+    /// any of the credential. Whether a token has expired is only told of tokens that were valid.
     pub fn authenticate(&self, bearer: &str, now: Timestamp) -> Result<Grant, Problem> {
+        self.try_authenticate(bearer, now).map_err(|refused| match refused {
+            Refused::Problem(problem) | Refused::UnknownKey(_, problem) => problem,
+        })
+    }
+
+    /// What the credential allows. If its key is not known yet, its issuer's keys are read anew,
+    /// which [`Self::keep_keys`] must be running for.
+    ///
+    /// # Errors
+    /// As [`Self::authenticate`].
+    pub async fn authenticate_fresh(
+        &self,
+        bearer: &str,
+        clock: &dyn Clock,
+    ) -> Result<Grant, Problem> {
+        match self.try_authenticate(bearer, clock.now()) {
+            Ok(grant) => Ok(grant),
+            Err(Refused::Problem(problem)) => Err(problem),
+            Err(Refused::UnknownKey(set, problem)) => {
+                if set.renewed().await {
+                    self.authenticate(bearer, clock.now())
+                } else {
+                    Err(problem)
+                }
+            }
+        }
+    }
+
+    /// Keeps the key sets of issuers up to date, for ever. [`Hub::router`](crate::Hub::router) runs
+    /// it; who uses the authenticator without the hub's router runs it himself.
+    pub async fn keep_keys(&self, metrics: &Metrics) {
+        join_all(self.tokens.key_sets().map(|set| set.keep(metrics))).await;
+    }
+
+    /// How the key sets of issuers are doing.
+    #[must_use]
+    pub fn key_sets(&self) -> Vec<KeySetStatus> {
+        self.tokens.key_sets().map(KeySet::status).collect()
+    }
+
+    fn try_authenticate(&self, bearer: &str, now: Timestamp) -> Result<Grant, Refused<'_>> {
         if bearer.is_empty() {
-            return Err(Problem::new(
-                ErrorCode::CredentialMissing,
-                "send `Authorization: Bearer` with an API key or a token",
-            ));
+            let detail = "send `Authorization: Bearer` with an API key or a token";
+            return Err(Problem::new(ErrorCode::CredentialMissing, detail).into());
         }
         if bearer.starts_with(API_KEY_PREFIX) {
-            return self.api_keys.authenticate(bearer, now);
+            return Ok(self.api_keys.authenticate(bearer, now)?);
         }
         let claims = self.tokens.verify(bearer, now)?;
-        let tenant = claims.tenant.unwrap_or_else(|| self.default_tenant.clone());
-        if tenant.is_reserved() {
-            return Err(invalid("token's tenant is the hub's own"));
-        }
         let (mut scopes, bindings) = self.policy.apply(&Caller {
-            tenant: &tenant,
+            tenant: &claims.tenant,
             subject: claims.subject.as_deref(),
             roles: &claims.roles,
             permissions: &claims.permissions,
@@ -156,7 +222,7 @@ impl Authenticator {
         })?;
         scopes.extend(claims.scopes);
         Ok(Grant::new(Parts {
-            tenant,
+            tenant: claims.tenant,
             credential: format!("jwt:{}", claims.name).into(),
             subject: claims.subject.map(Into::into),
             token_id: claims.token_id.map(Into::into),

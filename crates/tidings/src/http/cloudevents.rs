@@ -8,16 +8,16 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 
 use super::ingest::{
-    Bounds, DraftParts, data, escape, fits, json_problem, malformed, members, named, read,
+    Bounds, Draft, DraftParts, Fields, data, fits, malformed, media_type, members, read, strict,
 };
 use crate::{
     error::Problem,
     model::{
         Data, JsonText, Topic,
         event::Attribute,
+        json::pointer_part,
         limits::{ATTRIBUTE_BYTES_MAX, EXTENSIONS_MAX},
     },
-    publish::Publish,
 };
 
 /// What headers with attributes begin with, in binary mode.
@@ -26,7 +26,7 @@ const PREFIX: &str = "ce-";
 const OWN: &[&str] = &["position", "cursor"];
 
 /// Reads an event in structured mode (CloudEvents JSON format §3). `at` is its JSON pointer.
-pub(super) fn event(text: &str, at: &str, bounds: Bounds) -> Result<Publish, Problem> {
+pub(super) fn event(text: &str, at: &str, bounds: Bounds) -> Result<Draft, Problem> {
     structured(text, at, bounds, None)
 }
 
@@ -36,19 +36,20 @@ pub(super) fn structured(
     at: &str,
     bounds: Bounds,
     topic: Option<Topic>,
-) -> Result<Publish, Problem> {
-    let prefix = format!("{at}/");
-    let mut draft = DraftParts { topic, ..DraftParts::default() };
+) -> Result<Draft, Problem> {
+    let fields = Fields::new(format!("{at}/"), spelled);
+    let mut draft = DraftParts::default();
     let mut content_type = None;
     let mut version = None;
     let mut encoded = None;
     for (name, value) in members(text, at)? {
-        let at = format!("{at}/{}", escape(&name));
+        let at = format!("{at}/{}", pointer_part(&name));
         let json = value.get();
         match &*name {
             "specversion" => version = Some(read::<String>(json, &at, "must be a string")?),
             "datacontenttype" if json != "null" => {
-                content_type = Some(named(json, &at, Attribute::parse)?);
+                let text: String = read(json, &at, "must be a string")?;
+                content_type = Some(media_type(&text, &at)?);
             }
             "data_base64" if json != "null" => {
                 let text: String = read(json, &at, "must be a string")?;
@@ -59,7 +60,8 @@ pub(super) fn structured(
             _ => attribute(&mut draft, &name, json, &at, bounds)?,
         }
     }
-    required(&draft, version.as_deref(), &prefix)?;
+    let fields = named_once(&mut draft, topic, fields)?;
+    required(&draft, version.as_deref(), &fields)?;
     match (encoded, content_type) {
         (Some(_), _) if draft.data != Data::None => {
             return Err(malformed("has both data and data_base64").at(format!("{at}/data")));
@@ -75,7 +77,7 @@ pub(super) fn structured(
         }
         (None, _) => {}
     }
-    draft.finish(&prefix, spelled)
+    draft.finish(fields)
 }
 
 /// Whether the request carries an event in binary mode.
@@ -90,11 +92,14 @@ pub(super) fn binary(
     body: Bytes,
     bounds: Bounds,
     topic: Option<Topic>,
-) -> Result<Publish, Problem> {
-    let mut draft = DraftParts { topic, ..DraftParts::default() };
+) -> Result<Draft, Problem> {
+    let mut draft = DraftParts::default();
     let mut version = None;
     for (name, value) in headers {
         let Some(attribute_name) = name.as_str().strip_prefix(PREFIX) else { continue };
+        if headers.get_all(name).iter().nth(1).is_some() {
+            return Err(malformed("this header is there twice").at(name.as_str()));
+        }
         let text = value.to_str().ok().and_then(percent_decode);
         let text = text.ok_or_else(|| {
             malformed("must be ASCII with percent-encoded UTF-8").at(name.as_str())
@@ -114,10 +119,25 @@ pub(super) fn binary(
             }
         }
     }
-    required(&draft, version.as_deref(), PREFIX)?;
+    let fields = named_once(&mut draft, topic, Fields::new(PREFIX, spelled))?;
+    required(&draft, version.as_deref(), &fields)?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     draft.data = data(content_type, body, bounds)?;
-    draft.finish(PREFIX, spelled)
+    draft.finish(fields)
+}
+
+/// Takes the topic of the query, if there is one: the event must not name another.
+fn named_once(
+    draft: &mut DraftParts,
+    of_query: Option<Topic>,
+    fields: Fields,
+) -> Result<Fields, Problem> {
+    let Some(topic) = of_query else { return Ok(fields) };
+    if draft.topic.as_ref().is_some_and(|named| *named != topic) {
+        return Err(malformed("is another topic than the one in the query").at(fields.at("topic")));
+    }
+    draft.topic = Some(topic);
+    Ok(fields.topic_in_query(true))
 }
 
 /// CloudEvents' spelling of a field that has another name in plain JSON.
@@ -130,14 +150,14 @@ fn spelled(name: &'static str) -> &'static str {
     }
 }
 
-fn required(draft: &DraftParts, version: Option<&str>, prefix: &str) -> Result<(), Problem> {
+fn required(draft: &DraftParts, version: Option<&str>, fields: &Fields) -> Result<(), Problem> {
     if version != Some("1.0") {
-        return Err(malformed("must be \"1.0\"").at(format!("{prefix}specversion")));
+        return Err(malformed("must be \"1.0\"").at(fields.at("specversion")));
     }
     for (name, is_there) in [("id", draft.id.is_some()), ("source", draft.source.is_some())] {
         if !is_there {
             let detail = format!("`{name}` is missing");
-            return Err(malformed(&detail).at(format!("{prefix}{name}")));
+            return Err(malformed(&detail).at(fields.at(name)));
         }
     }
     Ok(())
@@ -158,7 +178,7 @@ fn attribute(
         "deleted" => draft.member("delete", json, at, bounds),
         _ if json == "null" => Ok(()),
         _ => {
-            let value = JsonText::parse(json).map_err(|error| json_problem(&error, at))?;
+            let value = strict(json, at)?;
             if json.starts_with(['{', '[']) {
                 return Err(malformed("must be a string, number or boolean").at(at));
             }
@@ -172,17 +192,23 @@ fn extension(draft: &mut DraftParts, name: &str, value: JsonText, at: &str) -> R
         && name.len() <= 64
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     if !is_name {
-        let rule = "extensions are named by at most 64 lower-case letters and digits";
-        return Err(malformed(rule).at(at));
+        let rule = format!(
+            "extensions are named by 1 to 64 lower-case letters and digits, this name has {} bytes",
+            name.len()
+        );
+        return Err(malformed(&rule).at(at));
     }
     if OWN.contains(&name) {
         return Err(malformed("this name is the hub's own").at(at));
     }
     if value.as_str().len() > ATTRIBUTE_BYTES_MAX {
-        return Err(malformed("is longer than 512 bytes").at(at));
+        let bytes = value.as_str().len();
+        let rule = format!("must be at most {ATTRIBUTE_BYTES_MAX} bytes as JSON, is {bytes}");
+        return Err(malformed(&rule).at(at));
     }
     if draft.extensions.len() == EXTENSIONS_MAX {
-        return Err(malformed("there are more than 16 extensions").at(at));
+        let rule = format!("there are more than {EXTENSIONS_MAX} extensions");
+        return Err(malformed(&rule).at(at));
     }
     draft.extensions.push((name.into(), value));
     Ok(())
@@ -204,7 +230,7 @@ mod tests {
         let text = r#"{"specversion":"1.0","id":"1","source":"/w","type":"a.b","topic":"user/1",
             "class":"state","key":"k","traceparent":"00-1","n":7,"dataschema":"http://x",
             "datacontenttype":"text/plain","data":"x","expirytime":"2027-01-01T00:00:00Z"}"#;
-        let draft = event(text, "", BOUNDS).unwrap();
+        let draft = event(text, "", BOUNDS).unwrap().publish;
         assert_eq!(draft.topic.as_str(), "user/1");
         assert!(draft.event.expires_at.is_some());
         let names: Vec<&str> = draft.event.extensions.iter().map(|(name, _)| &**name).collect();
@@ -243,6 +269,21 @@ mod tests {
     }
 
     #[test]
+    fn the_topic_of_the_query_is_the_events_own_or_it_has_none() {
+        let event = |topic: &str, of_query: &str| {
+            let text =
+                format!(r#"{{"specversion":"1.0","id":"1","source":"/","type":"a"{topic}}}"#);
+            structured(&text, "", BOUNDS, Some(Topic::parse(of_query).unwrap()))
+        };
+        for topic in ["", r#","topic":"t""#] {
+            let draft = event(topic, "t").unwrap();
+            assert_eq!((draft.publish.topic.as_str(), &*draft.fields.at("topic")), ("t", "topic"));
+        }
+        let problem = event(r#","topic":"u""#, "t").unwrap_err();
+        assert_eq!(problem.pointer.as_deref(), Some("/topic"));
+    }
+
+    #[test]
     fn binary_mode_reads_headers() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
@@ -257,6 +298,8 @@ mod tests {
             headers.insert(name, value.parse().unwrap());
         }
         let draft = binary(&headers, Bytes::from_static(b"\x89"), BOUNDS, None).unwrap();
+        assert_eq!(draft.fields.at("if_offset"), "ce-ifoffset");
+        let draft = draft.publish;
         assert_eq!(draft.event.source.unwrap().as_str(), "/café");
         assert_eq!(draft.event.id.as_str(), "1+1");
         assert!(matches!(draft.event.data, Data::Binary { .. }));
@@ -264,6 +307,10 @@ mod tests {
         let problem = binary(&headers, Bytes::new(), BOUNDS, None).unwrap_err();
         assert_eq!(problem.pointer.as_deref(), Some("ce-subject"));
         headers.remove("ce-subject");
+        headers.append("ce-id", "2".parse().unwrap());
+        let problem = binary(&headers, Bytes::new(), BOUNDS, None).unwrap_err();
+        assert_eq!(problem.pointer.as_deref(), Some("ce-id"));
+        headers.insert("ce-id", "1".parse().unwrap());
         for name in ["ce-data", "ce-datacontenttype"] {
             headers.insert(name, "text/plain".parse().unwrap());
             let problem = binary(&headers, Bytes::new(), BOUNDS, None).unwrap_err();

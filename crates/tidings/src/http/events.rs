@@ -5,7 +5,7 @@ use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 use axum::{
     body::Body,
     extract::{RawQuery, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
@@ -15,9 +15,10 @@ use http_body_util::{BodyExt as _, StreamBody};
 use serde_json::{Value, json};
 
 use super::{
+    admission::{self, Admission},
     caller::{Caller, may_write, read_body},
     cloudevents,
-    ingest::{self, Bounds, Drafts},
+    ingest::{self, Bounds, Draft, Drafts, Fields},
     problem,
     query::{self, Parameter},
     router::App,
@@ -25,11 +26,12 @@ use super::{
 use crate::{
     auth::Grant,
     error::{ErrorCode, Problem},
-    model::Topic,
+    model::{Tenant, Topic},
     publish::{Publish, Published},
+    quota::Place,
 };
 
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 /// Longest idempotency key, bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// What a line of NDJSON may have besides its data, bytes.
@@ -42,10 +44,10 @@ pub(super) async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let content_type = match headers.get(header::CONTENT_TYPE) {
+    let content_type = match once(&headers, "Content-Type")? {
         Some(value) => Some(value.to_str().map_err(|_| {
             let detail = "the content type is not ASCII";
-            Problem::new(ErrorCode::UnsupportedMediaType, detail)
+            Problem::new(ErrorCode::UnsupportedMediaType, detail).at("Content-Type")
         })?),
         None => None,
     };
@@ -60,14 +62,19 @@ pub(super) async fn publish(
         query::parameters(query.as_deref(), &[])?;
         if headers.contains_key(IDEMPOTENCY_KEY) {
             let detail = "a stream cannot be repeated as a whole; give its events ids";
-            return Err(Problem::new(ErrorCode::Malformed, detail).at("Idempotency-Key"));
+            return Err(Problem::new(ErrorCode::Malformed, detail).at(IDEMPOTENCY_KEY));
         }
-        return Ok(publish_stream(app.clone(), grant, bounds, body));
+        let place = app.hub.quotas().publisher(&grant)?;
+        return Ok(publish_stream(app.clone(), grant, place, bounds, body));
     }
     let key = idempotency_key(&headers)?;
-    let body = read_body(body, settings.publish_bytes_max).await?;
+    app.hub.quotas().may_publish(&grant)?;
+    let _room = admission::room_for_body(&app.hub, &headers).await?;
+    let body = read_body(settings, body, settings.publish_bytes_max).await;
+    let body = body.map_err(|problem| problem.at(""))?;
     let drafts = read(&essence, content_type, query.as_deref(), &headers, body.clone(), bounds)?;
     let key = key.map(|key| (key, whole_request(content_type, query.as_deref(), &headers, &body)));
+    app.hub.quotas().publish(&grant, drafts.events.len())?;
     let results = authorize_and_publish(&app, &grant, drafts.events, key).await?;
     Ok(answer(drafts.is_single, &results))
 }
@@ -82,13 +89,10 @@ fn read(
     bounds: Bounds,
 ) -> Result<Drafts, Problem> {
     let single = |event| Drafts { is_single: true, events: vec![event] };
-    let text = |body: &Bytes| {
-        let problem = |_| Problem::new(ErrorCode::Malformed, "the body is not UTF-8");
-        std::str::from_utf8(body).map(str::to_owned).map_err(problem)
-    };
     if essence == "application/cloudevents+json" {
         let topic = topic_parameter(query)?;
-        return Ok(single(cloudevents::structured(&text(&body)?, "", bounds, topic)));
+        let text = ingest::json_text(&body, "")?;
+        return Ok(single(cloudevents::structured(text, "", bounds, topic)));
     }
     if essence == "application/cloudevents-batch+json" {
         query::parameters(query, &[])?;
@@ -120,15 +124,25 @@ fn topic_parameter(query: Option<&str>) -> Result<Option<Topic>, Problem> {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    let Some(value) = once(headers, IDEMPOTENCY_KEY)? else { return Ok(None) };
     // A structured-fields string may come in quotes; both spellings are one key.
     let key = value.to_str().ok().map(|text| text.trim_matches('"'));
     let fits = |key: &&str| (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
     let key = key.filter(fits).ok_or_else(|| {
         let detail = "must be 1 to 256 bytes of ASCII";
-        Problem::new(ErrorCode::Malformed, detail).at("Idempotency-Key")
+        Problem::new(ErrorCode::Malformed, detail).at(IDEMPOTENCY_KEY)
     })?;
     Ok(Some(key.to_owned()))
+}
+
+/// A header of which two would be a question that nobody can answer.
+fn once<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next();
+    if values.next().is_some() {
+        return Err(Problem::new(ErrorCode::Malformed, "this header is there twice").at(name));
+    }
+    Ok(value)
 }
 
 /// Everything that a request publishes: an idempotency key stands for all of it, not for its body
@@ -162,45 +176,87 @@ fn whole_request(
 async fn authorize_and_publish(
     app: &App,
     grant: &Grant,
-    drafts: Vec<Result<Publish, Problem>>,
+    drafts: Vec<Result<Draft, Problem>>,
     key: Option<(String, Bytes)>,
 ) -> Result<Vec<Result<Published, Problem>>, Problem> {
-    let mut allowed: HashMap<Topic, Result<Option<Arc<str>>, Problem>> = HashMap::new();
+    let mut answers: HashMap<Topic, Result<Option<Arc<str>>, Problem>> = HashMap::new();
     let mut results: Vec<Option<Result<Published, Problem>>> = Vec::new();
     let mut events = Vec::new();
-    let mut places = Vec::new();
-    for (place, draft) in drafts.into_iter().enumerate() {
-        let checked = draft.and_then(|publish| {
+    let mut drafted = Vec::new();
+    for (number, draft) in drafts.into_iter().enumerate() {
+        let checked = draft.and_then(|Draft { publish, fields }| {
             let topic = &publish.topic;
-            let owner = match allowed.get(topic) {
+            let answer = match answers.get(topic) {
                 Some(answer) => answer.clone(),
                 None => {
                     let answer = may_write(grant, topic);
-                    allowed.entry(topic.clone()).or_insert(answer).clone()
+                    answers.entry(topic.clone()).or_insert(answer).clone()
                 }
-            }?;
-            Ok(Publish { owner, ..publish })
+            };
+            match answer {
+                Ok(owner) => Ok((Publish { owner, ..publish }, fields)),
+                Err(problem) => Err(placed(problem, &fields)),
+            }
         });
         match checked {
-            Ok(publish) => {
+            Ok((publish, fields)) => {
                 events.push(publish);
-                places.push(place);
+                drafted.push((number, fields));
                 results.push(None);
             }
             Err(problem) => results.push(Some(Err(problem))),
         }
     }
-    if let Some((key, body)) = key
-        && !events.is_empty()
-    {
-        let scope = grant.credential();
-        let numbered = places.into_iter().zip(&mut events);
-        app.hub.bind_idempotency_key(grant.tenant(), scope, &key, &body, numbered).await?;
+    let mut admission = Admission::of(&app.hub, grant.tenant(), &events).await?;
+    let (mut allowed, mut numbers, mut places) = (Vec::new(), Vec::new(), Vec::new());
+    for ((number, fields), publish) in drafted.into_iter().zip(events) {
+        match admission.take(&publish) {
+            Ok(()) => {
+                allowed.push(publish);
+                numbers.push(number);
+                places.push(fields);
+            }
+            Err(problem) => {
+                if let Some(result) = results.get_mut(number) {
+                    *result = Some(Err(placed(problem, &fields)));
+                }
+            }
+        }
     }
-    let mut published = app.hub.publish(grant.tenant(), events).await.into_iter();
+    let storing = async {
+        if let Some((key, body)) = key
+            && !allowed.is_empty()
+        {
+            let (tenant, scope) = (grant.tenant(), grant.credential());
+            let numbered = numbers.into_iter().zip(&mut allowed);
+            app.hub.bind_idempotency_key(tenant, scope, &key, &body, numbered).await?;
+        }
+        Ok::<_, Problem>(app.hub.publish(grant.tenant(), allowed).await)
+    };
+    let stored = tokio::time::timeout(app.hub.settings().publish_store_max, storing).await;
+    let published = stored.map_err(|_| {
+        let detail = "the events were not stored in time; send them again with the same ids";
+        Problem::new(ErrorCode::Unavailable, detail).after(Duration::from_secs(1))
+    })??;
+    admission.settle(&published);
+    let published = published.into_iter().zip(places);
+    let mut published =
+        published.map(|(result, fields)| result.map_err(|problem| placed(problem, &fields)));
     let unanswered = || Err(Problem::new(ErrorCode::Internal, "event was not answered"));
     let fill = |result: Option<_>| result.or_else(|| published.next()).unwrap_or_else(unanswered);
     Ok(results.into_iter().map(fill).collect())
+}
+
+/// Says which field of its event a refusal is about, if it is about one.
+fn placed(mut problem: Problem, fields: &Fields) -> Problem {
+    let field = match problem.code {
+        ErrorCode::Conflict => Some("if_offset"),
+        ErrorCode::ForbiddenTopic | ErrorCode::TopicClosed => Some("topic"),
+        ErrorCode::StatesFull => Some("key"),
+        _ => None,
+    };
+    problem.pointer = problem.pointer.or(field.map(|field| fields.at(field)));
+    problem
 }
 
 fn result_json(result: &Result<Published, Problem>) -> Value {
@@ -214,6 +270,15 @@ fn result_json(result: &Result<Published, Problem>) -> Value {
         }),
         Err(problem) => json!({ "error": problem::to_json(problem) }),
     }
+}
+
+/// The same for a line of a stream: a refused one is found by its number.
+fn line_json(number: u64, result: &Result<Published, Problem>) -> Value {
+    let mut json = result_json(result);
+    if let (Err(_), Some(members)) = (result, json.as_object_mut()) {
+        members.insert("line".to_owned(), number.into());
+    }
+    json
 }
 
 /// 200 if anything was taken, else the first refusal's status.
@@ -239,34 +304,51 @@ fn answer(is_single: bool, results: &[Result<Published, Problem>]) -> Response {
 
 /// A stream of events in, a stream of results out, a line each. It ends with its credential, and
 /// when the hub drains, and says so in its last line; lines after the last result were not read.
-fn publish_stream(app: App, grant: Grant, bounds: Bounds, body: Body) -> Response {
+fn publish_stream(
+    app: App,
+    grant: Grant,
+    place: Place<Tenant>,
+    bounds: Bounds,
+    body: Body,
+) -> Response {
     let request_id = problem::request_id();
     let lines = Lines::new(body, bounds.event_bytes_max + LINE_OVERHEAD);
-    let stream = stream::unfold(Some((lines, app, grant)), move |state| {
+    let stream = stream::unfold(Some((lines, app, grant, place)), move |state| {
         let request_id = request_id.clone();
         problem::within(request_id, async move {
-            let (mut lines, app, grant) = state?;
-            let drafts = tokio::select! {
+            let (mut lines, app, grant, place) = state?;
+            let admitted = async {
+                let (numbers, drafts) = lines.next(bounds).await?;
+                let room = admission::room_for_lines(&app.hub, &grant, &drafts).await;
+                Some((numbers, drafts, room))
+            };
+            let read = tokio::select! {
                 // The end first: lines may go on for ever.
                 biased;
                 problem = end_of_stream(&app, &grant) => Err(problem),
-                drafts = lines.next(bounds) => Ok(drafts?),
-            };
-            let (results, state) = match drafts {
-                Ok(drafts) => {
-                    let results = authorize_and_publish(&app, &grant, drafts, None).await;
-                    (
-                        results.unwrap_or_else(|problem| vec![Err(problem)]),
-                        Some((lines, app, grant)),
-                    )
-                }
-                Err(problem) => (vec![Err(problem)], None),
+                admitted = admitted => Ok(admitted?),
             };
             let mut out = BytesMut::new();
-            for result in results {
-                out.extend_from_slice(result_json(&result).to_string().as_bytes());
+            let mut put = |answer: Value| {
+                out.extend_from_slice(answer.to_string().as_bytes());
                 out.extend_from_slice(b"\n");
-            }
+            };
+            let state = match read {
+                Ok((numbers, drafts, _room)) => {
+                    let results = authorize_and_publish(&app, &grant, drafts, None).await;
+                    // One result for each line, also where all are refused together.
+                    let refused = |problem| vec![Err(problem); numbers.len()];
+                    let results = results.unwrap_or_else(refused);
+                    for (number, result) in numbers.into_iter().zip(results) {
+                        put(line_json(number, &result));
+                    }
+                    Some((lines, app, grant, place))
+                }
+                Err(problem) => {
+                    put(result_json(&Err(problem)));
+                    None
+                }
+            };
             Some((Ok::<_, Infallible>(Frame::data(out.freeze())), state))
         })
     });
@@ -305,6 +387,8 @@ struct Lines {
     buffer: BytesMut,
     /// Up to here the buffer is known to have no line end.
     searched: usize,
+    /// Lines that were taken out so far, empty ones too.
+    number: u64,
     /// The rest of a line that was too long is being passed over.
     skipping: bool,
     ended: bool,
@@ -313,20 +397,22 @@ struct Lines {
 impl Lines {
     fn new(body: Body, line_bytes_max: usize) -> Self {
         let buffer = BytesMut::new();
-        Self { body, line_bytes_max, buffer, searched: 0, skipping: false, ended: false }
+        Self { body, line_bytes_max, buffer, searched: 0, number: 0, skipping: false, ended: false }
     }
 
-    /// Waits for lines; `None` after the last.
-    async fn next(&mut self, bounds: Bounds) -> Option<Vec<Result<Publish, Problem>>> {
+    /// Waits for lines, and returns their numbers and events; `None` after the last.
+    async fn next(&mut self, bounds: Bounds) -> Option<(Vec<u64>, Vec<Result<Draft, Problem>>)> {
         loop {
+            let mut numbers = Vec::new();
             let mut drafts = Vec::new();
             while drafts.len() < bounds.events_max
                 && let Some(draft) = self.line(bounds)
             {
+                numbers.push(self.number);
                 drafts.push(draft);
             }
             if !drafts.is_empty() {
-                return Some(drafts);
+                return Some((numbers, drafts));
             }
             if self.ended {
                 return None;
@@ -348,7 +434,7 @@ impl Lines {
     }
 
     /// Takes one line out of the buffer; empty ones are passed over.
-    fn line(&mut self, bounds: Bounds) -> Option<Result<Publish, Problem>> {
+    fn line(&mut self, bounds: Bounds) -> Option<Result<Draft, Problem>> {
         loop {
             let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
             let end = unsearched.iter().position(|byte| *byte == b'\n');
@@ -373,10 +459,15 @@ impl Lines {
                     if std::mem::replace(&mut self.skipping, true) {
                         return None;
                     }
+                    self.number += 1;
                     return Some(Err(self.too_long()));
                 }
             };
-            if std::mem::take(&mut self.skipping) || line.trim_ascii().is_empty() {
+            if std::mem::take(&mut self.skipping) {
+                continue;
+            }
+            self.number += 1;
+            if line.trim_ascii().is_empty() {
                 continue;
             }
             if line.len() > self.line_bytes_max {
@@ -388,6 +479,6 @@ impl Lines {
 
     fn too_long(&self) -> Problem {
         let detail = format!("the line is longer than {} bytes", self.line_bytes_max);
-        Problem::new(ErrorCode::TooLarge, detail)
+        Problem::new(ErrorCode::TooLarge, detail).at("")
     }
 }

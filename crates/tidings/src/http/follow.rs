@@ -8,17 +8,19 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use futures_util::stream;
 use http_body::Frame;
 use http_body_util::StreamBody;
 
 use super::{
     caller::authenticate,
+    proxy::BehindProxy,
     query::{self, Parameter, duration},
     router::App,
 };
 use crate::{
-    auth::Grant,
+    auth::{Grant, Secret},
     connection::{Connection, ConnectionOptions, Envelope, Format},
     error::{ErrorCode, Problem},
     model::{
@@ -26,6 +28,7 @@ use crate::{
         limits::{CONNECTION_FILTERS_MAX, LONG_POLL_WAIT_MAX},
     },
     subscribe::{Filter, Follow, Since, States, is_type_filter, keys},
+    ticket::{FoundTicket, first_cursor},
 };
 
 /// Query parameters.
@@ -44,6 +47,9 @@ pub(super) const PARAMETERS: &[&str] = &[
 /// Those of them that may be repeated.
 const REPEATABLE: &[&str] = &["topic", "type", "key", "class"];
 
+const SINCE_RULE: &str = "must be now, earliest, latest:N, a duration like 10m, or a time like \
+                          2026-11-21T07:00:00Z (RFC 3339, from 1970 to 9999; `+` is `%2B` here)";
+
 /// What a reader asks for.
 #[derive(Debug)]
 struct Request {
@@ -54,7 +60,7 @@ struct Request {
     states: States,
     envelope: Envelope,
     wait: Duration,
-    ticket: Option<String>,
+    ticket: Option<Secret>,
     answer: Answer,
 }
 
@@ -67,12 +73,13 @@ enum Answer {
 pub(super) async fn follow(
     State(app): State<App>,
     method: Method,
+    behind_proxy: BehindProxy,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    match answer(&app, &method, query.as_deref(), &headers).await {
+    match answer(&app, &method, &behind_proxy, query.as_deref(), &headers).await {
         Ok(response) => response,
-        Err(problem) => refusal(&headers, &problem),
+        Err(problem) => refusal(&headers, &problem, None),
     }
 }
 
@@ -81,12 +88,14 @@ pub(super) async fn follow(
 /// A native `EventSource` gives up for good on any status but 200 (WHATWG HTML §9.2.2): what may
 /// pass is told to it in a stream that ends. It is known by asking for events without a credential
 /// in a header, which it cannot send.
-pub(super) fn refusal(headers: &HeaderMap, problem: &Problem) -> Response {
+///
+/// `first` is a cursor that such a reader must have to come back.
+pub(super) fn refusal(headers: &HeaderMap, problem: &Problem, first: Option<Cursor>) -> Response {
     let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let is_native = !headers.contains_key(header::AUTHORIZATION)
         && accepts.flat_map(|value| value.split(',')).any(|one| one.trim() == "text/event-stream");
     if problem.code.retryable() && is_native {
-        return soft_refusal(problem);
+        return soft_refusal(problem, first);
     }
     problem.clone().into_response()
 }
@@ -94,36 +103,29 @@ pub(super) fn refusal(headers: &HeaderMap, problem: &Problem) -> Response {
 async fn answer(
     app: &App,
     method: &Method,
+    behind_proxy: &BehindProxy,
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
     let request = parse(query, headers, app.hub.clock().now())?;
-    // Before a ticket is used up: its reader comes back with it.
     if app.hub.draining().is_cancelled() {
         let detail = "the hub is draining; come back";
         return Err(Problem::new(ErrorCode::Unavailable, detail).after(Duration::from_secs(1)));
     }
-    let (grant, tag) = match &request.ticket {
-        Some(_) if method == Method::HEAD && !headers.contains_key(header::AUTHORIZATION) => {
-            let detail = "HEAD would use up the ticket; send `Authorization: Bearer`";
-            return Err(Problem::new(ErrorCode::CredentialMissing, detail));
-        }
-        Some(ticket) if !headers.contains_key(header::AUTHORIZATION) => {
-            let cursor = request.cursor.as_deref();
-            let (grant, tag) = app.hub.redeem_ticket(ticket, cursor).await?;
-            (grant, Some(tag))
-        }
-        _ => (authenticate(app, headers)?, None),
-    };
+    let (grant, ticket) = credential(app, method, headers, &request).await?;
     let topics = if request.topics.is_empty() { grant.feed() } else { request.topics.clone() };
     readable(app, &grant, &topics).await?;
     let follow = Follow {
         topics: keys(grant.tenant(), &topics),
-        cursor: request.cursor.clone(),
+        // One that covers nothing yet is only its ticket's.
+        cursor: request
+            .cursor
+            .clone()
+            .filter(|text| !Cursor::decode(text).is_ok_and(|c| c.is_empty())),
         since: request.since,
         filter: request.filter,
         states: request.states,
-        tag,
+        tag: ticket.as_ref().map(|ticket| ticket.tag),
     };
     if request.answer != Answer::Page
         && let Some(Ok(cursor)) = follow.cursor.as_deref().map(Cursor::decode)
@@ -132,18 +134,29 @@ async fn answer(
         // Tells a native EventSource to stay away: nothing can follow (WHATWG HTML §9.2.2).
         return Ok((StatusCode::NO_CONTENT, stream_headers(None)).into_response());
     }
+    if method == Method::HEAD {
+        return Ok(match request.answer {
+            Answer::Page => (PAGE_HEADERS, unsent()).into_response(),
+            Answer::Stream(format) => (stream_headers(Some(format)), unsent()).into_response(),
+        });
+    }
+    let places = app.hub.quotas().reader(&grant, behind_proxy.0)?;
     match request.answer {
-        Answer::Page if method == Method::HEAD => Ok(PAGE_HEADERS.into_response()),
         Answer::Page => {
             // A page that is waited for is not delivered after the credential's end either.
             let left = grant.expires_at().map(|end| app.hub.clock().now().until(end));
             let wait = left.map_or(request.wait, |left| request.wait.min(left));
-            page(app, &grant, follow, request.envelope, wait).await
+            let page = page(app, &grant, follow, request.envelope, wait).await?;
+            drop(places);
+            use_up(app, ticket.as_ref()).await?;
+            Ok(page)
         }
         Answer::Stream(format) => {
-            let headers = stream_headers(Some(format));
-            if method == Method::HEAD {
-                return Ok(headers.into_response());
+            // Last: a ticket whose request is refused serves its reader again.
+            if let Err(problem) = use_up(app, ticket.as_ref()).await {
+                // It may be used up all the same.
+                let first = follow.tag.map(|tag| first_cursor(follow.cursor.as_deref(), tag));
+                return Ok(refusal(headers, &problem, first.flatten()));
             }
             let options = ConnectionOptions {
                 format,
@@ -151,12 +164,46 @@ async fn answer(
                 expires_at: grant.expires_at(),
             };
             let connection = Connection::open(&app.hub, follow, options).guarded_by(grant);
-            let bytes = stream::unfold(connection, async |mut connection| {
+            // The places are given back with the body, however that ends.
+            let bytes = stream::unfold((connection, places), async |(mut connection, places)| {
                 let bytes = connection.next().await?;
-                Some((Ok::<_, Infallible>(Frame::data(bytes)), connection))
+                Some((Ok::<_, Infallible>(Frame::data(bytes)), (connection, places)))
             });
-            Ok((headers, Body::new(StreamBody::new(bytes))).into_response())
+            Ok((stream_headers(Some(format)), Body::new(StreamBody::new(bytes))).into_response())
         }
+    }
+}
+
+/// The body of an answer to HEAD: of no length that could be told, and never read.
+fn unsent() -> Body {
+    Body::from_stream(stream::empty::<Result<Bytes, Infallible>>())
+}
+
+/// Who follows: by a credential of their own, else by a ticket, which is not used up yet.
+async fn credential(
+    app: &App,
+    method: &Method,
+    headers: &HeaderMap,
+    request: &Request,
+) -> Result<(Grant, Option<FoundTicket>), Problem> {
+    match &request.ticket {
+        Some(_) if method == Method::HEAD && !headers.contains_key(header::AUTHORIZATION) => {
+            let detail = "HEAD would use up the ticket; send `Authorization: Bearer`";
+            Err(Problem::new(ErrorCode::CredentialMissing, detail))
+        }
+        Some(ticket) if !headers.contains_key(header::AUTHORIZATION) => {
+            let cursor = request.cursor.as_deref();
+            let ticket = app.hub.find_ticket(ticket.expose(), cursor).await?;
+            Ok((ticket.grant.clone(), Some(ticket)))
+        }
+        _ => Ok((authenticate(app, headers).await?, None)),
+    }
+}
+
+async fn use_up(app: &App, ticket: Option<&FoundTicket>) -> Result<(), Problem> {
+    match ticket {
+        Some(ticket) => app.hub.use_ticket(ticket).await,
+        None => Ok(()),
     }
 }
 
@@ -225,10 +272,11 @@ fn stream_headers(format: Option<Format>) -> HeaderMap {
     headers
 }
 
-fn soft_refusal(problem: &Problem) -> Response {
+fn soft_refusal(problem: &Problem, first: Option<Cursor>) -> Response {
     let retry_ms = problem.retry_after.unwrap_or(Duration::from_secs(5)).as_millis().max(1000);
+    let first = first.map(|cursor| format!("id: {}\n\n", cursor.encode())).unwrap_or_default();
     let body = format!(
-        "retry: {retry_ms}\nevent: tidings.problem\ndata: {}\n\n\
+        "{first}retry: {retry_ms}\nevent: tidings.problem\ndata: {}\n\n\
          event: tidings.goaway\ndata: {{\"reason\":\"unavailable\",\"retry_ms\":{retry_ms}}}\n\n",
         super::problem::to_json(problem),
     );
@@ -267,8 +315,7 @@ fn parse(query: Option<&str>, headers: &HeaderMap, now: Timestamp) -> Result<Req
                 request.filter.classes.push(class);
             }
             "since" => {
-                let rule = "must be now, earliest, latest:N, a time (RFC 3339) or a duration (10m)";
-                request.since = Some(since(&value, now).ok_or_else(|| wrong(rule))?);
+                request.since = Some(since(&value, now).ok_or_else(|| wrong(SINCE_RULE))?);
             }
             "last_event_id" => request.cursor = Some(value),
             "state" => {
@@ -284,7 +331,7 @@ fn parse(query: Option<&str>, headers: &HeaderMap, now: Timestamp) -> Result<Req
                 let wait = duration(&value).filter(|wait| *wait <= LONG_POLL_WAIT_MAX);
                 request.wait = wait.ok_or_else(|| wrong("must be a duration of at most 25s"))?;
             }
-            _ => request.ticket = Some(value),
+            _ => request.ticket = Some(Secret::new(value)),
         }
     }
     let filters = &request.filter;
@@ -293,9 +340,11 @@ fn parse(query: Option<&str>, headers: &HeaderMap, now: Timestamp) -> Result<Req
         return Err(Problem::new(ErrorCode::TooLarge, detail).at("type"));
     }
     // The header wins: an EventSource sends its newest position there, the query is its first.
-    if let Some(id) = headers.get("last-event-id") {
-        // Longer than any cursor, or not text: still answered in the stream, as a gap.
-        request.cursor = Some(id.to_str().unwrap_or("?").to_owned());
+    let mut ids = headers.get_all("last-event-id").iter();
+    if let Some(id) = ids.next() {
+        // Two of them, longer than any cursor, or not text: still answered in the stream, as a gap.
+        let id = id.to_str().ok().filter(|_| ids.next().is_none());
+        request.cursor = Some(id.unwrap_or("?").to_owned());
     }
     request.cursor = request.cursor.filter(|cursor| !cursor.is_empty());
     Ok(request)
@@ -426,5 +475,8 @@ mod tests {
         headers.insert("last-event-id", HeaderValue::from_static("new"));
         let request = parse(Some("last_event_id=old"), &headers, Timestamp::default()).unwrap();
         assert_eq!(request.cursor.as_deref(), Some("new"));
+        headers.append("last-event-id", HeaderValue::from_static("newer"));
+        let request = parse(None, &headers, Timestamp::default()).unwrap();
+        assert!(request.cursor.is_some_and(|cursor| Cursor::decode(&cursor).is_err()));
     }
 }

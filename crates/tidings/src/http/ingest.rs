@@ -2,19 +2,24 @@
 //!
 //! The rule: a mistake is told with the JSON pointer of its field, and spoils its own event alone.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, str::Utf8Error};
 
 use bytes::Bytes;
 use serde::{Deserializer as _, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use super::{cloudevents, properties, query::Parameter};
+use super::{
+    cloudevents, properties,
+    query::{self, Parameter},
+};
 use crate::{
     error::{ErrorCode, Problem},
     journal::Dedup,
     model::{
         Class, Data, EventId, EventType, JsonError, JsonText, NameError, NewEvent, Offset,
-        StateKey, Timestamp, Topic, event::Attribute,
+        StateKey, Timestamp, Topic,
+        event::Attribute,
+        json::{mistake, pointer_part},
     },
     publish::Publish,
 };
@@ -34,16 +39,58 @@ pub(super) struct Drafts {
     /// Whether the body was one event by itself, so that its refusal is the request's.
     pub(super) is_single: bool,
     /// One for each event, in order.
-    pub(super) events: Vec<Result<Publish, Problem>>,
+    pub(super) events: Vec<Result<Draft, Problem>>,
 }
 
-/// Members of an event in `application/json` and NDJSON.
+/// An event that may be published.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) publish: Publish,
+    pub(super) fields: Fields,
+}
+
+/// Where the fields of an event stand in its request, for refusals that name one.
+#[derive(Debug, Clone)]
+pub(super) struct Fields {
+    /// What stands before a field's name: `/3/`, `ce-`, or nothing in a query.
+    prefix: String,
+    /// How this form of body spells a field of plain JSON.
+    spelled: fn(&'static str) -> &'static str,
+    /// Whether the query names the topic, whatever the form of the body.
+    topic_in_query: bool,
+}
+
+impl Fields {
+    pub(super) fn new(
+        prefix: impl Into<String>,
+        spelled: fn(&'static str) -> &'static str,
+    ) -> Self {
+        Self { prefix: prefix.into(), spelled, topic_in_query: false }
+    }
+
+    /// The same event, with its topic in the query.
+    pub(super) const fn topic_in_query(mut self, is_there: bool) -> Self {
+        self.topic_in_query = is_there;
+        self
+    }
+
+    /// The JSON pointer, parameter or header of a field, by its name in plain JSON.
+    pub(super) fn at(&self, name: &'static str) -> String {
+        match name {
+            "topic" if self.topic_in_query => name.to_owned(),
+            // Where the body is the data, it has no other name.
+            "data" if !self.prefix.ends_with('/') => "/data".to_owned(),
+            name => format!("{}{}", self.prefix, (self.spelled)(name)),
+        }
+    }
+}
+
+/// Members of an event in `application/json` and NDJSON; the last two are in no query.
 pub(super) const MEMBERS: &[&str] = &[
     "topic",
     "type",
     "class",
     "key",
-    "data",
     "id",
     "subject",
     "source",
@@ -52,35 +99,25 @@ pub(super) const MEMBERS: &[&str] = &[
     "if_offset",
     "delete",
     "close",
+    "data",
     "properties",
 ];
 
 /// Query parameters of a request whose body is the data.
-pub(super) const PARAMETERS: &[&str] = &[
-    "topic",
-    "type",
-    "class",
-    "key",
-    "id",
-    "subject",
-    "source",
-    "time",
-    "expires_at",
-    "if_offset",
-    "delete",
-    "close",
-];
+pub(super) const PARAMETERS: &[&str] = MEMBERS.split_at(MEMBERS.len() - 2).0;
 
 /// Reads `application/json`: an event, an array of them, or `{"events": […]}`.
 pub(super) fn json(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
-    let text = utf8(body)?;
+    let text = json_text(body, "")?;
     if text.trim_start().starts_with('[') {
         return Ok(Drafts { is_single: false, events: array(text, "", bounds, event)? });
     }
     let members = members(text, "")?;
-    if let [(name, events)] = &*members
-        && name == "events"
-    {
+    if let Some((_, events)) = members.iter().find(|(name, _)| name == "events") {
+        if let Some((other, _)) = members.iter().find(|(name, _)| name != "events") {
+            let rule = "stands beside `events`, which must be alone";
+            return Err(malformed(rule).at(format!("/{}", pointer_part(other))));
+        }
         let events = array(events.get(), "/events", bounds, event)?;
         return Ok(Drafts { is_single: false, events });
     }
@@ -89,13 +126,13 @@ pub(super) fn json(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
 
 /// Reads `application/cloudevents-batch+json` (CloudEvents JSON format §4).
 pub(super) fn cloudevents_batch(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
-    let events = array(utf8(body)?, "", bounds, cloudevents::event)?;
+    let events = array(json_text(body, "")?, "", bounds, cloudevents::event)?;
     Ok(Drafts { is_single: false, events })
 }
 
 /// Reads one line of NDJSON.
-pub(super) fn line(line: &[u8], bounds: Bounds) -> Result<Publish, Problem> {
-    event(utf8(line)?, "", bounds)
+pub(super) fn line(line: &[u8], bounds: Bounds) -> Result<Draft, Problem> {
+    event(json_text(line, "")?, "", bounds)
 }
 
 /// Reads a body that is the data itself, the rest being in the query.
@@ -104,7 +141,7 @@ pub(super) fn raw(
     content_type: Option<&str>,
     body: Bytes,
     bounds: Bounds,
-) -> Result<Publish, Problem> {
+) -> Result<Draft, Problem> {
     let mut draft = DraftParts::default();
     for Parameter { name, value } in parameters {
         // What is text in JSON is text here; numbers and booleans are written as in JSON.
@@ -115,7 +152,7 @@ pub(super) fn raw(
         draft.member(&name, &json, &name, bounds)?;
     }
     draft.data = data(content_type, body, bounds)?;
-    draft.finish("", |name| name)
+    draft.finish(Fields::new("", |name| name))
 }
 
 /// A body as data: JSON, text, or bytes, by its media type.
@@ -130,18 +167,31 @@ pub(super) fn data(
     // What curl says of any `-d`; a form is text too.
     let content_type = content_type.unwrap_or("text/plain");
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let content_type = media_type(content_type, "Content-Type")?;
     let data = if essence == "application/json" || essence.ends_with("+json") {
-        let text = utf8(&body)?;
-        Data::Json(JsonText::parse(text).map_err(|error| json_problem(&error, "/data"))?)
+        let text = json_text(&body, "/data")?;
+        Data::Json(JsonText::parse(text).map_err(|error| body_problem(text, &error, "/data"))?)
     } else if essence.starts_with("text/") || essence == "application/x-www-form-urlencoded" {
-        Data::Json(JsonText::string(utf8(&body)?))
+        let text = std::str::from_utf8(&body).map_err(|error| not_utf8(&error).at("/data"))?;
+        Data::Json(JsonText::string(text))
     } else {
-        let content_type = Attribute::parse(content_type)
-            .map_err(|error| Problem::from(error).at("content-type"))?;
         Data::Binary { content_type, bytes: body }
     };
     fits(&data, "/data", bounds)?;
     Ok(data)
+}
+
+/// Reads a media type: type and subtype are tokens (RFC 9110 §8.3.1), and parameters are anything.
+pub(super) fn media_type(text: &str, at: &str) -> Result<Attribute, Problem> {
+    let is_token = |text: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        !text.is_empty() && text.bytes().all(allowed)
+    };
+    let essence = text.split(';').next().unwrap_or_default().trim();
+    if !essence.split_once('/').is_some_and(|(kind, sub)| is_token(kind) && is_token(sub)) {
+        return Err(malformed("must be a media type, like image/png").at(at));
+    }
+    Attribute::parse(text).map_err(|error| Problem::from(error).at(at))
 }
 
 /// The fields of an event, while they are read.
@@ -187,8 +237,7 @@ impl DraftParts {
             }
             "key" => self.key = Some(named(json, at, StateKey::parse)?),
             "data" => {
-                let data = JsonText::parse(json).map_err(|error| json_problem(&error, at))?;
-                self.data = Data::Json(data);
+                self.data = Data::Json(strict(json, at)?);
                 fits(&self.data, at, bounds)?;
             }
             "id" => self.id = Some(named(json, at, EventId::parse)?),
@@ -209,27 +258,17 @@ impl DraftParts {
                 }
                 self.properties = Some(read.properties);
             }
-            _ => {
-                let detail = format!("there is no such member; known are {}", MEMBERS.join(", "));
-                return Err(malformed(&detail).at(at));
-            }
+            _ => return Err(malformed(&query::unknown("member", name, MEMBERS)).at(at)),
         }
         Ok(())
     }
 
-    /// Checks that the fields fit together. What is wrong is pointed at by `prefix` and the name
-    /// that `spelled` gives the field in this form of body.
-    pub(super) fn finish(
-        self,
-        prefix: &str,
-        spelled: fn(&'static str) -> &'static str,
-    ) -> Result<Publish, Problem> {
+    /// Checks that the fields fit together.
+    pub(super) fn finish(self, fields: Fields) -> Result<Draft, Problem> {
         let missing = |name| {
-            let name = spelled(name);
-            malformed(&format!("`{name}` is missing")).at(format!("{prefix}{name}"))
+            malformed(&format!("`{}` is missing", (fields.spelled)(name))).at(fields.at(name))
         };
-        let clash =
-            |name, rule: &str| Err(malformed(rule).at(format!("{prefix}{}", spelled(name))));
+        let clash = |name, rule: &str| Err(malformed(rule).at(fields.at(name)));
         let topic = self.topic.ok_or_else(|| missing("topic"))?;
         let event_type = self.event_type.ok_or_else(|| missing("type"))?;
         let class = self.class.unwrap_or_default();
@@ -274,27 +313,28 @@ impl DraftParts {
             delete: self.delete,
         };
         let (if_offset, properties, close) = (self.if_offset, self.properties, self.close);
-        Ok(Publish { if_offset, dedup, properties, close, ..Publish::new(topic, event) })
+        let publish = Publish { if_offset, dedup, properties, close, ..Publish::new(topic, event) };
+        Ok(Draft { publish, fields })
     }
 }
 
-fn event(text: &str, at: &str, bounds: Bounds) -> Result<Publish, Problem> {
+fn event(text: &str, at: &str, bounds: Bounds) -> Result<Draft, Problem> {
     let mut draft = DraftParts::default();
     for (name, value) in members(text, at)? {
-        let at = format!("{at}/{}", escape(&name));
+        let at = format!("{at}/{}", pointer_part(&name));
         draft.member(&name, value.get(), &at, bounds)?;
     }
-    draft.finish(&format!("{at}/"), |name| name)
+    draft.finish(Fields::new(format!("{at}/"), |name| name))
 }
 
 fn array(
     text: &str,
     at: &str,
     bounds: Bounds,
-    event: fn(&str, &str, Bounds) -> Result<Publish, Problem>,
-) -> Result<Vec<Result<Publish, Problem>>, Problem> {
-    let items: Vec<&RawValue> = serde_json::from_str(text)
-        .map_err(|error| malformed(&format!("is not an array of events: {error}")).at(at))?;
+    event: fn(&str, &str, Bounds) -> Result<Draft, Problem>,
+) -> Result<Vec<Result<Draft, Problem>>, Problem> {
+    let items: Vec<&RawValue> =
+        serde_json::from_str(text).map_err(|_| not_read(text, at, "must be an array of events"))?;
     if items.len() > bounds.events_max {
         let detail = format!("holds {} events, more than {}", items.len(), bounds.events_max);
         return Err(Problem::new(ErrorCode::TooLarge, detail).at(at));
@@ -330,23 +370,17 @@ pub(super) fn members<'a>(text: &'a str, at: &str) -> Result<Vec<(String, &'a Ra
     }
 
     let mut reader = serde_json::Deserializer::from_str(text);
-    let wrong =
-        |error: serde_json::Error| malformed(&format!("is not a JSON object: {error}")).at(at);
+    let wrong = |_| not_read(text, at, "must be a JSON object");
     let members = reader.deserialize_map(Members).map_err(wrong)?;
     reader.end().map_err(wrong)?;
     let mut seen = HashSet::new();
     for (name, _) in &members {
         if !seen.insert(name) {
             let detail = "this member is there twice";
-            return Err(malformed(detail).at(format!("{at}/{}", escape(name))));
+            return Err(malformed(detail).at(format!("{at}/{}", pointer_part(name))));
         }
     }
     Ok(members)
-}
-
-/// A name as part of a JSON pointer (RFC 6901 §3), cut short if somebody plays with it.
-pub(super) fn escape(name: &str) -> String {
-    name.chars().take(64).collect::<String>().replace('~', "~0").replace('/', "~1")
 }
 
 pub(super) fn malformed(detail: &str) -> Problem {
@@ -354,7 +388,7 @@ pub(super) fn malformed(detail: &str) -> Problem {
 }
 
 pub(super) fn read<T: DeserializeOwned>(json: &str, at: &str, rule: &str) -> Result<T, Problem> {
-    serde_json::from_str(json).map_err(|_| malformed(rule).at(at))
+    serde_json::from_str(json).map_err(|_| not_read(json, at, rule))
 }
 
 pub(super) fn named<T>(
@@ -368,8 +402,7 @@ pub(super) fn named<T>(
 
 pub(super) fn time(json: &str, at: &str) -> Result<Timestamp, Problem> {
     let text: String = read(json, at, "must be a string")?;
-    let rule = "must be a time like 2026-11-21T07:00:00Z (RFC 3339)";
-    Timestamp::parse(&text).ok_or_else(|| malformed(rule).at(at))
+    Timestamp::parse(&text).ok_or_else(|| malformed(Timestamp::RULE).at(at))
 }
 
 pub(super) fn fits(data: &Data, at: &str, bounds: Bounds) -> Result<(), Problem> {
@@ -380,14 +413,53 @@ pub(super) fn fits(data: &Data, at: &str, bounds: Bounds) -> Result<(), Problem>
     Err(Problem::new(ErrorCode::TooLarge, detail).at(at))
 }
 
-pub(super) fn json_problem(error: &JsonError, at: &str) -> Problem {
-    malformed(&error.to_string()).at(format!("{at}{}", error.pointer))
+/// What is not strict within a value of the body: its pointer says where.
+fn json_problem(error: &JsonError, at: &str) -> Problem {
+    malformed(error.reason).at(format!("{at}{}", error.pointer))
 }
 
-fn utf8(bytes: &[u8]) -> Result<&str, Problem> {
-    std::str::from_utf8(bytes).map_err(|error| {
-        malformed(&format!("the body is not UTF-8 from byte {} on", error.valid_up_to()))
+/// The same for a whole body, which may be anything: its byte and line are told too.
+fn body_problem(body: &str, error: &JsonError, at: &str) -> Problem {
+    let mut problem = json_problem(error, at);
+    problem.detail = format!("{} at byte {}", error.reason, error.at);
+    if body.contains('\n') {
+        let before = body.bytes().take(error.at).filter(|byte| *byte == b'\n').count();
+        problem.detail.push_str(&format!(", in line {}", before + 1));
+    }
+    problem
+}
+
+/// A value, or all of a body if `at` is empty, as strict JSON.
+pub(super) fn strict(text: &str, at: &str) -> Result<JsonText, Problem> {
+    JsonText::parse(text).map_err(|error| match at {
+        "" => body_problem(text, &error, at),
+        at => json_problem(&error, at),
     })
+}
+
+/// Why a reader refused a text: it is not JSON, or it is and not what it `must` be.
+fn not_read(text: &str, at: &str, must: &str) -> Problem {
+    match mistake(text) {
+        Some(error) if at.is_empty() => body_problem(text, &error, at),
+        Some(error) if at.starts_with('/') => json_problem(&error, at),
+        // Parameters and headers are not JSON to who writes them.
+        _ => malformed(must).at(at),
+    }
+}
+
+/// A body as text that may be JSON.
+pub(super) fn json_text<'a>(body: &'a [u8], at: &str) -> Result<&'a str, Problem> {
+    std::str::from_utf8(body).map_err(|error| {
+        let sound = body.get(..error.valid_up_to()).unwrap_or_default();
+        let sound = std::str::from_utf8(sound).unwrap_or_default();
+        // What is JSON up to there ends in the value that holds the byte.
+        let cut = mistake(sound).filter(|cut| cut.at == sound.len());
+        not_utf8(&error).at(format!("{at}{}", cut.map(|cut| cut.pointer).unwrap_or_default()))
+    })
+}
+
+fn not_utf8(error: &Utf8Error) -> Problem {
+    malformed(&format!("is not UTF-8 at byte {}", error.valid_up_to()))
 }
 
 #[cfg(test)]
@@ -427,7 +499,7 @@ mod tests {
             "time":"2026-11-21T08:00:00+01:00","expires_at":"2026-11-22T00:00:00Z",
             "properties":{"owner":"u"}, "close":true}"#;
         let drafts = json(body.as_bytes(), BOUNDS).unwrap();
-        let draft = drafts.events.into_iter().next().unwrap().unwrap();
+        let draft = drafts.events.into_iter().next().unwrap().unwrap().publish;
         let Data::Json(data) = &draft.event.data else { panic!("not JSON") };
         assert_eq!(data.as_str(), r#"{"s":"\u0000","n":1.50}"#);
         assert_eq!(draft.if_offset, Some(Offset(17)));
@@ -450,6 +522,7 @@ mod tests {
             ("{", 400, ""),
             ("[]", 400, ""),
             (r#"{"events":{}}"#, 400, "/events"),
+            (r#"{"events":[{"topic":"a","type":"x"}],"topic":"a"}"#, 400, "/topic"),
             (r#"{"type":"x"}"#, 400, "/topic"),
             (r#"{"topic":"a"}"#, 400, "/type"),
             (r#"{"topic":"a b","type":"x"}"#, 400, "/topic"),
@@ -477,7 +550,24 @@ mod tests {
             (r#"{"topic":"a","type":"x","topc":1}"#, 400, "/topc"),
             (r#"{"topic":"a","type":"x","type":"y"}"#, 400, "/type"),
             (r#"{"topic":"a","type":"x","data":{"k":1,"k":2}}"#, 400, "/data/k"),
-            (r#"{"topic":"a","type":"x","data":NaN}"#, 400, ""),
+            (r#"{"topic":"a","type":"x","data":NaN}"#, 400, "/data"),
+            (r#"{"topic":"a","type":"x","data":{"x":[1,-Infinity]}}"#, 400, "/data/x/1"),
+            ("{\"topic\":\"a\",\"type\":\"x\",\"data\":{\"x\":\"\n\"}}", 400, "/data/x"),
+            (
+                r#"[{"topic":"a","type":"x"},{"topic":"a","type":"x","data":{"k":NaN}}]"#,
+                400,
+                "/1/data/k",
+            ),
+            (r#"{"events":[{"topic":"a","type":"x","data":[01]}]}"#, 400, "/events/0/data"),
+            (
+                r#"[{"topic":"a","type":"x"},{"topic":"a","type":"x","data":"\udc00"}]"#,
+                400,
+                "/1/data",
+            ),
+            (r#"{"topic":"\ud800","type":"x"}"#, 400, "/topic"),
+            (r#"[{"topic":"a","type":"x"},7]"#, 400, "/1"),
+            (r#"[{"topic":"a","type":"x"},]"#, 400, "/1"),
+            (r#"{"topic":"a","type":"x","time":"1969-12-31T23:59:59Z"}"#, 400, "/time"),
             (r#"{"topic":"a","type":"x","properties":{"ownr":1}}"#, 400, "/properties/ownr"),
             (r#"[{"topic":"a","type":"x"},{"topic":"a"}]"#, 400, "/1/type"),
             (r#"{"events":[{"topic":"a","type":7}]}"#, 400, "/events/0/type"),
@@ -496,6 +586,64 @@ mod tests {
         }
     }
 
+    fn problem(body: &[u8]) -> Problem {
+        match json(body, BOUNDS) {
+            Ok(drafts) => drafts.events.into_iter().find_map(Result::err).unwrap(),
+            Err(problem) => problem,
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_with_its_byte_and_line() {
+        for (body, detail) in [
+            ("nope", "is not a JSON value at byte 0"),
+            ("{\"topic\":\"a\"", "lacks a comma or a closing brace at byte 12"),
+            (
+                "[\n  {\"topic\": \"a\",\n   \"data\": NaN}\n]",
+                "is not a JSON value at byte 30, in line 3",
+            ),
+            ("{\"topic\":\"a\",\"type\":\"x\"} x", "has more after its value at byte 25"),
+            ("7", "must be a JSON object"),
+            ("{\"events\":7}", "must be an array of events"),
+        ] {
+            assert_eq!(problem(body.as_bytes()).detail, detail, "{body}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_utf_8_are_told_with_their_place() {
+        for (body, detail, pointer) in [
+            (&b"\xff"[..], "is not UTF-8 at byte 0", ""),
+            (b"{\"topic\":\"a\xff\"}", "is not UTF-8 at byte 11", "/topic"),
+            (
+                b"[{},{\"data\":{\"x\":[1,\"\xc3\xa9\xc3\"]}}]",
+                "is not UTF-8 at byte 23",
+                "/1/data/x/1",
+            ),
+            (b"[NaN,\"\xff\"]", "is not UTF-8 at byte 6", ""),
+        ] {
+            let problem = problem(body);
+            assert_eq!(problem.detail, detail, "{body:?}");
+            assert_eq!(problem.pointer.as_deref(), Some(pointer), "{body:?}");
+        }
+        let text = data(Some("text/plain"), Bytes::from_static(b"[1,\xff"), BOUNDS).unwrap_err();
+        assert_eq!(text.pointer.as_deref(), Some("/data"));
+        let json = data(Some("application/json"), Bytes::from_static(b"[1,\"\xff"), BOUNDS);
+        assert_eq!(json.unwrap_err().pointer.as_deref(), Some("/data/1"));
+    }
+
+    #[test]
+    fn a_field_is_found_by_the_name_that_its_form_of_body_gives_it() {
+        let mut fields = Fields::new("/3/", |name| name);
+        assert_eq!(fields.at("if_offset"), "/3/if_offset");
+        assert_eq!(fields.at("data"), "/3/data");
+        fields = fields.topic_in_query(true);
+        assert_eq!((&*fields.at("topic"), &*fields.at("data")), ("topic", "/3/data"));
+        let headers = Fields::new("ce-", |_| "deleted");
+        assert_eq!((&*headers.at("delete"), &*headers.at("data")), ("ce-deleted", "/data"));
+        assert_eq!(Fields::new("", |name| name).at("key"), "key");
+    }
+
     #[test]
     fn a_bodys_media_type_decides_what_its_data_is() {
         let read =
@@ -509,6 +657,10 @@ mod tests {
         assert!(matches!(read(Some("image/png"), b"\xff").unwrap(), Data::Binary { .. }));
         assert!(read(Some("text/plain"), b"\xff").is_err());
         assert!(read(Some("application/json"), b"{").is_err());
+        for bad in ["", "/", "image", "image/", "image/p ng", "a/b/c", "image/png,"] {
+            let problem = read(Some(bad), b"x").unwrap_err();
+            assert_eq!(problem.pointer.as_deref(), Some("Content-Type"), "{bad}");
+        }
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 //! The rule: every refusal is a problem (RFC 9457), and what a grant does not cover looks the same
 //! whether it exists or not.
 
+mod admission;
 mod caller;
 mod cloudevents;
 mod cors;
@@ -13,6 +14,7 @@ mod ingest;
 mod openapi;
 mod problem;
 mod properties;
+mod proxy;
 mod query;
 mod router;
 mod serve;

@@ -2,12 +2,19 @@
 
 use serde_json::Value;
 
-use super::query::duration;
+use super::{
+    ingest::strict,
+    query::{duration, unknown},
+};
 use crate::{
     error::{ErrorCode, Problem},
     journal::{Properties, Retention},
-    model::JsonText,
+    model::json::pointer_part,
 };
+
+/// Members of a topic's properties, and of its retention.
+const MEMBERS: &[&str] = &["owner", "readers", "ttl", "retention", "closed"];
+const BOUNDS: &[&str] = &["age", "events", "bytes"];
 
 /// Subjects that may be named as readers.
 const READERS_MAX: usize = 100;
@@ -25,16 +32,14 @@ pub(super) struct PropertiesText {
 /// Reads `{"owner", "readers", "ttl", "retention": {"age", "events", "bytes"}, "closed"}`, each
 /// optional. `at` is the JSON pointer of the object.
 pub(super) fn parse(text: &str, at: &str) -> Result<PropertiesText, Problem> {
-    let strict = JsonText::parse(text).map_err(|error| {
-        Problem::new(ErrorCode::Malformed, error.to_string()).at(format!("{at}{}", error.pointer))
-    })?;
+    let strict = strict(text, at)?;
     let value: Value = serde_json::from_str(strict.as_str())
-        .map_err(|error| Problem::new(ErrorCode::Malformed, error.to_string()).at(at))?;
+        .map_err(|_| wrong(at, "holds a number that is out of range"))?;
     let Value::Object(members) = value else { return Err(wrong(at, "must be an object")) };
     let mut properties = Properties::default();
     let mut closed = None;
     for (name, value) in &members {
-        let at = format!("{at}/{name}");
+        let at = format!("{at}/{}", pointer_part(name));
         if value.is_null() {
             continue;
         }
@@ -46,10 +51,7 @@ pub(super) fn parse(text: &str, at: &str) -> Result<PropertiesText, Problem> {
             "closed" => {
                 closed = Some(value.as_bool().ok_or_else(|| wrong(&at, "must be true or false"))?);
             }
-            _ => {
-                let known = "must be one of owner, readers, ttl, retention, closed";
-                return Err(wrong(&at, known));
-            }
+            _ => return Err(wrong(&at, &unknown("property", name, MEMBERS))),
         }
     }
     Ok(PropertiesText { properties, closed })
@@ -69,8 +71,11 @@ fn subject(value: &Value, at: &str) -> Result<String, Problem> {
 }
 
 fn subjects(value: &Value, at: &str) -> Result<Vec<String>, Problem> {
-    let list = value.as_array().filter(|list| list.len() <= READERS_MAX);
-    let list = list.ok_or_else(|| wrong(at, "must be a list of at most 100 subjects"))?;
+    let list = value.as_array().ok_or_else(|| wrong(at, "must be a list of subjects"))?;
+    if list.len() > READERS_MAX {
+        let detail = format!("holds {} subjects, more than {READERS_MAX}", list.len());
+        return Err(Problem::new(ErrorCode::TooLarge, detail).at(at));
+    }
     list.iter().enumerate().map(|(n, value)| subject(value, &format!("{at}/{n}"))).collect()
 }
 
@@ -88,16 +93,18 @@ fn retention(value: &Value, at: &str) -> Result<Retention, Problem> {
     let members = value.as_object().ok_or_else(|| wrong(at, "must be an object"))?;
     let mut retention = Retention::UNLIMITED;
     for (name, value) in members {
-        let at = format!("{at}/{name}");
+        let at = format!("{at}/{}", pointer_part(name));
         if value.is_null() {
             continue;
         }
-        let count = || value.as_u64().ok_or_else(|| wrong(&at, "must be a whole number"));
+        // In the configuration 0 is no bound; here it would be all of a topic, taken at once.
+        let rule = "must be a whole number above zero; without it there is no bound";
+        let count = || value.as_u64().filter(|count| *count > 0).ok_or_else(|| wrong(&at, rule));
         match &**name {
             "age" => retention.age = Some(time(value, &at)?),
             "events" => retention.events = Some(count()?),
             "bytes" => retention.bytes = Some(count()?),
-            _ => return Err(wrong(&at, "must be one of age, events, bytes")),
+            _ => return Err(wrong(&at, &unknown("bound", name, BOUNDS))),
         }
     }
     Ok(retention)
@@ -124,6 +131,8 @@ mod tests {
             (r#"{"ttl":"soon"}"#, "/ttl"),
             (r#"{"ttl":0}"#, "/ttl"),
             (r#"{"retention":{"evnts":1}}"#, "/retention/evnts"),
+            (r#"{"retention":{"events":0}}"#, "/retention/events"),
+            (r#"{"retention":{"bytes":0}}"#, "/retention/bytes"),
             (r#"{"x":1}"#, "/x"),
         ] {
             let problem = parse(text, "/p").unwrap_err();

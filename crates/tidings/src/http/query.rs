@@ -2,10 +2,21 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use crate::error::{ErrorCode, Problem};
+use axum::{
+    extract::Request,
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+
+use crate::{
+    error::{ErrorCode, Problem},
+    model,
+};
 
 /// Parameters of one query: far more than any resource has.
 const PARAMETERS_MAX: usize = 128;
+/// Letters of an unknown name that are compared with the known ones, none of which is so long.
+const NAME_CHARS_COMPARED: usize = 64;
 
 /// One `name=value` of a query.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,12 +47,7 @@ pub(super) fn repeatable(
         let name =
             decode(name).ok_or_else(|| malformed("the query is not percent-encoded UTF-8"))?;
         if !known.contains(&&*name) {
-            let nearest = known.iter().min_by_key(|known| distance(known, &name));
-            let detail = match nearest {
-                Some(nearest) => format!("there is no such parameter; did you mean `{nearest}`?"),
-                None => "this resource has no parameters".to_owned(),
-            };
-            return Err(malformed(&detail).at(name));
+            return Err(malformed(&unknown("parameter", &name, known)).at(name));
         }
         if !many.contains(&&*name) && parameters.iter().any(|other| other.name == name) {
             return Err(malformed("this parameter is there twice").at(name));
@@ -71,17 +77,41 @@ pub(super) fn number(
     })
 }
 
-/// Reads a duration: `90s`, `10m`, `36h`, `7d`, `1500ms`, a number of seconds, or ISO 8601 (`PT10M`).
+/// Reads a duration: `90s`, `1h30m`, `7d`, `1500ms`, a number of seconds, or ISO 8601 (`PT10M`).
 pub(super) fn duration(text: &str) -> Option<Duration> {
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text.parse().ok().map(Duration::from_secs);
     }
-    let span: jiff::SignedDuration = text.parse().ok().or_else(|| {
-        // Days are 24 hours here: retention and replay know no calendars.
-        let days: i64 = text.strip_suffix('d')?.parse().ok()?;
-        Some(jiff::SignedDuration::from_hours(days.checked_mul(24)?))
-    })?;
-    Duration::try_from(span).ok()
+    if text.starts_with('P') {
+        return Duration::try_from(text.parse::<jiff::SignedDuration>().ok()?).ok();
+    }
+    model::time::duration(text)
+}
+
+/// Refuses every parameter, for resources that have none.
+pub(super) async fn refuse_all(request: Request, next: Next) -> Response {
+    match parameters(request.uri().query(), &[]) {
+        Ok(_) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// What to say of a name that is none of the known ones.
+pub(super) fn unknown(what: &str, name: &str, known: &[&str]) -> String {
+    match nearest(name, known) {
+        Some(nearest) => format!("there is no such {what}; did you mean `{nearest}`?"),
+        None if known.is_empty() => format!("there is no such {what}: none is known here"),
+        None => format!("there is no such {what}; known are {}", known.join(", ")),
+    }
+}
+
+/// The known name that is a slip of the fingers away: a letter, and one more for every five.
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let name: String = name.chars().take(NAME_CHARS_COMPARED).collect();
+    let name = name.to_lowercase();
+    let distance = |known: &str| strsim::osa_distance(known, &name);
+    let likely = |known: &str| distance(known) <= 1 + known.len().max(name.len()) / 5;
+    known.iter().copied().filter(|known| likely(known)).min_by_key(|known| distance(known))
 }
 
 fn malformed(detail: &str) -> Problem {
@@ -106,26 +136,6 @@ pub(super) fn decode(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// How many letters must change to make one name the other (Levenshtein), cut off at long names.
-fn distance(known: &str, name: &str) -> usize {
-    let name: Vec<char> = name.chars().take(32).collect();
-    let mut row: Vec<usize> = (0..=name.len()).collect();
-    for (above, letter) in known.chars().enumerate() {
-        let mut diagonal = above;
-        let mut left = above + 1;
-        if let Some(first) = row.first_mut() {
-            *first = left;
-        }
-        for (other, cell) in name.iter().zip(row.iter_mut().skip(1)) {
-            let change = diagonal + usize::from(letter != *other);
-            diagonal = *cell;
-            left = change.min(*cell + 1).min(left + 1);
-            *cell = left;
-        }
-    }
-    row.last().copied().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,14 +157,50 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_suggested_for_a_slip_and_not_for_another_word() {
+        let known = ["topic", "type", "key", "class", "since", "last_event_id", "state", "ticket"];
+        for (name, suggested) in [
+            ("topc", Some("topic")),
+            ("tpye", Some("type")),
+            ("topics", Some("topic")),
+            ("last_event", Some("last_event_id")),
+            ("lastEventId", Some("last_event_id")),
+            ("foo", None),
+            ("id", None),
+            ("x", None),
+            ("", None),
+            ("access_token", None),
+            ("authorization", None),
+            ("follow", None),
+            ("ü", None),
+        ] {
+            assert_eq!(nearest(name, &known), suggested, "{name}");
+        }
+        let told = unknown("member", "foo", &["a", "b"]);
+        assert_eq!(told, "there is no such member; known are a, b");
+        assert_eq!(
+            unknown("parameter", "a", &[]),
+            "there is no such parameter: none is known here"
+        );
+    }
+
+    #[test]
     fn durations_are_read_as_people_write_them() {
         let seconds = |text| duration(text).map(|duration| duration.as_secs());
-        for (text, want) in [("90", 90), ("90s", 90), ("10m", 600), ("7d", 604_800), ("PT1H", 3600)]
-        {
+        for (text, want) in [
+            ("90", 90),
+            ("90s", 90),
+            ("10m", 600),
+            ("7d", 604_800),
+            ("1h30m", 5400),
+            ("PT1H", 3600),
+        ] {
             assert_eq!(seconds(text), Some(want), "{text}");
         }
         assert_eq!(duration("1500ms"), Some(Duration::from_millis(1500)));
-        for bad in ["", "x", "-5s", "5 parsecs"] {
+        for bad in
+            ["", "x", "-5s", "+5", "5 parsecs", "36 h", "36hours", "1.5h", "1h ago", "P", "p1"]
+        {
             assert_eq!(duration(bad), None, "{bad}");
         }
     }

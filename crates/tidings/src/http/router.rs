@@ -9,8 +9,11 @@ use axum::{
     middleware,
     routing::{get, post},
 };
+use ipnet::IpNet;
 
-use super::{caller, cors::Cors, events, follow, health, openapi, problem, state, tickets, topics};
+use super::{
+    caller, cors::Cors, events, follow, health, openapi, problem, query, state, tickets, topics,
+};
 use crate::{
     auth::Authenticator,
     error::{ErrorCode, Problem},
@@ -22,6 +25,10 @@ use crate::{
 pub struct HttpSettings {
     /// Origins whose pages may read answers, exactly as browsers send them: `https://app.example`.
     pub cors_origins: Vec<String>,
+    /// Networks of the reverse proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether `/metrics` is here too, for anybody who asks; operators have [`Hub::metrics`].
+    pub metrics: bool,
 }
 
 /// What every handler gets.
@@ -29,6 +36,7 @@ pub struct HttpSettings {
 pub(super) struct App {
     pub(super) hub: Hub,
     pub(super) authenticator: Arc<Authenticator>,
+    pub(super) trusted_proxies: Arc<[IpNet]>,
 }
 
 impl Hub {
@@ -54,17 +62,33 @@ impl Hub {
         settings: &HttpSettings,
     ) -> Result<Router, Problem> {
         let cors = Cors::new(&settings.cors_origins)?;
-        let app = App { hub: self.clone(), authenticator };
+        let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
+        self.background(async move { keeper.keep_keys(&metrics).await });
+        let trusted_proxies = settings.trusted_proxies.as_slice().into();
+        let app = App { hub: self.clone(), authenticator, trusted_proxies };
+        let metrics = if settings.metrics {
+            Router::new().route("/metrics", get(health::metrics))
+        } else {
+            Router::new()
+        };
+        let no_parameters = || middleware::from_fn(query::refuse_all);
         Ok(Router::new()
             .route("/v1/events", get(follow::follow).post(events::publish))
             .route("/v1/state", get(state::snapshot))
             .route("/v1/topics", get(topics::list))
-            .route("/v1/topics/{*topic}", get(topics::show).put(topics::put).delete(topics::delete))
-            .route("/v1/tickets", post(tickets::issue))
+            .route(
+                "/v1/topics/{*topic}",
+                get(topics::show)
+                    .put(topics::put)
+                    .delete(topics::delete)
+                    .route_layer(no_parameters()),
+            )
+            .route("/v1/tickets", post(tickets::issue).route_layer(no_parameters()))
+            // Probes and caches add parameters of their own to these.
             .route("/health/live", get(health::live))
             .route("/health/ready", get(health::ready))
-            .route("/metrics", get(health::metrics))
             .route("/openapi.json", get(openapi::document))
+            .merge(metrics)
             .fallback(async |uri: Uri| {
                 Problem::new(ErrorCode::NotFound, format!("there is nothing at {}", uri.path()))
             })

@@ -1,6 +1,6 @@
 //! What the journal's refusals and failures are to a caller.
 //!
-//! The rule: a failure inside the store says when to try again, never what failed.
+//! The rule: a failure inside the store says when to try again, never what failed: that is logged.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use super::{JournalError, Refusal};
 use crate::error::{ErrorCode, Problem};
 
 impl From<JournalError> for Problem {
-    fn from(_: JournalError) -> Self {
+    fn from(error: JournalError) -> Self {
+        tracing::error!(%error, "the journal did not answer");
         Self::new(ErrorCode::Unavailable, "the journal is unavailable, try again later")
             .after(Duration::from_secs(1))
     }

@@ -84,6 +84,12 @@ impl Cursor {
         self.tag
     }
 
+    /// Whether it covers no topic.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.marks.is_empty()
+    }
+
     /// A cursor over one topic.
     #[must_use]
     pub fn single(topic: &Topic, mark: Mark) -> Self {

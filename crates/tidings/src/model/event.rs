@@ -59,9 +59,7 @@ name! {
     /// Dot-separated words of `a-z 0-9 _`: `source.ingest.progress`. At most 128 bytes; the first
     /// word `tidings` is reserved.
     EventType, |text| {
-        if text.len() > EVENT_TYPE_BYTES_MAX {
-            return Err(NameError::new("event type", "must be at most 128 bytes"));
-        }
+        NameError::within("event type", text, EVENT_TYPE_BYTES_MAX)?;
         let word = |word: &str| {
             !word.is_empty()
                 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
@@ -90,9 +88,7 @@ fn line(what: &'static str, text: &str, bytes_max: usize) -> Result<(), NameErro
     if text.is_empty() {
         return Err(NameError::new(what, "must not be empty"));
     }
-    if text.len() > bytes_max {
-        return Err(NameError::new(what, "is longer than its limit"));
-    }
+    NameError::within(what, text, bytes_max)?;
     if text.chars().any(char::is_control) {
         return Err(NameError::new(what, "must not have control characters"));
     }
@@ -233,6 +229,8 @@ mod tests {
             assert!(EventId::parse(bad).is_err(), "{bad:?}");
         }
         assert!(StateKey::parse(&"x".repeat(256)).is_ok());
+        let told = StateKey::parse(&"x".repeat(300)).unwrap_err().to_string();
+        assert_eq!(told, "key must be at most 256 bytes, is 300");
         assert_ne!(EventId::mint(), EventId::mint());
     }
 }

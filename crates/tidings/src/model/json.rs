@@ -8,6 +8,11 @@ use std::{collections::HashSet, fmt, sync::Arc};
 
 use super::limits::JSON_DEPTH_MAX;
 
+/// Characters of a member's name that a pointer holds: enough to find it, whatever somebody sends.
+const POINTER_NAME_CHARS: usize = 64;
+/// Levels that a request puts around the data of an event: wrapper, array, event.
+const ENVELOPE_DEPTH: usize = 3;
+
 /// One JSON value (RFC 8259) without white space between tokens.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct JsonText(Arc<str>);
@@ -36,21 +41,7 @@ impl JsonText {
     /// # Errors
     /// [`JsonError`] says where the text is not strict JSON.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
-        let mut scan = Scan {
-            text: text.as_bytes(),
-            at: 0,
-            out: Vec::with_capacity(text.len()),
-            path: Vec::new(),
-        };
-        scan.space();
-        scan.value()?;
-        scan.space();
-        if scan.at < text.len() {
-            return Err(scan.error("has more after its value"));
-        }
-        let out = String::from_utf8(scan.out)
-            .expect("only whole ASCII tokens and whole strings are copied");
-        Ok(Self(out.into()))
+        Ok(Self(Scan::of(text, JSON_DEPTH_MAX).whole()?.into()))
     }
 
     /// A JSON string that holds the text, U+0000 included.
@@ -85,6 +76,17 @@ impl fmt::Debug for JsonText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Where a body that another reader refused stops to be JSON; `None` if it is JSON all the same.
+pub(crate) fn mistake(body: &str) -> Option<JsonError> {
+    Scan::of(body, JSON_DEPTH_MAX + ENVELOPE_DEPTH).whole().err()
+}
+
+/// A member's name as part of a JSON pointer (RFC 6901 §3), cut short if somebody plays with it.
+pub(crate) fn pointer_part(name: &str) -> String {
+    let name: String = name.chars().take(POINTER_NAME_CHARS).collect();
+    name.replace('~', "~0").replace('/', "~1")
 }
 
 /// Appends the text as a JSON string, quotes included, control characters escaped.
@@ -124,15 +126,33 @@ struct Scan<'a> {
     at: usize,
     out: Vec<u8>,
     path: Vec<Step>,
+    depth_max: usize,
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
+    fn of(text: &'a str, depth_max: usize) -> Self {
+        let out = Vec::with_capacity(text.len());
+        Self { text: text.as_bytes(), at: 0, out, path: Vec::new(), depth_max }
+    }
+
+    /// The one value of the text, without white space.
+    fn whole(mut self) -> Result<String, JsonError> {
+        self.space();
+        self.value()?;
+        self.space();
+        if self.at < self.text.len() {
+            return Err(self.error("has more after its value"));
+        }
+        Ok(String::from_utf8(self.out)
+            .expect("only whole ASCII tokens and whole strings are copied"))
+    }
+
     fn error(&self, reason: &'static str) -> JsonError {
         let mut pointer = String::new();
         for step in &self.path {
             pointer.push('/');
             match step {
-                Step::Key(key) => pointer.push_str(&key.replace('~', "~0").replace('/', "~1")),
+                Step::Key(key) => pointer.push_str(&pointer_part(key)),
                 Step::Index(index) => pointer.push_str(&index.to_string()),
             }
         }
@@ -163,7 +183,7 @@ impl Scan<'_> {
     }
 
     fn value(&mut self) -> Result<(), JsonError> {
-        if self.path.len() >= JSON_DEPTH_MAX && matches!(self.peek(), Some(b'{' | b'[')) {
+        if self.path.len() >= self.depth_max && matches!(self.peek(), Some(b'{' | b'[')) {
             return Err(self.error("is nested deeper than 64 levels"));
         }
         match self.peek() {
@@ -244,7 +264,8 @@ impl Scan<'_> {
                 b'\\' => self.escape(&mut meaning)?,
                 0..0x20 => {
                     self.at -= 1;
-                    return Err(self.error("has a bare control character in a string"));
+                    let reason = "has a bare control character in a string; escape it";
+                    return Err(self.error(reason));
                 }
                 _ => meaning.push(byte),
             }
@@ -375,7 +396,7 @@ mod tests {
             ("[1,]", "/1", "is not a JSON value"),
             ("{\"a\":1,\"\\u0061\":2}", "/a", "has this key twice"),
             ("{\"x/y\":[0,{\"k\":01}]}", "/x~1y/1", "lacks a comma or a closing brace"),
-            ("\"a\nb\"", "", "has a bare control character in a string"),
+            ("\"a\nb\"", "", "has a bare control character in a string; escape it"),
             ("\"\\ud800\"", "", "has half of a surrogate pair in a string"),
             ("\"\\udc00\"", "", "has half of a surrogate pair in a string"),
             ("1 2", "", "has more after its value"),
@@ -388,6 +409,16 @@ mod tests {
         assert!(JsonText::parse(&nested(JSON_DEPTH_MAX)).is_ok());
         assert!(JsonText::parse(&nested(JSON_DEPTH_MAX + 1)).is_err());
         assert!(JsonText::parse(&"[".repeat(1 << 20)).is_err());
+    }
+
+    #[test]
+    fn a_body_may_be_as_deep_as_the_data_of_its_events_and_their_envelope() {
+        let nested = |levels| "[".repeat(levels) + &"]".repeat(levels);
+        assert_eq!(mistake(&nested(JSON_DEPTH_MAX + ENVELOPE_DEPTH)), None);
+        let body = format!("{{\"events\":[{{\"data\":{}}},NaN]}}", nested(JSON_DEPTH_MAX));
+        assert_eq!(mistake(&body).unwrap().pointer, "/events/1");
+        let long = format!("{{\"{}\":NaN}}", "/".repeat(100));
+        assert_eq!(mistake(&long).unwrap().pointer, format!("/{}", "~1".repeat(64)));
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub mod resume;
 pub mod time;
 pub mod topic;
 
+use std::borrow::Cow;
+
 pub use cursor::{Cursor, CursorError, Mark};
 pub use event::{Class, Data, Event, EventId, EventType, NewEvent, StateKey};
 pub use json::{JsonError, JsonText};
@@ -26,13 +28,22 @@ pub use topic::{Pattern, Tenant, Topic, TopicKey};
 pub struct NameError {
     /// What was being named: `topic`, `event type`, …
     pub what: &'static str,
-    /// The rule it broke, as the end of a sentence: `must not be empty`.
-    pub rule: &'static str,
+    /// The rule it broke, as the end of a sentence: `must be at most 128 bytes, is 300`.
+    pub rule: Cow<'static, str>,
 }
 
 impl NameError {
-    pub(crate) const fn new(what: &'static str, rule: &'static str) -> Self {
-        Self { what, rule }
+    pub(crate) fn new(what: &'static str, rule: impl Into<Cow<'static, str>>) -> Self {
+        Self { what, rule: rule.into() }
+    }
+
+    /// Refuses a name that is longer than it may be.
+    pub(crate) fn within(what: &'static str, text: &str, bytes_max: usize) -> Result<(), Self> {
+        if text.len() <= bytes_max {
+            return Ok(());
+        }
+        let rule = format!("must be at most {bytes_max} bytes, is {}", text.len());
+        Err(Self::new(what, rule))
     }
 }
 

@@ -35,12 +35,8 @@ name! {
     /// 1 to 16 segments joined by `/`, each 1 to 128 bytes of `A-Z a-z 0-9 . _ ~ : @ -` and not
     /// `.` or `..`; at most 512 bytes. A first segment that starts with `$` is the hub's own.
     Topic, |text| {
-        if text.len() > TOPIC_BYTES_MAX {
-            return Err(NameError::new("topic", "must be at most 512 bytes"));
-        }
-        if text.split('/').count() > TOPIC_SEGMENTS_MAX {
-            return Err(NameError::new("topic", "must have at most 16 segments"));
-        }
+        NameError::within("topic", text, TOPIC_BYTES_MAX)?;
+        segment_count("topic", text)?;
         text.strip_prefix('$').unwrap_or(text).split('/').try_for_each(|part| segment("topic", part))
     }
 }
@@ -90,13 +86,8 @@ impl Pattern {
     /// # Errors
     /// [`NameError`] names the broken rule: the rules of topics, and `**` only at the end.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        if text.len() > PATTERN_BYTES_MAX {
-            return Err(NameError::new("pattern", "must be at most 512 bytes"));
-        }
-        let count = text.split('/').count();
-        if count > TOPIC_SEGMENTS_MAX {
-            return Err(NameError::new("pattern", "must have at most 16 segments"));
-        }
+        NameError::within("pattern", text, PATTERN_BYTES_MAX)?;
+        let count = segment_count("pattern", text)?;
         let body = text.strip_prefix('$').unwrap_or(text);
         for (place, part) in body.split('/').enumerate() {
             match part {
@@ -140,12 +131,23 @@ impl From<&Topic> for Pattern {
     }
 }
 
+fn segment_count(what: &'static str, text: &str) -> Result<usize, NameError> {
+    let count = text.split('/').count();
+    if count > TOPIC_SEGMENTS_MAX {
+        let rule = format!("must have at most {TOPIC_SEGMENTS_MAX} segments, has {count}");
+        return Err(NameError::new(what, rule));
+    }
+    Ok(count)
+}
+
 fn segment(what: &'static str, text: &str) -> Result<(), NameError> {
     if text.is_empty() {
         return Err(NameError::new(what, "must not be empty or have an empty segment"));
     }
     if text.len() > SEGMENT_BYTES_MAX {
-        return Err(NameError::new(what, "must have segments of at most 128 bytes"));
+        let (most, has) = (SEGMENT_BYTES_MAX, text.len());
+        let rule = format!("must have segments of at most {most} bytes, has one of {has}");
+        return Err(NameError::new(what, rule));
     }
     if text == "." || text == ".." {
         return Err(NameError::new(what, "must not have `.` or `..` as a segment"));
@@ -174,6 +176,17 @@ mod tests {
             ["", "/", "a/", "/a", "a//b", ".", "a/..", "ü", "a b", "a\n", "a/$b", "*", &long, &deep]
         {
             assert!(Topic::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_told_with_its_numbers() {
+        for (text, told) in [
+            ("x/".repeat(300), "topic must be at most 512 bytes, is 600"),
+            ("s/".repeat(17), "topic must have at most 16 segments, has 18"),
+            ("x".repeat(129), "topic must have segments of at most 128 bytes, has one of 129"),
+        ] {
+            assert_eq!(Topic::parse(&text).unwrap_err().to_string(), told);
         }
     }
 

@@ -3,7 +3,7 @@
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use super::support::{Reader, Server, json_of, problem_of, token};
+use super::support::{Options, Reader, Server, json_of, problem_of, token};
 
 #[tokio::test]
 async fn a_missing_a_wrong_and_an_expired_credential_are_told_apart_and_never_echoed() {
@@ -291,7 +291,7 @@ async fn a_ticket_is_not_used_up_by_a_hub_that_drains() {
     let goaway = reader.control("tidings.goaway").await;
     assert_eq!(reader.retry_ms, goaway["retry_ms"].as_u64());
     assert_eq!(reader.next().await, None);
-    assert!(server.hub.redeem_ticket(&ticket, None).await.is_ok(), "it still serves");
+    assert!(server.hub.find_ticket(&ticket, None).await.is_ok(), "it still serves");
 }
 
 #[tokio::test]
@@ -306,4 +306,14 @@ async fn a_refusal_that_may_pass_is_a_status_to_programs_and_a_stream_to_browser
     assert_eq!(problem_of(ready).await.0, 503);
     let live = server.anonymous(Method::GET, "/health/live").send().await.unwrap();
     assert_eq!(live.status(), 200);
+}
+
+#[tokio::test]
+async fn metrics_are_not_for_clients_unless_the_operator_says_so() {
+    let server = Server::start().await;
+    let answer = server.get("/metrics").send().await.unwrap();
+    assert_eq!(problem_of(answer).await.0, 404);
+    let open = Server::with(Options { metrics: true, ..Options::default() }).await;
+    let answer = open.anonymous(Method::GET, "/metrics?scrape=1").send().await.unwrap();
+    assert!(answer.text().await.unwrap().contains("tidings_topics_active"));
 }

@@ -6,7 +6,9 @@ use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use tidings::settings::Settings;
 
-use super::support::{Options, Reader, Server, json_of, problem_of, token};
+use tokio::net::TcpStream;
+
+use super::support::{Options, Reader, Server, json_of, problem_of, raw, token};
 
 fn header<'a>(answer: &'a Response, name: &str) -> Option<&'a str> {
     answer.headers().get(name).map(|value| value.to_str().unwrap())
@@ -174,7 +176,10 @@ async fn a_query_with_a_mistake_is_refused_by_the_parameters_name() {
         ("topic=a&since=now&since=earliest", 400, "since"),
         ("topic=a&type=A", 400, "type"),
         ("topic=a&class=other", 400, "class"),
+        ("topic=a&since=36%20h", 400, "since"),
+        ("topic=a&since=1969-12-31T23:59:59Z", 400, "since"),
         ("topic=a&wait=26s", 400, "wait"),
+        ("topic=a&wait=1%20s", 400, "wait"),
         ("topic=a&envelope=all", 400, "envelope"),
         ("topic=a&state=yes", 400, "state"),
         ("topic=%ff", 400, "topic"),
@@ -187,6 +192,10 @@ async fn a_query_with_a_mistake_is_refused_by_the_parameters_name() {
     let (_, problem) =
         problem_of(server.get("/v1/events?topic=a&last_event=b").send().await.unwrap()).await;
     assert_eq!(problem["detail"], "there is no such parameter; did you mean `last_event_id`?");
+    let (_, problem) =
+        problem_of(server.get("/v1/events?topic=a&volume=11").send().await.unwrap()).await;
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.starts_with("there is no such parameter; known are topic, "), "{detail}");
 }
 
 #[tokio::test]
@@ -237,6 +246,24 @@ async fn head_has_the_headers_and_does_nothing() {
     assert_eq!(header(&answer, "content-type"), Some("application/json"));
     assert!(begun.elapsed() < Duration::from_secs(10), "HEAD waited for an event");
     assert_eq!(server.hub.metrics().connections.get(), 0);
+}
+
+/// What the client of the other tests does not show: whether a length is told.
+#[tokio::test]
+async fn head_of_a_stream_tells_no_length() {
+    let server = Server::start().await;
+    for accept in ["text/event-stream", "application/x-ndjson", "application/json"] {
+        let request = format!(
+            "HEAD /v1/events?topic=t HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: {accept}\r\n\
+             Authorization: Bearer {}\r\n\r\n",
+            server.key
+        );
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let answer = raw(&mut stream, request.as_bytes()).await.to_lowercase();
+        assert!(answer.starts_with("http/1.1 200"), "{answer}");
+        assert!(answer.contains(&format!("content-type: {accept}")), "{answer}");
+        assert!(!answer.contains("content-length"), "{answer}");
+    }
 }
 
 #[tokio::test]

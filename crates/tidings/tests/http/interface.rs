@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use super::support::{Reader, Server, json_of};
+use super::support::{Options, Reader, Server, json_of};
 
 /// Why a value is not of a schema: the part of JSON Schema 2020-12 that the document uses, and
 /// nothing may be in the document that this does not know.
@@ -138,7 +138,7 @@ async fn document(server: &Server) -> Value {
 
 #[tokio::test]
 async fn every_operation_answers_in_the_shape_that_the_document_says() {
-    let server = Server::start().await;
+    let server = Server::with(Options { metrics: true, ..Options::default() }).await;
     let document = document(&server).await;
     let json = |request: RequestBuilder, body: Value| {
         request.header("content-type", "application/json").body(body.to_string())
@@ -214,8 +214,11 @@ async fn every_operation_answers_in_the_shape_that_the_document_says() {
         (post, publish(json!({ "topic": "t", "type": "x" }))),
         (("delete", topic), server.request(Method::DELETE, "/v1/topics/t")),
         (("delete", topic), server.request(Method::DELETE, "/v1/topics/t")),
+        (("delete", topic), server.request(Method::DELETE, "/v1/topics/t?force=1")),
+        (("get", topic), server.get("/v1/topics/t?limit=1")),
         (("post", "/v1/tickets"), server.post("/v1/tickets")),
         (("post", "/v1/tickets"), anonymous(Method::POST, "/v1/tickets")),
+        (("post", "/v1/tickets"), server.post("/v1/tickets?ttl=1h")),
         (("get", "/health/live"), anonymous(Method::GET, "/health/live")),
         (("get", "/health/ready"), anonymous(Method::GET, "/health/ready")),
         (("get", "/metrics"), anonymous(Method::GET, "/metrics")),
@@ -247,11 +250,10 @@ async fn every_operation_answers_in_the_shape_that_the_document_says() {
         }
     }
     let elsewhere = [
-        "delete /v1/topics/{topic} 400",
         "delete /v1/topics/{topic} 403",
+        "get /metrics 404",
         "get /v1/events 204",
         "get /v1/events 413",
-        "get /v1/topics/{topic} 400",
         "put /v1/topics/{topic} 403",
         "put /v1/topics/{topic} 409",
         "put /v1/topics/{topic} 413",

@@ -146,6 +146,7 @@ async fn what_cannot_be_taken_is_a_problem_and_nothing_is_stored() {
     let huge = "x".repeat(1024 * 1024 + 1);
     let many = json!(vec![json!({ "topic": "t", "type": "x" }); 501]).to_string();
     let deep = format!(r#"{{"topic":"t","type":"x","data":{}}}"#, "[".repeat(500_000));
+    let at_depth = format!("/data{}", "/0".repeat(66));
     let json = "application/json";
     let cases: &[(&str, &str, &str, u16, &str, &str)] = &[
         ("", json, "", 400, "malformed", ""),
@@ -155,12 +156,22 @@ async fn what_cannot_be_taken_is_a_problem_and_nothing_is_stored() {
         ("", json, r#"{"topic":"t","type":"tidings.x"}"#, 400, "malformed", "/type"),
         ("", json, r#"{"topic":"t","type":"x","id":"a\nb"}"#, 400, "malformed", "/id"),
         ("", json, r#"{"topic":"t","type":"x","id":"a\u0000"}"#, 400, "malformed", "/id"),
-        ("", json, r#"{"topic":"t","type":"x","data":NaN}"#, 400, "malformed", ""),
-        ("", json, r#"{"topic":"$hub/x","type":"x"}"#, 403, "forbidden_topic", ""),
-        ("", json, &deep, 400, "malformed", ""),
+        ("", json, r#"{"topic":"t","type":"x","data":NaN}"#, 400, "malformed", "/data"),
+        ("", json, r#"{"topic":"$hub/x","type":"x"}"#, 403, "forbidden_topic", "/topic"),
+        ("?topic=$hub/x&type=x", "text/plain", "x", 403, "forbidden_topic", "topic"),
+        ("", json, &deep, 400, "malformed", &at_depth),
         ("", json, &big, 413, "too_large", "/data"),
         ("", json, &many, 413, "too_large", ""),
         ("", json, &huge, 413, "too_large", ""),
+        ("?topic=t&type=x", "/", "x", 400, "malformed", "Content-Type"),
+        (
+            "?topic=t&type=x&class=state&key=k&if_offset=01",
+            "text/plain",
+            "x",
+            400,
+            "malformed",
+            "if_offset",
+        ),
         ("", "application/cloudevents+json", "{}", 400, "malformed", "/specversion"),
         ("", "text/plain", "x", 400, "malformed", "topic"),
         ("?topic=t", "text/plain", "x", 400, "malformed", "type"),
@@ -182,6 +193,119 @@ async fn what_cannot_be_taken_is_a_problem_and_nothing_is_stored() {
     }
     let listed = json_of(server.get("/v1/topics").send().await.unwrap()).await;
     assert_eq!(listed["topics"], json!([]));
+}
+
+#[tokio::test]
+async fn a_refusal_points_at_its_field_in_every_form_of_body() {
+    let server = Server::start().await;
+    let state = |members: Value| {
+        let mut event = json!({ "topic": "t", "type": "x", "class": "state", "key": "k" });
+        event.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+        event
+    };
+    server.publish(&state(json!({}))).await;
+    server.publish(&json!({ "topic": "closed", "type": "x", "close": true })).await;
+    let list = json!([
+        state(json!({ "if_offset": 7 })),
+        { "topic": "t", "type": "x" },
+        { "topic": "closed", "type": "x" },
+        { "topic": "$hub/x", "type": "x" },
+        { "topic": "t", "type": "x", "data": 1, "time": "1969-01-01T00:00:00Z" },
+    ]);
+    for (body, prefix) in [(list.clone(), ""), (json!({ "events": list }), "/events")] {
+        let results = server.publish(&body).await;
+        let places: Vec<_> =
+            results.iter().map(|result| result["error"]["pointer"].clone()).collect();
+        let want = ["0/if_offset", "", "2/topic", "3/topic", "4/time"].map(|at| match at {
+            "" => Value::Null,
+            at => format!("{prefix}/{at}").into(),
+        });
+        assert_eq!(places, want);
+    }
+    let cloud = json!({ "specversion": "1.0", "id": "1", "source": "/", "type": "x", "topic": "t",
+        "class": "state", "key": "k", "ifoffset": 7 });
+    let conflicts = [
+        ("", "application/json", state(json!({ "if_offset": 7 })).to_string(), "/if_offset"),
+        ("", "application/cloudevents+json", cloud.to_string(), "/ifoffset"),
+        ("", "application/cloudevents-batch+json", json!([cloud]).to_string(), "/0/ifoffset"),
+        (
+            "?topic=t&type=x&class=state&key=k&if_offset=7",
+            "text/plain",
+            "x".to_owned(),
+            "if_offset",
+        ),
+    ];
+    for (query, kind, body, pointer) in conflicts {
+        let request = server.post(&format!("/v1/events{query}")).header("content-type", kind);
+        let (status, problem) = problem_of(request.body(body).send().await.unwrap()).await;
+        assert_eq!((status, &problem["pointer"]), (409, &json!(pointer)), "{kind}: {problem}");
+    }
+    let mut binary = server.post("/v1/events?topic=closed");
+    for (name, value) in [("specversion", "1.0"), ("id", "1"), ("source", "/"), ("type", "x")] {
+        binary = binary.header(format!("ce-{name}"), value);
+    }
+    let (status, problem) = problem_of(binary.send().await.unwrap()).await;
+    assert_eq!((status, &problem["pointer"]), (409, &json!("topic")));
+}
+
+#[tokio::test]
+async fn a_header_that_is_there_twice_is_refused() {
+    let server = Server::start().await;
+    let event = json!({ "topic": "t", "type": "x" }).to_string();
+    for (name, values) in
+        [("Content-Type", ["application/json", "text/plain"]), ("Idempotency-Key", ["a", "b"])]
+    {
+        let mut request = server.post("/v1/events").body(event.clone());
+        for value in values {
+            request = request.header(name, value);
+        }
+        let (status, problem) = problem_of(request.send().await.unwrap()).await;
+        assert_eq!((status, &problem["pointer"]), (400, &json!(name)), "{problem}");
+    }
+    assert_eq!(held(&server, "t").await, Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn a_refused_line_is_found_by_its_number() {
+    let server = Server::start().await;
+    let long = "x".repeat(200 * 1024);
+    let body = format!(
+        "\n{{\"topic\":\"t\",\"type\":\"x\",\"data\":{{\"n\":NaN}}}}\n\r\n{{\"topic\":\"t\",\"type\":\"x\"}}\n\
+         {long}\n{{\"topic\":\"$hub/x\",\"type\":\"x\"}}\n{{\"topic\":\"\u{e9}"
+    );
+    let mut body = body.into_bytes();
+    body.pop();
+    let request = server.post("/v1/events").header("content-type", "application/x-ndjson");
+    let answer = request.body(body).send().await.unwrap().text().await.unwrap();
+    let brief = |line: &str| {
+        let result: Value = serde_json::from_str(line).unwrap();
+        (result["line"].clone(), result["error"]["pointer"].clone())
+    };
+    let found: Vec<_> = answer.lines().map(brief).collect();
+    let want = [
+        (json!(2), json!("/data/n")),
+        (Value::Null, Value::Null),
+        (json!(5), json!("")),
+        (json!(6), json!("/topic")),
+        (json!(7), json!("/topic")),
+    ];
+    assert_eq!(found, want, "{answer}");
+}
+
+#[tokio::test]
+async fn the_last_second_of_9999_is_a_time_and_those_before_1970_are_refused_with_the_range() {
+    let server = Server::start().await;
+    let event = |time: &str| json!({ "topic": "t", "type": "x", "id": "1", "time": time });
+    server.publish(&event("9999-12-31T23:59:59Z")).await;
+    let page = server.get("/v1/events?topic=t&since=earliest&wait=0");
+    let page = json_of(page.header("accept", "application/json").send().await.unwrap()).await;
+    assert_eq!(page["events"][0]["time"], "9999-12-31T23:59:59.000Z");
+    let body = event("1969-12-31T23:59:59Z").to_string();
+    let request = server.post("/v1/events").header("content-type", "application/json").body(body);
+    let (_, problem) = problem_of(request.send().await.unwrap()).await;
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("from 1970-01-01T00:00:00Z to 9999-12-31"), "{detail}");
+    assert_eq!(problem["pointer"], "/time");
 }
 
 #[tokio::test]

@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) serve: ServeSettings,
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) journal: Option<Arc<dyn Journal>>,
+    /// Whether `/metrics` is there for clients.
+    pub(crate) metrics: bool,
 }
 
 /// A running server. Dropped, it is not waited for.
@@ -72,24 +74,30 @@ impl Server {
                     secret: Some(Secret::new(SECRET.to_owned())),
                     public_key: None,
                 }],
-                issuer: None,
-                audience: Vec::new(),
+                ..jwt::JwtSettings::default()
             },
             api_keys: vec![entry, other],
             access,
+            ..AuthSettings::default()
         };
         let mut hub = Hub::builder().settings(options.settings);
         if let Some(journal) = options.journal {
             hub = hub.journal(journal);
         }
         let hub = hub.start();
-        let http = HttpSettings { cors_origins: vec![ORIGIN.to_owned()] };
+        let http = HttpSettings {
+            cors_origins: vec![ORIGIN.to_owned()],
+            trusted_proxies: options.serve.trusted_proxies.clone(),
+            metrics: options.metrics,
+        };
         let app = hub.router(Arc::new(Authenticator::new(&auth).unwrap()), &http).unwrap();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
+        let limits_hit = hub.metrics().limits_hit.clone();
+        let stop = shutdown.clone();
         let serving =
-            tokio::spawn(serve(listener, app, options.serve, options.tls, shutdown.clone()));
+            tokio::spawn(serve(listener, app, options.serve, options.tls, limits_hit, stop));
         let (key, other_key) = (key.expose().to_owned(), other_key.expose().to_owned());
         Self { hub, address, client: client(), shutdown, serving, key, other_key }
     }

@@ -71,6 +71,9 @@ async fn mistakes_are_pointed_at() {
         ("t", r#"{"ownr":"7"}"#, "/ownr"),
         ("t", r#"{"owner":"7","owner":"8"}"#, "/owner"),
         ("t", r#"{"readers":["a\n"]}"#, "/readers/0"),
+        ("t", r#"{"retention":{"events":NaN}}"#, "/retention/events"),
+        ("t", r#"{"ttl":"36 h"}"#, "/ttl"),
+        ("t", r#"{"a/b":1}"#, "/a~1b"),
         ("t", r#"{"ttl":"soon"}"#, "/ttl"),
         ("t", "[]", ""),
         ("a%20b", "{}", "topic"),
@@ -82,6 +85,25 @@ async fn mistakes_are_pointed_at() {
         let at = problem["pointer"].as_str().unwrap_or_default();
         assert_eq!((status, at), (400, pointer), "{topic} {body}: {problem}");
     }
+    for (method, path) in [
+        (Method::GET, "/v1/topics/t?limit=1"),
+        (Method::PUT, "/v1/topics/t?owner=7"),
+        (Method::DELETE, "/v1/topics/t?force=1"),
+        (Method::POST, "/v1/tickets?ttl=1h"),
+        (Method::GET, "/v1/state?topic=t&key=k"),
+        (Method::GET, "/v1/topics?page=2"),
+    ] {
+        let request = server.request(method.clone(), path).body("{}");
+        let (status, problem) = problem_of(request.send().await.unwrap()).await;
+        let (_, name) = path.split_once(['?', '&']).unwrap();
+        let name = name.rsplit('&').next().unwrap().split('=').next().unwrap();
+        assert_eq!((status, &problem["pointer"]), (400, &json!(name)), "{method} {path}");
+    }
+    assert_eq!(server.get("/v1/topics/t").send().await.unwrap().status(), 404, "nothing was made");
+    // Probes may add what they like.
+    for path in ["/health/live?at=1", "/health/ready?at=1", "/openapi.json?v=1"] {
+        assert_eq!(server.get(path).send().await.unwrap().status(), 200, "{path}");
+    }
     for (query, pointer) in [("limit=0", "limit"), ("limit=1001", "limit"), ("after=a//b", "after")]
     {
         let request = server.get(&format!("/v1/topics?{query}"));
@@ -89,5 +111,6 @@ async fn mistakes_are_pointed_at() {
         assert_eq!((status, &problem["pointer"]), (400, &json!(pointer)), "{query}");
     }
     let reserved = server.request(Method::PUT, "/v1/topics/$hub/x").body("{}");
-    assert_eq!(problem_of(reserved.send().await.unwrap()).await.0, 403);
+    let (status, problem) = problem_of(reserved.send().await.unwrap()).await;
+    assert_eq!((status, &problem["pointer"]), (403, &json!("topic")));
 }

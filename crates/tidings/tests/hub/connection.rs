@@ -283,6 +283,23 @@ async fn a_credential_that_ends_during_replay_ends_the_replay_and_loses_nothing(
     assert_eq!(offsets, (1..=1200).collect::<Vec<_>>());
 }
 
+/// Broken on purpose: in `Connection::run`, leave the notice to the timer.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_always_has_something_to_read_is_told_of_its_credentials_end_in_time() {
+    let clock = clock();
+    let hub = Hub::builder().clock(Arc::clone(&clock) as Arc<_>).start();
+    for number in 1..=1200 {
+        publish(&hub, "a", log(number)).await;
+    }
+    let follow = Follow { since: Some(Since::Earliest), ..Follow::new(vec![key("a")]) };
+    let expires_at = Some(clock.now().plus(Duration::from_secs(90)));
+    let mut connection = Connection::open(&hub, follow, ConnectionOptions { expires_at, ..SSE });
+    read(&mut connection, |text| text.contains("test.log")).await;
+    tokio::time::advance(Duration::from_secs(31)).await;
+    let text = read(&mut connection, |text| text.contains("tidings.auth")).await;
+    assert!(!text.contains("tidings.caught_up"), "{text}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn draining_lets_every_connection_go_within_the_window_with_its_cursor() {
     let hub = small();

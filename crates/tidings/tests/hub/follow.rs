@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tidings::{
     Hub,
+    error::ErrorCode,
     journal::{Journal, JournalSettings, memory::MemoryJournal},
     model::{Cursor, Offset},
     settings::Settings,
@@ -300,6 +301,25 @@ async fn deleting_a_topic_tells_its_connected_readers() {
     let (_, started) = hub.subscribe(from("a", cursor)).await.unwrap();
     assert_eq!(started.resumed, Resumed::Exact);
     assert_eq!(journal_head(&hub).await, Offset(2));
+}
+
+#[tokio::test]
+async fn a_cursor_of_other_topics_is_not_called_an_exact_return() {
+    let (hub, _) = small();
+    publish(&hub, "a", log(1)).await;
+    let cursor = follow(&hub, Follow::new(vec![key("a")])).await.cursor().encode();
+    let (_, started) = hub.subscribe(from("b", cursor)).await.unwrap();
+    assert_eq!(started.resumed, Resumed::Fresh);
+}
+
+#[tokio::test]
+async fn a_reader_of_too_many_topics_or_of_one_twice_is_refused() {
+    let (hub, _) = small();
+    let many = (0..33).map(|n| key(&format!("t/{n}"))).collect();
+    let refused = hub.subscribe(Follow::new(many)).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::TooLarge);
+    let refused = hub.subscribe(Follow::new(vec![key("a"), key("a")])).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Malformed);
 }
 
 async fn journal_head(hub: &Hub) -> Offset {

@@ -12,3 +12,4 @@ mod follow;
 mod publish;
 mod seam;
 mod support;
+mod turns;

@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use tidings::{
     Hub,
+    error::ErrorCode,
     journal::{Change, DeleteIf, Journal, JournalSettings, memory::MemoryJournal},
+    publish::Publish,
     settings::Settings,
     subscribe::{Follow, Item, Since},
 };
 
 use crate::support::{
-    Got, Seam, SeamJournal, catch_up, event, follow, key, log, publish, state, take, trim,
+    Got, Seam, SeamJournal, catch_up, event, follow, key, log, publish, state, take, tenant, topic,
+    trim,
 };
 
 fn hub() -> (Hub, Arc<SeamJournal>, Arc<MemoryJournal>) {
@@ -25,6 +28,59 @@ fn hub() -> (Hub, Arc<SeamJournal>, Arc<MemoryJournal>) {
 
 fn earliest() -> Follow {
     Follow { since: Some(Since::Earliest), ..Follow::new(vec![key("a")]) }
+}
+
+/// Broken on purpose: in `topic_task::run`, call `serve` without catching its panic.
+#[tokio::test]
+async fn a_defect_met_by_an_append_neither_hangs_its_topic_nor_loses_its_readers() {
+    let (hub, journal, _) = hub();
+    let mut reader = follow(&hub, Follow::new(vec![key("a")])).await;
+    journal.at(Seam::BeforeAppend, || async { panic!("a defect, on purpose") });
+    let first = Publish::new(topic("a"), log(1));
+    let refused = hub.publish_one(&tenant(), first).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unavailable);
+    publish(&hub, "a", log(2)).await;
+    assert_eq!(take(&mut reader, 1).await, [event("log", 1, 2)]);
+}
+
+/// Broken on purpose: in `Hub::shutdown`, close the journal without waiting for the tasks.
+#[tokio::test]
+async fn what_was_asked_before_the_end_is_answered_and_what_comes_after_is_refused() {
+    let (hub, journal, memory) = hub();
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let (go, gate) = tokio::sync::oneshot::channel();
+    let mut once = Some((begun, gate));
+    journal.at(Seam::BeforeAppend, move || {
+        let (begun, gate) = once.take().unwrap();
+        async move {
+            begun.send(()).unwrap();
+            gate.await.unwrap();
+        }
+    });
+    let one = |number| {
+        let (hub, event) = (hub.clone(), Publish::new(topic("a"), log(number)));
+        tokio::spawn(async move { hub.publish_one(&tenant(), event).await })
+    };
+    let first = one(1);
+    begins.await.unwrap();
+    let second = one(2);
+    while hub.metrics().topics_active.get() == 0 {
+        tokio::task::yield_now().await;
+    }
+    tokio::task::yield_now().await;
+    let ending = tokio::spawn({
+        let hub = hub.clone();
+        async move { hub.shutdown().await }
+    });
+    while hub.unready().is_none() {
+        tokio::task::yield_now().await;
+    }
+    go.send(()).unwrap();
+    assert_eq!(first.await.unwrap().unwrap().position.unwrap().offset.0, 1);
+    assert_eq!(second.await.unwrap().unwrap().position.unwrap().offset.0, 2);
+    ending.await.unwrap();
+    assert!(memory.failure().is_some(), "the journal is closed");
+    assert_eq!(one(3).await.unwrap().unwrap_err().code, ErrorCode::Unavailable);
 }
 
 /// Broken on purpose: in `Subscription::next`, tell changes only while there are no items.

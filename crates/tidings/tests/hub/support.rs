@@ -132,6 +132,7 @@ type Act = Box<dyn FnMut() -> BoxFuture<'static, ()> + Send>;
 /// A journal that acts in the gap: just before or after it reads a page, once.
 pub(crate) struct SeamJournal {
     inner: Arc<dyn Journal>,
+    before_append: Mutex<Option<Act>>,
     before_read: Mutex<Option<Act>>,
     after_read: Mutex<Option<Act>>,
     before_states: Mutex<Option<Act>>,
@@ -142,6 +143,7 @@ pub(crate) struct SeamJournal {
 /// Where a [`SeamJournal`] acts.
 #[derive(Clone, Copy)]
 pub(crate) enum Seam {
+    BeforeAppend,
     BeforeRead,
     AfterRead,
     BeforeStates,
@@ -159,6 +161,7 @@ impl SeamJournal {
     pub(crate) fn new(inner: Arc<dyn Journal>) -> Arc<Self> {
         Arc::new(Self {
             inner,
+            before_append: Mutex::default(),
             before_read: Mutex::default(),
             after_read: Mutex::default(),
             before_states: Mutex::default(),
@@ -169,6 +172,7 @@ impl SeamJournal {
 
     fn slot(&self, seam: Seam) -> &Mutex<Option<Act>> {
         match seam {
+            Seam::BeforeAppend => &self.before_append,
             Seam::BeforeRead => &self.before_read,
             Seam::AfterRead => &self.after_read,
             Seam::BeforeStates => &self.before_states,
@@ -200,6 +204,7 @@ impl SeamJournal {
 #[async_trait]
 impl Journal for SeamJournal {
     async fn append(&self, topic: &TopicKey, batch: Batch) -> Result<Appended, JournalError> {
+        self.act(Seam::BeforeAppend).await;
         self.inner.append(topic, batch).await
     }
 
