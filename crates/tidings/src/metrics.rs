@@ -49,6 +49,8 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Topics with a task.
     pub topics_active: Gauge,
+    /// Places of the journal that were met since the start and cannot be read.
+    pub journal_damaged_places: Gauge,
     /// Readings of issuers' key sets: `read` or `failed`.
     pub key_sets_read: Family<ResultLabel, Counter>,
     /// Issuers whose key set could not be read the last time.
@@ -79,6 +81,7 @@ impl Metrics {
             limits_hit: LimitsHit, "Refusals because of a limit, by its name";
             connections: Gauge, "Open connections";
             topics_active: Gauge, "Topics with a task";
+            journal_damaged_places: Gauge, "Places of the journal that were met and cannot be read";
             key_sets_read: Family<ResultLabel, Counter>, "Readings of issuers' key sets";
             key_sets_failing: Gauge, "Issuers whose key set could not be read the last time";
         }

@@ -75,7 +75,11 @@ impl Hub {
             let page = self.journal().topics(query).await?;
             for info in &page {
                 counted.add(info);
-                self.retain(info).await?;
+                match self.retain(info).await {
+                    // What is wrong with one topic, which was logged, keeps no other from it.
+                    Err(JournalError::Broken(_)) => {}
+                    retained => retained?,
+                }
             }
             match page.into_iter().next_back() {
                 Some(last) => after = Some(last.topic),
@@ -83,6 +87,8 @@ impl Hub {
             }
         }
         self.quotas().holdings.end_count(counted);
+        let damaged = i64::try_from(self.journal().damaged_places()).unwrap_or(i64::MAX);
+        self.metrics().journal_damaged_places.set(damaged);
         Ok(())
     }
 

@@ -387,6 +387,10 @@ impl Topics {
         events: Vec<Append>,
         close: bool,
     ) -> Result<(Epoch, Vec<Outcome>), JournalError> {
+        // Nobody is to wait behind a disk that does not get on.
+        if let Some(reason) = self.shared.journal.failure() {
+            return Err(JournalError::Unavailable(reason));
+        }
         let (reply, answer) = oneshot::channel();
         self.send(topic, Command::Append { events, close, reply }).await;
         answer.await.unwrap_or_else(|_| Err(stopped()))

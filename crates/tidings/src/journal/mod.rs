@@ -104,6 +104,11 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
     /// Why the journal takes no appends now; `None` while it works.
     fn failure(&self) -> Option<String>;
 
+    /// Damaged places that were met since the start; each was logged, with its topic, once.
+    fn damaged_places(&self) -> usize {
+        0
+    }
+
     /// Finishes what was accepted and releases the store.
     async fn close(&self);
 }

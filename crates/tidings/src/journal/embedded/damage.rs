@@ -29,15 +29,15 @@ pub(super) struct Damage {
 
 impl Damage {
     /// Logs damage, and counts it, unless it was met before.
-    pub(super) fn met(&self, topic: &str, error: &JournalError) {
+    pub(super) fn met(&self, error: &JournalError) {
+        let JournalError::Broken(what) = error else { return };
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
-        let what = error.to_string();
-        if met.contains(&what) {
+        if met.contains(what) {
             return;
         }
-        tracing::error!(topic, error = what, "damage in the journal: passed over");
+        tracing::error!(error = what, "the journal is damaged");
         if met.len() < PLACES_MAX {
-            met.insert(what);
+            met.insert(what.clone());
         }
     }
 

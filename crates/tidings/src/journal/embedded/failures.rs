@@ -402,3 +402,42 @@ async fn the_stores_own_record_tells_of_each_commit_in_the_log() {
     assert_eq!((log.last.unwrap().commits, log.commits), (commits, commits + 1));
     assert_eq!(Meta::read(&log.last.unwrap().write()), log.last);
 }
+
+#[tokio::test]
+async fn a_salvage_leaves_out_what_is_damaged_and_nothing_else() {
+    let parent = tempfile::tempdir().unwrap();
+    let (damaged, made) = (parent.path().join("damaged"), parent.path().join("made"));
+    let journal = open(&damaged);
+    for name in ["a", "b", "c"] {
+        put(&journal, &topic(name), [log("1"), log("2"), state("k", 5), log("4")]).await;
+    }
+    let before = head(&journal, &topic("c")).await;
+    let id = |name: &str| journal.opened().unwrap().reader.id_of(&topic(name)).unwrap();
+    let store = store(&journal);
+    damage(&store.log, offset_key(id("a"), Offset(2)));
+    damage(&store.states, named_key(id("b"), "k"));
+    drop(store);
+    journal.close().await;
+    let mut out = Vec::new();
+    let stopped = export(&damaged, &mut out, OnDamage::Stop, &mut |_| {});
+    let Err(JournalError::Broken(message)) = stopped else { panic!("{stopped:?}") };
+    for part in ["topic a of tenant a: offset 2: ", "fails its checksum", "export --salvage"] {
+        assert!(message.contains(part), "{part:?} in {message}");
+    }
+    let mut out = Vec::new();
+    let done = export(&damaged, &mut out, OnDamage::Salvage, &mut |_| {}).unwrap();
+    assert_eq!((done.left_out_total, done.events, done.states), (2, 8, 2), "{done:#?}");
+    import(&made, &mut &*out, &mut |_| {}).unwrap();
+    let report = check(&made, &mut |_| {}).unwrap();
+    assert!(report.is_sound(), "{report:#?}");
+    let journal = open(&made);
+    let mut held = Vec::new();
+    for name in ["a", "b", "c"] {
+        let page = journal.read(&topic(name), Offset::ZERO, PageLimit::default()).await.unwrap();
+        assert_ne!(page.head.epoch, before.epoch, "what is not whole begins a new epoch");
+        assert_eq!(page.head.tail, before.tail);
+        held.push(page.events.iter().map(|event| event.offset.0).collect::<Vec<_>>());
+    }
+    assert_eq!(held, [vec![1, 3, 4], vec![1, 2, 4], vec![1, 2, 3, 4]]);
+    journal.close().await;
+}

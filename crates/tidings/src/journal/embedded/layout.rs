@@ -330,6 +330,11 @@ impl TopicRecord {
         Self { is_deleted: true, ..none }
     }
 
+    /// The fingerprint of what is missing at an offset.
+    pub(super) fn stand_in(&self, offset: Offset) -> Fingerprint {
+        if offset.next() == self.tail { self.tail_fingerprint } else { Fingerprint(0) }
+    }
+
     pub(super) fn head(&self, store_epoch: u32) -> Head {
         Head {
             epoch: topic_epoch(store_epoch, self.incarnation),

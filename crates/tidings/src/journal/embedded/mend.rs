@@ -146,7 +146,8 @@ impl Mender<'_> {
                 continue;
             }
             let key = offset_key(record.id, Offset(offset));
-            self.batch.insert(&self.store.marks, key, write_mark(Fingerprint(0), time));
+            let mark = write_mark(record.stand_in(Offset(offset)), time);
+            self.batch.insert(&self.store.marks, key, mark);
             self.changed()?;
         }
         for (key, value) in self.scan(&self.store.dedup, &record.id.to_be_bytes())? {

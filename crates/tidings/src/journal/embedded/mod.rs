@@ -81,6 +81,7 @@ impl Default for EmbeddedOptions {
 pub struct EmbeddedJournal {
     open: Mutex<Option<Open>>,
     shared: Arc<Shared>,
+    damage: Arc<Damage>,
     reads: Arc<Semaphore>,
     /// Trims are found by reading and applied by the writer: one at a time, so that none counts
     /// what another removed.
@@ -163,10 +164,12 @@ impl EmbeddedJournal {
         let shared = Arc::new(Shared::new(directory, progress, reclaimer, store.clone()));
         Shared::watch(&shared)?;
         let damage = Arc::new(Damage::default());
-        let reader = Reader { store, store_epoch: meta.store_epoch, due_start, damage };
+        let found = Arc::clone(&damage);
+        let reader = Reader { store, store_epoch: meta.store_epoch, due_start, damage: found };
         Ok(Arc::new(Self {
             open: Mutex::new(Some(Open { reader, requests })),
             shared,
+            damage,
             reads: Arc::new(Semaphore::new(READS_MAX)),
             trimming: tokio::sync::Mutex::default(),
         }))
@@ -190,12 +193,6 @@ impl EmbeddedJournal {
         }
     }
 
-    /// How many damaged places were met since the start: each was logged, with its topic.
-    #[must_use]
-    pub fn damaged_places(&self) -> usize {
-        self.opened().map_or(0, |open| open.reader.damage.count())
-    }
-
     fn opened(&self) -> Result<Open, JournalError> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
         open.ok_or_else(|| JournalError::Unavailable(closed()))
@@ -213,7 +210,8 @@ impl EmbeddedJournal {
         let (reply, answer) = oneshot::channel();
         let requests = self.opened()?.requests;
         requests.send(request(reply)).await.map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())?
+        let answer = answer.await.map_err(|_| ended())?;
+        answer.inspect_err(|error| self.damage.met(error))
     }
 
     /// Reads on a thread that may block.
@@ -226,7 +224,8 @@ impl EmbeddedJournal {
         let permit = Arc::clone(&self.reads).acquire_owned().await.map_err(|_| stopped())?;
         let lease = Lease { reader, _permit: permit };
         let read = tokio::task::spawn_blocking(move || read(&lease.reader));
-        read.await.map_err(|_| stopped())?
+        let result = read.await.map_err(|_| stopped())?;
+        result.inspect_err(|error| self.damage.met(error))
     }
 }
 
@@ -331,6 +330,10 @@ impl Journal for EmbeddedJournal {
             }
             Some(_) => None,
         })
+    }
+
+    fn damaged_places(&self) -> usize {
+        self.damage.count()
     }
 
     async fn close(&self) {

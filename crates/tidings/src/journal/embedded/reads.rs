@@ -187,7 +187,7 @@ impl Reader {
                 entry.into_inner().map_err(|error| unreadable(&self.store.due, &error))?;
             let Some(entry) = read_due(&key, &value) else {
                 let wrong = format!("an entry of the due index is damaged: {key:?}");
-                self.damage.met("", &JournalError::Broken(wrong));
+                self.damage.met(&JournalError::Broken(wrong));
                 continue;
             };
             first = first.or(Some(entry.at.as_millis()));
@@ -195,9 +195,7 @@ impl Reader {
                 Ok(Some(event)) => due.push(Due { topic: entry.topic, event, why: kind }),
                 Ok(None) => {}
                 // What is wrong with one topic must not keep the others from what is due.
-                Err(error @ JournalError::Broken(_)) => {
-                    self.damage.met(entry.topic.topic.as_str(), &error);
-                }
+                Err(error @ JournalError::Broken(_)) => self.damage.met(&error),
                 Err(error) => return Err(error),
             }
         }
@@ -236,7 +234,7 @@ impl Reader {
             }
             let Some(topic) = read_topic_key(&key) else {
                 let wrong = format!("the name of a topic is damaged: {key:?}");
-                self.damage.met("", &JournalError::Broken(wrong));
+                self.damage.met(&JournalError::Broken(wrong));
                 continue;
             };
             if !topic.topic.as_str().starts_with(&query.prefix) {
@@ -244,10 +242,7 @@ impl Reader {
             }
             match TopicRecord::read(&value) {
                 Some(record) => topics.push(record.info(topic, self.store_epoch)),
-                None => {
-                    let error = damaged(&topic, "its record is damaged");
-                    self.damage.met(topic.topic.as_str(), &error);
-                }
+                None => self.damage.met(&damaged(&topic, "its record is damaged")),
             }
         }
         Ok(topics)

@@ -3,7 +3,7 @@
 //! The rule: what the store had acknowledged is there, or every topic begins a new epoch before
 //! anybody reads from it, or the store is not opened.
 
-use std::{panic::AssertUnwindSafe, path::Path, sync::Arc};
+use std::{fs, io, panic::AssertUnwindSafe, path::Path, sync::Arc};
 
 use fjall::{Database, PersistMode};
 
@@ -63,18 +63,52 @@ pub(super) fn open_whole(
     settings: JournalSettings,
     memtable_bytes: u64,
 ) -> Result<Store, JournalError> {
+    probe(files)?;
     let store = open_files(files, reclaimable, settings, memtable_bytes)?;
     for keyspace in store.keyspaces() {
         let is_there = keyspace.contains_key(SENTINEL).map_err(|error| unopened(files, &error))?;
         if !is_there {
             let (at, name) = (keyspace.path().display(), keyspace.name());
             return Err(JournalError::Broken(format!(
-                "{at}: files of `{name}` are missing; restore a backup, or choose an empty \
-                 directory to begin with an empty journal"
+                "{at}: what makes `{name}` is missing, here or in the commit log; restore a backup, \
+                 or choose an empty directory to begin with an empty journal"
             )));
         }
     }
     Ok(store)
+}
+
+/// Opens each keyspace by itself first, and so knows which is damaged. Inside the store's own
+/// opening, an assertion on damage ends the process instead: its locks are poisoned when it cleans
+/// up.
+fn probe(files: &Path) -> Result<(), JournalError> {
+    let keyspaces = files.join("keyspaces");
+    let unread = |error| directory::failed("read", &keyspaces, &error);
+    for entry in fs::read_dir(&keyspaces).map_err(unread)? {
+        let path = entry.map_err(unread)?.path();
+        // One without it was never finished; the store removes it.
+        if !path.join("current").exists() {
+            continue;
+        }
+        let open = || {
+            let counter = lsm_tree::SequenceNumberCounter::default();
+            lsm_tree::Config::new(&path, counter.clone(), counter).open().map(drop)
+        };
+        let damaged = |error: fjall::Error| match io_error(&error) {
+            Some(io) if io.kind() != io::ErrorKind::UnexpectedEof => {
+                directory::failed("opened", &path, io)
+            }
+            _ => JournalError::Broken(format!(
+                "{}: a file in it is damaged or missing; restore a backup",
+                path.display()
+            )),
+        };
+        match std::panic::catch_unwind(AssertUnwindSafe(open)) {
+            Ok(opened) => opened.map_err(|error| damaged(error.into()))?,
+            Err(_) => return Err(damaged(fjall::Error::Unrecoverable)),
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn open_files(

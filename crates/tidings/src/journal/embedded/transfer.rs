@@ -335,7 +335,7 @@ impl Export<'_> {
                     if offset <= record.floor {
                         continue;
                     }
-                    mark_line(offset, Fingerprint(0), time)
+                    mark_line(offset, record.stand_in(offset), time)
                 }
             };
             self.line(&line)?;
@@ -367,7 +367,8 @@ impl Export<'_> {
             let what = format!("what was at {from} to {} is missing", to.previous());
             self.leave_out(wrong_at(topic, &what))?;
             for offset in from.0..to.0 {
-                self.line(&mark_line(Offset(offset), Fingerprint(0), time))?;
+                let offset = Offset(offset);
+                self.line(&mark_line(offset, topic.record.stand_in(offset), time))?;
             }
         }
         Ok(())
