@@ -3,7 +3,7 @@
 //! The rule: what is wrong is on stderr, a line each, with what to do; the exit code tells a script.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, BufReader, BufWriter, IsTerminal as _, Write},
     path::{Path, PathBuf},
 };
@@ -136,12 +136,16 @@ fn exported(args: &ExportArgs) -> Result<Exit, Failure> {
     let bar = progress(&args.journal, "events");
     let done = export(&directory, &mut out, on_damage, &mut |step| show(&bar, step));
     bar.finish_and_clear();
-    let done = done.map_err(|error| refused(&directory, error))?;
     drop(out);
+    let done = done.map_err(|error| {
+        // What is not whole is of no use; it is this program's own file.
+        partial.as_ref().map(fs::remove_file);
+        refused(&directory, error)
+    })?;
     if let (Some(file), Some(partial)) = (file, &partial) {
         // Under its name it is whole and on disk.
         let placed = File::open(partial).and_then(|partial| partial.sync_all());
-        let placed = placed.and_then(|()| std::fs::rename(partial, file));
+        let placed = placed.and_then(|()| fs::rename(partial, file));
         placed.map_err(|error| Failure::output(file.display(), &error))?;
     }
     transferred(&args.journal, "exported", &done);

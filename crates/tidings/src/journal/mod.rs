@@ -507,11 +507,12 @@ pub enum DueKind {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum JournalError {
-    /// It may work later: ask again after a moment, nothing needs mending here.
+    /// It may work later: ask again after a moment, nothing needs mending here. Another process may
+    /// have it open.
     #[error("journal is unavailable: {0}")]
     Unavailable(String),
-    /// It will not work until a person acts: the data directory is damaged, foreign, locked, from a
-    /// newer version or not permitted. The message names the file and the remedy.
+    /// It will not work until a person acts: the data directory is damaged, foreign, from a newer
+    /// version or not permitted. The message names the file and the remedy.
     #[error("{0}")]
     Broken(String),
 }
