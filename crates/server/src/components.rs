@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Where the journal is within the data directory; the rest of it is for keys and the like.
-const JOURNAL_DIRECTORY: &str = "journal";
+pub(crate) const JOURNAL_DIRECTORY: &str = "journal";
 /// The file that a process locks while it has the journal open.
 const LOCK_FILE: &str = "TIDINGS";
 
@@ -92,7 +92,7 @@ fn unusable(data: &Path, journal: &Path, error: &JournalError) -> Failure {
 }
 
 /// Whether some process holds the lock of a journal.
-fn is_in_use(journal: &Path) -> bool {
+pub(crate) fn is_in_use(journal: &Path) -> bool {
     let lock = File::open(journal.join(LOCK_FILE));
     lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }
