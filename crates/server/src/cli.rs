@@ -349,6 +349,8 @@ pub(crate) enum DocsPage {
     Configuration,
     /// docs/cli.md
     Cli,
+    /// docs/metrics.md
+    Metrics,
 }
 
 #[derive(Debug, Args)]

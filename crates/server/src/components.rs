@@ -6,6 +6,7 @@ use std::{
     fs::{File, TryLockError},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use tidings::{
@@ -35,6 +36,8 @@ pub(crate) struct Components {
     /// Deadlines and limits of the listener.
     pub(crate) serve: ServeSettings,
     pub(crate) tls: Option<Arc<Tls>>,
+    /// Between being told to end and beginning to drain.
+    pub(crate) drain_grace: Duration,
 }
 
 impl Components {
@@ -55,7 +58,8 @@ impl Components {
         let router = hub
             .router(Arc::new(authenticator), &config.http_settings())
             .map_err(|p| refused(format!("{}: {p}", p.pointer.as_deref().unwrap_or_default())))?;
-        Ok(Self { hub, router, serve: config.serve_settings(), tls })
+        let serve = config.serve_settings();
+        Ok(Self { hub, router, serve, tls, drain_grace: config.drain_grace.0 })
     }
 }
 

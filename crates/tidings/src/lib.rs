@@ -15,6 +15,7 @@ pub mod journal;
 pub mod metrics;
 pub mod model;
 pub mod publish;
+mod quota;
 mod retention;
 pub mod revocation;
 mod ring;

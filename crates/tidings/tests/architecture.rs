@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["model"],
     &["clock", "error", "metrics"],
     &["sse"],
-    &["journal", "bus", "auth", "ring", "settings"],
+    &["journal", "bus", "auth", "ring", "settings", "quota"],
     &["topic_task"],
     &[
         "hub",

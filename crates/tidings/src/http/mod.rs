@@ -3,6 +3,7 @@
 //! The rule: every refusal is a problem (RFC 9457), and what a grant does not cover looks the same
 //! whether it exists or not.
 
+mod admission;
 mod caller;
 mod cloudevents;
 mod connections;
@@ -12,9 +13,11 @@ mod events;
 mod follow;
 mod health;
 mod ingest;
+mod observe;
 mod openapi;
 mod problem;
 mod properties;
+mod proxy;
 mod query;
 mod revocations;
 mod router;

@@ -33,7 +33,7 @@ pub(super) async fn revoke(
         let detail = "this credential may not revoke others; the operator says which may";
         return Err(Problem::new(ErrorCode::Forbidden, detail));
     }
-    let body = read_body(body, BODY_BYTES_MAX).await?;
+    let body = read_body(app.hub.settings(), body, BODY_BYTES_MAX).await?;
     let revocation = parse(&body, &grant)?;
     let until = app.hub.revoke(grant.tenant(), &revocation, grant.credential()).await?;
     let mut answer = json!({

@@ -9,12 +9,13 @@ use axum::{
     middleware,
     routing::{get, post},
 };
+use ipnet::IpNet;
 
 use super::{
     caller, connections,
     cookie::{Cookie, CookieSettings},
     cors::Cors,
-    events, follow, health, openapi, problem, query, revocations, state, tickets, topics,
+    events, follow, health, observe, openapi, problem, query, revocations, state, tickets, topics,
 };
 use crate::{
     auth::Authenticator,
@@ -27,6 +28,8 @@ use crate::{
 pub struct HttpSettings {
     /// Origins whose pages may read answers, exactly as browsers send them: `https://app.example`.
     pub cors_origins: Vec<String>,
+    /// Networks of the reverse proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// Whether `/metrics` is here too, for anybody who asks; operators have [`Hub::metrics`].
     pub metrics: bool,
     /// The cookie that may carry a token; without it, none counts.
@@ -50,6 +53,7 @@ pub(super) struct App {
     pub(super) hub: Hub,
     pub(super) authenticator: Arc<Authenticator>,
     pub(super) cookie: Option<Arc<Cookie>>,
+    pub(super) trusted_proxies: Arc<[IpNet]>,
 }
 
 impl Hub {
@@ -78,7 +82,8 @@ impl Hub {
         let cookie = settings.cookie.as_ref().map(Cookie::new).transpose()?.map(Arc::new);
         let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
         self.background(async move { keeper.keep_keys(&metrics).await });
-        let app = App { hub: self.clone(), authenticator, cookie };
+        let trusted_proxies = settings.trusted_proxies.as_slice().into();
+        let app = App { hub: self.clone(), authenticator, cookie, trusted_proxies };
         let metrics = if settings.metrics {
             Router::new().route("/metrics", get(health::metrics))
         } else {
@@ -116,6 +121,7 @@ impl Hub {
             })
             .layer(middleware::from_fn(caller::refuse_encoded_bodies))
             .layer(middleware::from_fn_with_state(Arc::new(cors), super::cors::apply))
+            .layer(middleware::from_fn_with_state(self.shared_metrics(), observe::observe))
             .layer(middleware::from_fn(problem::identify))
             // Handlers bound their bodies themselves, each by its own limit.
             .layer(DefaultBodyLimit::disable())

@@ -18,6 +18,7 @@ pub mod memory;
 mod page;
 mod problem;
 pub mod record;
+pub(crate) mod turns;
 
 pub use crate::model::resume::Head;
 use crate::model::{

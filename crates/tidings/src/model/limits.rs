@@ -54,6 +54,22 @@ pub const EVENT_BYTES_MAX: usize = 64 * 1024;
 pub const PUBLISH_BYTES_MAX: usize = 1024 * 1024;
 /// Events of one publish request.
 pub const PUBLISH_EVENTS_MAX: usize = 500;
+/// Connections that one user follows over: a browser's tabs on a few devices.
+pub const USER_CONNECTIONS_MAX: usize = 20;
+/// Connections at once, of all clients: some 20 KB each.
+pub const CONNECTIONS_MAX: usize = 50_000;
+/// Connections of one address: an office behind one router.
+pub const ADDRESS_CONNECTIONS_MAX: usize = 200;
+/// Topics that one tenant holds: some 200 bytes each in the store's index.
+pub const TENANT_TOPICS_MAX: u64 = 1_000_000;
+/// Bytes of publish requests that are being read or stored: with what is made of them, some four
+/// times as much memory.
+pub const PUBLISH_WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Pages that readers read at once: half of what the journal does, so that what publishers wait
+/// for finds the other half free.
+pub const REPLAY_READS_MAX: usize = 8;
+/// Pages that one tenant's readers read at once: another tenant's always find a turn.
+pub const TENANT_REPLAY_READS_MAX: usize = 6;
 /// Topics that one connection follows: one bit each in its wake word, and bounds the cursor.
 pub const CONNECTION_TOPICS_MAX: usize = 32;
 /// Longest `Last-Event-ID` that is looked at: 32 topics take below 1.5 KiB.
@@ -64,6 +80,8 @@ pub const CONNECTION_FILTERS_MAX: usize = 32;
 pub const REPLAY_PAGE_EVENTS: usize = 500;
 /// Bytes of one journal page, so that 500 events of 64 KiB do not become 32 MiB.
 pub const REPLAY_PAGE_BYTES: usize = 256 * 1024;
+/// Bytes of the ephemeral frames that a topic keeps for readers that are being woken.
+pub const RING_EPHEMERAL_BYTES_MAX: usize = 256 * 1024;
 /// Frames that a topic keeps in memory for its readers.
 pub const RING_FRAMES_MAX: usize = 256;
 /// Bytes of the frames that a topic keeps in memory.

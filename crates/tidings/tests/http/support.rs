@@ -91,6 +91,7 @@ impl Server {
         let hub = hub.start();
         let http = HttpSettings {
             cors_origins: vec![ORIGIN.to_owned()],
+            trusted_proxies: options.serve.trusted_proxies.clone(),
             metrics: options.metrics,
             cookie: options.cookie,
         };
@@ -98,8 +99,10 @@ impl Server {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
+        let limits_hit = hub.metrics().limits_hit.clone();
+        let stop = shutdown.clone();
         let serving =
-            tokio::spawn(serve(listener, app, options.serve, options.tls, shutdown.clone()));
+            tokio::spawn(serve(listener, app, options.serve, options.tls, limits_hit, stop));
         let (key, other_key) = (key.expose().to_owned(), other_key.expose().to_owned());
         Self { hub, address, client: client(), shutdown, serving, key, other_key }
     }

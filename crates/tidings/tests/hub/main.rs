@@ -10,6 +10,8 @@
 mod connection;
 mod follow;
 mod identity;
+mod metrics;
 mod publish;
 mod seam;
 mod support;
+mod turns;
