@@ -528,6 +528,7 @@ impl Config {
             retry: self.retry.0,
             connection_age_max: http.connection_age.0,
             drain_window: self.drain_window.0,
+            revocation_life: self.auth.revocation_life.0,
             user_connections_max: size(limits.user_connections),
             tenant_connections_max: size(limits.tenant_connections),
             address_connections_max: size(limits.address_connections),
@@ -542,7 +543,6 @@ impl Config {
             body_rate_min: http.body_rate.0,
             replay_reads_max: size(limits.replay_reads),
             tenant_replay_reads_max: size(limits.tenant_replay_reads),
-            revocation_life: self.auth.revocation_life.0,
             ..HubSettings::default()
         }
     }

@@ -49,6 +49,12 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
             Duration::ZERO,
             30 * 86_400 * second,
         ),
+        (
+            "auth.revocation_life",
+            config.auth.revocation_life.0,
+            60 * second,
+            limits::REVOCATION_LIFE_MAX,
+        ),
         ("http.first_byte", config.http.first_byte.0, second, 300 * second),
         ("http.idle", config.http.idle.0, second, 3600 * second),
         ("http.body_read", config.http.body_read.0, second, 3600 * second),
@@ -56,12 +62,6 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         ("http.publish_store", config.http.publish_store.0, second, 300 * second),
         ("http.h2_ping", config.http.h2_ping.0, second, 300 * second),
         ("http.h2_pong", config.http.h2_pong.0, second, 300 * second),
-        (
-            "auth.revocation_life",
-            config.auth.revocation_life.0,
-            60 * second,
-            limits::REVOCATION_LIFE_MAX,
-        ),
         ("auth.key_sets.refresh", config.auth.key_sets.refresh.0, 10 * second, 86_400 * second),
         (
             "auth.key_sets.stale_max",

@@ -52,8 +52,8 @@ impl HttpSettings {
 pub(super) struct App {
     pub(super) hub: Hub,
     pub(super) authenticator: Arc<Authenticator>,
-    pub(super) trusted_proxies: Arc<[IpNet]>,
     pub(super) cookie: Option<Arc<Cookie>>,
+    pub(super) trusted_proxies: Arc<[IpNet]>,
 }
 
 impl Hub {
@@ -83,7 +83,7 @@ impl Hub {
         let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
         self.background(async move { keeper.keep_keys(&metrics).await });
         let trusted_proxies = settings.trusted_proxies.as_slice().into();
-        let app = App { hub: self.clone(), authenticator, trusted_proxies, cookie };
+        let app = App { hub: self.clone(), authenticator, cookie, trusted_proxies };
         let metrics = if settings.metrics {
             Router::new().route("/metrics", get(health::metrics))
         } else {

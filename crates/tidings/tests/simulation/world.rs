@@ -481,6 +481,7 @@ fn auth() -> AuthSettings {
             subject: None,
             read: vec!["**".to_owned()],
             write: vec!["**".to_owned()],
+            revoke: false,
             expires_at: None,
             revoke: false,
         }],
