@@ -8,6 +8,9 @@ pub mod clock;
 pub mod connection;
 mod due;
 pub mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 mod hub;
 pub mod journal;

@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["topic_task"],
     &["hub", "publish", "subscribe", "connection", "ticket", "relay", "due", "retention", "drain"],
     &["run", "ask", "stream", "effect", "source"],
-    &["http"],
+    &["http", "fuzzing"],
 ];
 
 /// Crates that only the module `http` names.

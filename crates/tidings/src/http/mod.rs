@@ -9,6 +9,8 @@ mod cloudevents;
 mod cors;
 mod events;
 mod follow;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod health;
 mod ingest;
 mod openapi;
