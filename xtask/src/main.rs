@@ -14,7 +14,9 @@
 )]
 
 mod examples;
+mod fuzz;
 mod markdown;
+mod mutants;
 mod pages;
 mod setup;
 mod simulate;
@@ -35,6 +37,9 @@ cargo xtask <command>
   test NAME…        only the Rust tests whose names contain one of the words
   simulate [--seeds N] [--seed X]
                     runs the simulation with N seeds (2000), or one and tells what happens in it
+  fuzz [TARGET] [--seconds N]
+                    runs the fuzz targets under libFuzzer, each for N seconds (60)
+  mutants [FILE…]   changes the code in small ways and says which changes no test notices
   bench [R] [E]     builds for release and measures R readers of E events beside a floor
   docs              writes the pages under docs/ that are generated from the code
   docs --check      says which of them are out of date
@@ -48,6 +53,8 @@ fn main() -> ExitCode {
         ["setup"] => setup::run(),
         ["test", options @ ..] => return suite::run(options),
         ["simulate", options @ ..] => simulate::run(options),
+        ["fuzz", options @ ..] => fuzz::run(options),
+        ["mutants", files @ ..] => mutants::run(files),
         ["bench", arguments @ ..] => bench(arguments),
         ["docs"] => pages::write(),
         ["docs", "--check"] => pages::check(),

@@ -9,6 +9,9 @@ pub mod connection;
 pub mod connections;
 mod due;
 pub mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 mod hub;
 pub mod journal;

@@ -31,7 +31,7 @@ const LAYERS: &[&[&str]] = &[
         "drain",
     ],
     &["run", "ask", "stream", "effect", "source"],
-    &["http"],
+    &["http", "fuzzing"],
 ];
 
 /// Crates that only the module `http` names.
