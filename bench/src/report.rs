@@ -172,7 +172,7 @@ pub(crate) fn print(scenario: &Scenario, load: usize, measured: &[Measured], run
         println!();
     }
     for Row { bar, figure, verdict, .. } in &run.rows {
-        println!("  {:<34} {figure:>16}   {verdict}", bar);
+        println!("  {bar:<34} {figure:>16}   {verdict}");
     }
     if run.others > 0.1 {
         println!("  other programs used {:.1} processors meanwhile", run.others);

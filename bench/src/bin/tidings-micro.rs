@@ -29,9 +29,11 @@ use tokio::runtime::Runtime;
 
 /// Something that can be done again and again.
 type Case = Box<dyn FnMut()>;
+/// What it is called, and what prepares it.
+type Named = (&'static str, fn() -> Case);
 
 /// The cases, in the order of the committed counts.
-const CASES: &[(&str, fn() -> Case)] = &[
+const CASES: &[Named] = &[
     ("record-encode", record_encode),
     ("record-decode", record_decode),
     ("frame-encode", frame_encode),
@@ -66,8 +68,7 @@ fn main() -> ExitCode {
 #[divan::bench(args = CASES.iter().map(|(name, _)| *name))]
 fn case(bencher: divan::Bencher<'_, '_>, name: &str) {
     let (_, make) = CASES.iter().find(|(of, _)| *of == name).unwrap();
-    let mut case = make();
-    bencher.bench_local(|| case());
+    bencher.bench_local(make());
 }
 
 fn topic() -> Topic {

@@ -352,7 +352,7 @@ async fn fill(target: &Target, topic: usize, events: usize) {
     for _ in 0..events / each {
         publisher.ask(whole.stamped()).await;
     }
-    if events % each > 0 {
+    if !events.is_multiple_of(each) {
         let mut rest = target.publish_all(std::iter::repeat_n(topic, events % each), DATA_BYTES);
         publisher.ask(rest.stamped()).await;
     }
