@@ -47,7 +47,7 @@ impl fmt::Display for Figure {
 }
 
 /// A number with three digits that count, thousands apart.
-pub(crate) fn written(value: f64) -> String {
+fn written(value: f64) -> String {
     let decimals = match value.abs() {
         size if size >= 100.0 => 0,
         size if size >= 10.0 => 1,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    figure::{Figure, written},
+    figure::Figure,
     scenario::{self, Scenario},
 };
 
@@ -57,7 +57,7 @@ pub(crate) fn table(growth: &BTreeMap<String, Growth>) -> String {
         let cells: Vec<String> = growth
             .points
             .iter()
-            .map(|(load, _, text)| format!("{text} ({} {})", written(*load as f64), growth.of))
+            .map(|(load, _, text)| format!("{text} ({load} {})", growth.of))
             .collect();
         let Growth { figure, date, commit, .. } = growth;
         let _ = writeln!(
@@ -126,10 +126,9 @@ fn panel(out: &mut String, scenario: &Scenario, growth: &Growth) {
             out,
             "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"#1a6\"/>\
              <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{text}</text>\
-             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#666\">{}</text>",
+             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#666\">{load}</text>",
             y - 7.0,
-            bottom + 14.0,
-            written(*load as f64)
+            bottom + 14.0
         );
     }
 }

@@ -113,7 +113,8 @@ pub(crate) fn description() -> String {
 /// The commit that is measured; `+` says that the tree differs from it.
 pub(crate) fn commit() -> String {
     let git = |arguments: &[&str]| {
-        let output = Command::new("git").args(arguments).output().ok()?;
+        let here = env!("CARGO_MANIFEST_DIR");
+        let output = Command::new("git").args(["-C", here]).args(arguments).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let Some(hash) = git(&["rev-parse", "--short=10", "HEAD"]) else { return "unknown".to_owned() };

@@ -27,7 +27,7 @@ pub(crate) fn start(server: &Server) -> Option<Child> {
     }
     let pid = server.pid().to_string();
     let mut perf = Command::new("perf");
-    perf.args(["record", "--quiet", "-F", "499", "-g", "-p", &pid, "-o", "perf.data"]);
+    perf.args(["record", "--quiet", "-F", "1999", "-g", "-p", &pid, "-o", "perf.data"]);
     let perf = perf.current_dir(directory).stdout(Stdio::null()).spawn();
     Some(perf.expect("perf (linux-perf) must be installed to profile"))
 }

@@ -60,7 +60,7 @@ fn main() -> ExitCode {
             let mut case = make();
             (0..times).for_each(|_| case());
         }
-        _ => divan::main(),
+        _ => divan::Divan::from_args().run_benches(),
     }
     ExitCode::SUCCESS
 }
