@@ -18,6 +18,7 @@ mod examples;
 mod markdown;
 mod pages;
 mod setup;
+mod simulate;
 mod step;
 mod suite;
 
@@ -36,6 +37,8 @@ cargo xtask <command>
   bench [NAME…]     builds for release and measures scenarios beside a floor: docs/benchmarks.md
   bench --instructions
                     fails if encoding, cursors, rings or access checks take 5 % more instructions
+  simulate [--seeds N] [--seed X]
+                    runs the simulation with N seeds (2000), or one and tells what happens in it
   docs              writes the pages under docs/ that are generated from the code
   docs --check      says which of them are out of date
   docs --run        runs the commands shown in README.md and docs/ against a hub
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         ["setup"] => setup::run(),
         ["test", options @ ..] => return suite::run(options),
         ["bench", arguments @ ..] => bench::run(arguments),
+        ["simulate", options @ ..] => simulate::run(options),
         ["docs"] => pages::write(),
         ["docs", "--check"] => pages::check(),
         ["docs", "--run"] => examples::run_alone(),

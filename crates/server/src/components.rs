@@ -6,12 +6,13 @@ use std::{
     fs::{File, TryLockError},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use tidings::{
     Hub,
     auth::Authenticator,
-    http::{HttpSettings, ServeSettings, Tls},
+    http::{ServeSettings, Tls},
     journal::{Journal, JournalError, embedded::EmbeddedJournal, memory::MemoryJournal},
 };
 
@@ -22,7 +23,7 @@ use crate::{
 };
 
 /// Where the journal is within the data directory; the rest of it is for keys and the like.
-const JOURNAL_DIRECTORY: &str = "journal";
+pub(crate) const JOURNAL_DIRECTORY: &str = "journal";
 /// The file that a process locks while it has the journal open.
 const LOCK_FILE: &str = "TIDINGS";
 
@@ -35,6 +36,8 @@ pub(crate) struct Components {
     /// Deadlines and limits of the listener.
     pub(crate) serve: ServeSettings,
     pub(crate) tls: Option<Arc<Tls>>,
+    /// Between being told to end and beginning to drain.
+    pub(crate) drain_grace: Duration,
 }
 
 impl Components {
@@ -52,14 +55,11 @@ impl Components {
         };
         let journal = open_journal(config)?;
         let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
-        let settings = HttpSettings {
-            cors_origins: config.cors.origins.clone(),
-            metrics: config.metrics.public,
-        };
         let router = hub
-            .router(Arc::new(authenticator), &settings)
-            .map_err(|problem| refused(format!("cors.origins: {problem}")))?;
-        Ok(Self { hub, router, serve: config.serve_settings(), tls })
+            .router(Arc::new(authenticator), &config.http_settings())
+            .map_err(|p| refused(format!("{}: {p}", p.pointer.as_deref().unwrap_or_default())))?;
+        let serve = config.serve_settings();
+        Ok(Self { hub, router, serve, tls, drain_grace: config.drain_grace.0 })
     }
 }
 
@@ -92,7 +92,7 @@ fn unusable(data: &Path, journal: &Path, error: &JournalError) -> Failure {
 }
 
 /// Whether some process holds the lock of a journal.
-fn is_in_use(journal: &Path) -> bool {
+pub(crate) fn is_in_use(journal: &Path) -> bool {
     let lock = File::open(journal.join(LOCK_FILE));
     lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }

@@ -137,7 +137,7 @@ impl Credentials {
             reader_token: mint(&signer, &claims).map_err(|error| software(&error))?,
             token_secret: token_secret.expose().to_owned(),
             publisher_key: key.expose().to_owned(),
-            publisher: ApiKeySettings { write: vec!["**".to_owned()], ..publisher },
+            publisher: ApiKeySettings { write: vec!["**".to_owned()], revoke: true, ..publisher },
         })
     }
 
@@ -175,8 +175,12 @@ impl Credentials {
             listen: args.listen,
             data: args.data.clone(),
             drain_window: Period(DRAIN_WINDOW),
+            drain_grace: Period(Duration::ZERO),
             ..Config::default()
         };
+        // One user with one key has the machine to itself, and may want to see what it can do.
+        config.limits.user_connections = 0;
+        (config.limits.user_publish_rate, config.limits.tenant_publish_rate) = (0, 0);
         self.put(&mut config);
         config
     }

@@ -226,7 +226,10 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use axum::{Router, http::StatusCode, response::IntoResponse as _, routing::get};
-    use tidings::http::{ServeSettings, serve};
+    use tidings::{
+        http::{ServeSettings, serve},
+        metrics::LimitsHit,
+    };
     use tokio_util::sync::{CancellationToken, DropGuard};
 
     use super::*;
@@ -349,7 +352,8 @@ mod tests {
             let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
             let port = listener.local_addr().unwrap().port();
             let ends = CancellationToken::new();
-            tokio::spawn(serve(listener, router, ServeSettings::default(), None, ends.clone()));
+            let (settings, limits_hit) = (ServeSettings::default(), LimitsHit::default());
+            tokio::spawn(serve(listener, router, settings, None, limits_hit, ends.clone()));
             Self { port, asked, _ends: ends.drop_guard() }
         }
 

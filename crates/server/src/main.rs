@@ -7,24 +7,24 @@ mod client;
 mod commands;
 mod components;
 mod config;
+mod descriptors;
 mod dev;
 mod exit;
 mod key_client;
 mod live;
+mod metrics_reference;
 mod remote;
 mod serve;
+mod supervisor;
 mod telemetry;
 
-use std::{io::Write as _, process::ExitCode, time::Duration};
+use std::{io::Write as _, process::ExitCode};
 
 use anstyle::{AnsiColor, Style};
 use clap::Parser as _;
 
 use cli::{Cli, Command, KeyCommand};
 use exit::{Exit, Failure};
-
-/// What blocking calls are given once everything else is over.
-const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 
@@ -60,6 +60,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Token(command) => commands::token::run(&command),
         Command::Key(KeyCommand::Create(args)) => commands::key::create(&args),
         Command::Config(command) => commands::config::run(&command),
+        Command::Journal(command) => commands::journal::run(&command),
     }
 }
 
@@ -69,8 +70,8 @@ fn run_hub(hub: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Fai
         .build()
         .map_err(|error| Failure::new(Exit::Software, error.to_string()))?;
     let exit = runtime.block_on(hub);
-    // A call into the store that hangs must not keep the process from ending.
-    runtime.shutdown_timeout(SHUTDOWN_MAX);
+    // What is not over by now, a call into the store that hangs, must not keep the process.
+    runtime.shutdown_background();
     exit
 }
 

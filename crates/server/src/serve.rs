@@ -1,14 +1,16 @@
 //! `tidings serve`, and the part of `tidings dev` that serves.
 //!
-//! The rules: nothing is accepted before everything is open; the first signal drains within the
-//! drain window, the second ends at once.
+//! The rules: nothing is accepted before everything is open. The first signal drains: not ready at
+//! once, as before for the grace, then no new connections, and an end at the end of the drain window
+//! whatever hangs. The second signal ends at once.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tidings::http::{ServeSettings, Tls, serve};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -18,15 +20,21 @@ use crate::{
     commands::load_config,
     components::Components,
     config::serving_problems,
+    descriptors,
     exit::{Exit, Failure},
-    telemetry,
+    supervisor, telemetry,
 };
+
+/// Operators' connections at once: their own, so that no crowd of clients keeps them out.
+const ADMIN_CONNECTIONS: usize = 256;
+/// How much of the drain window connections may take; the rest is for the journal to close.
+const CONNECTIONS_SHARE: f64 = 0.9;
 
 /// Runs the command.
 pub(crate) async fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     let loaded = load_config(&args.layers)?;
     let config = &loaded.config;
-    let problems = serving_problems(config);
+    let problems = serving_problems(&loaded);
     if !problems.is_empty() {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         return Err(Failure::new(Exit::Config, lines.join("\n")));
@@ -71,23 +79,44 @@ impl Listeners {
 
     /// Serves until a signal, drains, and closes the journal.
     pub(crate) async fn serve(self, components: Components) -> Result<Exit, Failure> {
-        let Components { hub, router, serve: settings, tls } = components;
+        let Components { hub, router, serve: mut settings, tls, drain_grace } = components;
         let mut signals = self.signals;
+        let window = settings.drain_window;
+        settings.connections_max = descriptors::connections_max(settings.connections_max);
+        settings.drain_window = window.mul_f64(CONNECTIONS_SHARE);
+        let admin_settings = ServeSettings {
+            connections_max: ADMIN_CONNECTIONS,
+            drain_window: Duration::ZERO,
+            ..ServeSettings::default()
+        };
         let (drained, all_over) = (CancellationToken::new(), CancellationToken::new());
+        let limits_hit = hub.metrics().limits_hit.clone();
         let admin = tokio::spawn(serve(
             self.admin,
             admin::router(hub.clone()),
-            ServeSettings { drain_window: std::time::Duration::ZERO, ..ServeSettings::default() },
+            admin_settings,
             None,
+            limits_hit.clone(),
             all_over.clone(),
         ));
-        let clients =
-            tokio::spawn(serve(self.clients, router, settings, tls.clone(), drained.clone()));
+        let clients = tokio::spawn(serve(
+            self.clients,
+            router,
+            settings,
+            tls.clone(),
+            limits_hit,
+            drained.clone(),
+        ));
+        let _watchdog = supervisor::feed_watchdog();
+        supervisor::ready();
         signals.first(tls.as_ref()).await;
+        supervisor::stopping();
         tracing::info!("draining; a second signal ends at once");
-        hub.draining().cancel();
-        drained.cancel();
         let orderly = async {
+            hub.withdraw();
+            sleep(drain_grace).await;
+            hub.drain();
+            drained.cancel();
             // A task ends otherwise only by a panic, which has been reported.
             drop(clients.await);
             hub.shutdown().await;
@@ -97,6 +126,11 @@ impl Listeners {
         tokio::select! {
             () = orderly => tracing::info!("drained"),
             () = signals.second() => tracing::warn!("ended by a second signal"),
+            () = sleep(drain_grace + window) => {
+                let message = "ended at the end of the drain window: the journal did not close in \
+                               time. What was acknowledged is stored; the next start recovers";
+                return Err(Failure::new(Exit::Software, message));
+            }
         }
         Ok(Exit::Ok)
     }

@@ -50,7 +50,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         draining.drain();
         stop.cancel();
     });
-    serve(listener, app, ServeSettings::default(), None, shutdown).await;
+    let limits_hit = hub.metrics().limits_hit.clone();
+    serve(listener, app, ServeSettings::default(), None, limits_hit, shutdown).await;
     hub.shutdown().await;
     Ok(())
 }

@@ -10,14 +10,15 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::{
     auth::Grant,
+    connections::{Leave, Told},
     error::{ErrorCode, Problem},
     hub::Hub,
     journal::JournalError,
-    metrics::Metrics,
+    metrics::{ConnectionLabel, Metrics, OpenConnection},
     model::{Class, Cursor, Mark, Timestamp, TopicKey},
     sse::{Control, Frame, GoAway},
     subscribe::{Follow, Item, Subscription},
-    ticket::first_cursor,
+    ticket::{UsedTicket, first_cursor},
 };
 
 /// Before a credential ends, its reader is told so this early, to refresh it in time.
@@ -30,6 +31,15 @@ pub enum Format {
     Sse,
     /// `application/x-ndjson`: each line an object, its cursor a member.
     Ndjson,
+}
+
+impl Format {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sse => "sse",
+            Self::Ndjson => "ndjson",
+        }
+    }
 }
 
 /// What of an event is written.
@@ -52,6 +62,35 @@ pub struct ConnectionOptions {
     pub expires_at: Option<Timestamp>,
 }
 
+/// What a connection is carried by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// Whatever the application around the hub serves with.
+    #[default]
+    Unknown,
+    /// HTTP/1.1 or HTTP/2, with TLS or without.
+    Http {
+        /// Whether it is HTTP/2.
+        is_http2: bool,
+        /// Whether it is encrypted.
+        is_tls: bool,
+    },
+}
+
+impl Carrier {
+    /// What such a connection is counted as.
+    pub(crate) fn label(self, format: &'static str) -> ConnectionLabel {
+        let yes = |is: bool| if is { "yes" } else { "no" };
+        match self {
+            Self::Unknown => ConnectionLabel { format, protocol: "none", tls: "no" },
+            Self::Http { is_http2, is_tls } => {
+                let protocol = if is_http2 { "http2" } else { "http1" };
+                ConnectionLabel { format, protocol, tls: yes(is_tls) }
+            }
+        }
+    }
+}
+
 /// A reader's connection: a source of bytes until it ends.
 #[derive(Debug)]
 pub struct Connection {
@@ -63,10 +102,15 @@ pub struct Connection {
     options: ConnectionOptions,
     /// Whose leave it reads by; `None`: nobody need be asked.
     grant: Option<Grant>,
+    leave: Option<Leave>,
+    /// Whose leave it is to read by, once it is sure that it allows all of it.
+    renewed: Option<Grant>,
     /// What was found and may not be delivered before the grant was asked again.
     found: Vec<Item>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
-    _counted: Counted,
+    /// When its bytes were asked for the first time, until it is up to date.
+    asked_at: Option<Instant>,
+    counted: Counted,
 }
 
 #[derive(Debug)]
@@ -85,7 +129,7 @@ impl Connection {
         let settings = hub.settings();
         let age = jitter(settings.connection_age_max, 10);
         let timers = Timers::new(hub, jitter(settings.heartbeat, 20), age, options.expires_at);
-        hub.metrics().connections.inc();
+        let counted = Counted::new(hub, Carrier::default().label(options.format.as_str()));
         Self {
             hub: hub.clone(),
             id: uuid::Uuid::now_v7().simple().to_string(),
@@ -94,17 +138,35 @@ impl Connection {
             timers,
             options,
             grant: None,
+            leave: None,
+            renewed: None,
             found: Vec::new(),
             draining: Box::pin(hub.draining().clone().cancelled_owned()),
-            _counted: Counted(hub.clone()),
+            asked_at: None,
+            counted,
         }
     }
 
-    /// Has this grant asked again whenever the properties of a topic change by whose leave it reads:
-    /// the connection ends before it delivers what the grant does not allow any more.
+    /// Has this grant asked again whenever the properties of a topic change by whose leave it reads,
+    /// and lets it be revoked and renewed: the connection ends before it delivers what the grant does
+    /// not allow any more. It is one of [`Hub::connections`] from here on.
     #[must_use]
-    pub fn guarded_by(self, grant: Grant) -> Self {
-        Self { grant: Some(grant), ..self }
+    pub fn guarded_by(mut self, grant: Grant, ticket: Option<UsedTicket>) -> Self {
+        let topics = match &self.phase {
+            Phase::New(follow) | Phase::Start(follow) => follow.topics.as_slice(),
+            Phase::Run(_) | Phase::Ended => &[],
+        };
+        self.leave = Some(Leave::take(&self.hub, &self.id, topics, ticket, grant.clone()));
+        self.grant = Some(grant);
+        self
+    }
+
+    /// Counts it among those that are carried so.
+    #[must_use]
+    pub fn carried_by(mut self, carrier: Carrier) -> Self {
+        let label = carrier.label(self.options.format.as_str());
+        self.counted.open = self.hub.metrics().connections.open(label);
+        self
     }
 
     /// The connection's id, as its first frame tells it.
@@ -117,9 +179,17 @@ impl Connection {
     ///
     /// Cancel-safe.
     pub async fn next(&mut self) -> Option<Bytes> {
+        self.counted.handed_at = None;
+        let bytes = self.found_next().await;
+        self.counted.handed_at = bytes.is_some().then_some(self.timers.wrote_at);
+        bytes
+    }
+
+    async fn found_next(&mut self) -> Option<Bytes> {
         loop {
             match std::mem::replace(&mut self.phase, Phase::Ended) {
                 Phase::New(follow) => {
+                    self.asked_at = Some(Instant::now());
                     // Before any storage access: the reader learns that the way is clear.
                     let first = follow.tag.map(|tag| first_cursor(follow.cursor.as_deref(), tag));
                     self.phase = Phase::Start(follow);
@@ -142,6 +212,9 @@ impl Connection {
                     self.encoder.gaps_untold = started.gaps;
                     self.encoder.topics = subscription.topics().cloned().collect();
                     // Asked before, but changes are told from here on only.
+                    if self.leave.as_ref().is_some_and(Leave::is_revoked) {
+                        return Some(self.revoke());
+                    }
                     match may_read(&self.hub, self.grant.as_ref(), &subscription).await {
                         Ok(true) => {}
                         Ok(false) => return Some(self.revoke()),
@@ -170,20 +243,27 @@ impl Connection {
     }
 
     async fn run(&mut self) -> Bytes {
+        if self.renewed.is_some() {
+            return self.renew().await;
+        }
         if !self.found.is_empty() {
             return self.deliver().await;
         }
-        let Self { phase: Phase::Run(subscription), timers, draining, .. } = self else {
+        let Self { phase: Phase::Run(subscription), timers, draining, leave, .. } = self else {
             return Bytes::new();
         };
+        // Before the end by time: the credential may have been renewed in time.
+        let order = leave.as_mut().and_then(Leave::told_now);
         // The end first, and its notice: a reader that is behind always has events waiting, and a
         // credential that has ended must not deliver them.
         let now = Instant::now();
-        let happening = match (timers.ended(now), timers.noticed(now)) {
-            (Some(reason), _) => Happening::End(reason),
-            (None, Some(expires_at)) => Happening::Notice(expires_at),
-            (None, None) => tokio::select! {
+        let happening = match (order, timers.ended(now), timers.noticed(now)) {
+            (Some(told), ..) => Happening::Told(told),
+            (None, Some(reason), _) => Happening::End(reason),
+            (None, None, Some(expires_at)) => Happening::Notice(expires_at),
+            (None, None, None) => tokio::select! {
                 biased;
+                told = told(leave) => Happening::Told(told),
                 () = draining, if !timers.is_draining => Happening::Drain,
                 items = subscription.next() => Happening::Items(items),
                 happening = timers.next() => happening,
@@ -201,7 +281,17 @@ impl Connection {
                 self.timers.wrote();
             }
             Happening::Notice(expires_at) => {
+                let expires_at = Some(expires_at);
                 self.encoder.control(&Control::Auth { expires_at }, Cursored::No, None);
+            }
+            Happening::Told(Told::Renewed(grant)) => {
+                self.renewed = Some(grant);
+                return self.renew().await;
+            }
+            Happening::Told(Told::End(GoAway::Revoked)) => return self.revoke(),
+            Happening::Told(Told::End(reason)) => {
+                let window = self.hub.settings().retry;
+                self.go_away(reason, window.mul_f64(0.5 + random()));
             }
             Happening::Drain => {
                 // Readers are let go one after the other, in time for the last to be told.
@@ -230,11 +320,39 @@ impl Connection {
             }
         }
         let delivered = self.encoder.items(std::mem::take(found), subscription);
-        self.hub.metrics().events_delivered.inc_by(delivered);
-        self.timers.wrote();
+        let now = self.timers.wrote();
+        let metrics = self.hub.metrics();
+        metrics.events_delivered.inc_by(delivered.events);
+        metrics.delivered.inc_by(self.encoder.out.len() as u64);
+        if let Some(taken_at) = delivered.oldest {
+            metrics.delivery_latency.observe_duration(now.duration_since(taken_at));
+        }
+        if delivered.is_caught_up
+            && let Some(asked_at) = self.asked_at.take()
+        {
+            metrics.catch_up_duration.observe_duration(now.duration_since(asked_at));
+        }
         if subscription.is_finished() {
             self.go_away(GoAway::Closed, self.hub.settings().retry);
         }
+        self.encoder.take()
+    }
+
+    /// Goes on by another grant, or ends if that does not allow everything.
+    async fn renew(&mut self) -> Bytes {
+        let Self { phase: Phase::Run(subscription), renewed: Some(grant), .. } = self else {
+            return Bytes::new();
+        };
+        // It was asked before, but a topic may have changed since.
+        match may_read(&self.hub, Some(grant), subscription).await {
+            Ok(true) => {}
+            Ok(false) => return self.revoke(),
+            Err(error) => return self.fail(&Problem::from(error)),
+        }
+        let expires_at = grant.expires_at();
+        self.grant = self.renewed.take();
+        self.timers.expire(&self.hub, expires_at);
+        self.encoder.control(&Control::Auth { expires_at }, Cursored::No, None);
         self.encoder.take()
     }
 
@@ -248,7 +366,7 @@ impl Connection {
         let control = Control::GoAway { reason, retry_ms: millis(retry) };
         self.encoder.control(&Control::Checkpoint, Cursored::Yes, None);
         self.encoder.control(&control, Cursored::No, Some(retry));
-        Metrics::count(&self.hub.metrics().connections_ended, reason.as_str());
+        self.counted.end(reason);
         self.phase = Phase::Ended;
     }
 
@@ -258,7 +376,7 @@ impl Connection {
         let retry = self.hub.settings().retry.mul_f64(0.5 + random());
         let control = Control::GoAway { reason: GoAway::Unavailable, retry_ms: millis(retry) };
         self.encoder.control(&control, Cursored::No, Some(retry));
-        Metrics::count(&self.hub.metrics().connections_ended, GoAway::Unavailable.as_str());
+        self.counted.end(GoAway::Unavailable);
         self.phase = Phase::Ended;
         self.encoder.take()
     }
@@ -268,6 +386,7 @@ enum Happening {
     Items(Result<Vec<Item>, JournalError>),
     Ping,
     Notice(Timestamp),
+    Told(Told),
     Drain,
     End(GoAway),
 }
@@ -286,23 +405,34 @@ struct Timers {
 impl Timers {
     fn new(hub: &Hub, heartbeat: Duration, age: Duration, expires_at: Option<Timestamp>) -> Self {
         let now = Instant::now();
-        let mut ends = vec![(now + age, GoAway::MaxAge)];
-        let mut notice = None;
+        let ends = vec![(now + age, GoAway::MaxAge)];
+        let timer = Box::pin(tokio::time::sleep_until(now));
+        let mut timers =
+            Self { timer, heartbeat, wrote_at: now, notice: None, ends, is_draining: false };
+        timers.expire(hub, expires_at);
+        timers
+    }
+
+    /// Ends the connection then, and not when it was to end by its credential before.
+    fn expire(&mut self, hub: &Hub, expires_at: Option<Timestamp>) {
+        let now = Instant::now();
+        self.ends.retain(|(_, reason)| *reason != GoAway::Expired);
+        self.notice = None;
         if let Some(at) = expires_at {
             let left = hub.clock().now().until(at);
             // Beyond a year a timer would overflow, and the connection's age ends it long before.
             if left < Duration::from_secs(366 * 24 * 60 * 60) {
-                ends.push((now + left, GoAway::Expired));
-                notice = left.checked_sub(EXPIRY_NOTICE).map(|left| (now + left, at));
+                self.ends.push((now + left, GoAway::Expired));
+                self.notice = left.checked_sub(EXPIRY_NOTICE).map(|left| (now + left, at));
             }
         }
-        let timer = Box::pin(tokio::time::sleep_until(now));
-        Self { timer, heartbeat, wrote_at: now, notice, ends, is_draining: false }
+        self.timer.as_mut().reset(now);
     }
 
-    fn wrote(&mut self) {
+    fn wrote(&mut self) -> Instant {
         // The timer is not touched: it looks when it fires, and fires later if it must.
         self.wrote_at = Instant::now();
+        self.wrote_at
     }
 
     fn drain(&mut self, after: Duration) {
@@ -349,6 +479,15 @@ enum Cursored {
     No,
 }
 
+/// What was among the items that were written.
+#[derive(Default)]
+struct Delivered {
+    events: u64,
+    /// When the hub took the first event that the reader did not come too late for.
+    oldest: Option<Instant>,
+    is_caught_up: bool,
+}
+
 /// Writes frames in a connection's format with the connection's own cursor.
 #[derive(Debug)]
 struct Encoder {
@@ -358,6 +497,8 @@ struct Encoder {
     cursor: Cursor,
     /// Gaps at the start that the reader has not been told yet: until then it gets no cursor.
     gaps_untold: usize,
+    /// Whether the reader was told that it is up to date, and has missed nothing since.
+    is_live: bool,
     out: BytesMut,
     text: String,
 }
@@ -370,6 +511,7 @@ impl Encoder {
             topics: Vec::new(),
             cursor: Cursor::default(),
             gaps_untold: 0,
+            is_live: false,
             out: BytesMut::new(),
             text: String::new(),
         }
@@ -379,18 +521,22 @@ impl Encoder {
         self.out.split().freeze()
     }
 
-    /// Writes items and returns how many events were among them.
-    fn items(&mut self, items: Vec<Item>, subscription: &Subscription) -> u64 {
-        let mut events = 0;
+    /// Writes items and returns what was among them.
+    fn items(&mut self, items: Vec<Item>, subscription: &Subscription) -> Delivered {
+        let mut delivered = Delivered::default();
         for item in items {
             match item {
                 Item::Event { place, frame, mark } => {
-                    events += 1;
+                    delivered.events += 1;
+                    if self.is_live && delivered.oldest.is_none() {
+                        delivered.oldest = frame.taken_at;
+                    }
                     self.event(place, &frame, mark);
                 }
                 Item::Gap { place, gap, mark } => {
                     self.cursor.set(place, mark);
                     self.gaps_untold = self.gaps_untold.saturating_sub(1);
+                    self.is_live = false;
                     let Some(topic) = self.topics.get(place).cloned() else { continue };
                     self.control(&Control::Gap(&topic, gap), Cursored::Yes, None);
                 }
@@ -400,6 +546,8 @@ impl Encoder {
                 }
                 Item::Changed { .. } => {}
                 Item::CaughtUp => {
+                    self.is_live = true;
+                    delivered.is_caught_up = true;
                     let offsets = subscription.offsets().collect();
                     self.control(&Control::CaughtUp(offsets), Cursored::No, None);
                 }
@@ -409,7 +557,7 @@ impl Encoder {
                 }
             }
         }
-        events
+        delivered
     }
 
     fn event(&mut self, place: usize, frame: &Frame, mark: Option<Mark>) {
@@ -531,7 +679,8 @@ impl Hub {
     /// The grant, if there is one, is asked again when the properties of a topic change.
     ///
     /// # Errors
-    /// The journal's, and [`ErrorCode::ForbiddenTopic`]; the reader's cursor is still good.
+    /// The journal's, [`ErrorCode::ForbiddenTopic`] and [`ErrorCode::CredentialRevoked`]; the
+    /// reader's cursor is still good.
     pub async fn poll(
         &self,
         grant: Option<&Grant>,
@@ -544,9 +693,17 @@ impl Hub {
         let mut page =
             LongPoll { events: Vec::new(), gaps: Vec::new(), cursor: String::new(), closed: false };
         let mut is_judged = false;
+        let revoked = async {
+            match grant {
+                Some(grant) => self.until_revoked(grant).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(revoked);
         loop {
             let items = tokio::select! {
                 biased;
+                problem = &mut revoked => return Err(problem),
                 items = subscription.next() => items?,
                 () = tokio::time::sleep_until(deadline) => break,
                 () = self.draining().cancelled() => break,
@@ -599,13 +756,47 @@ async fn may_read(
     Ok(true)
 }
 
-/// Counts the connection as open until it is dropped.
+async fn told(leave: &mut Option<Leave>) -> Told {
+    match leave {
+        Some(leave) => leave.told().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How long bytes may lie before their reader, which then is cut off, is taken for one that reads
+/// nothing. What a reader that reads leaves behind when it goes is younger.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+
+/// Counts the connection as open until it is dropped, and why it ended.
 #[derive(Debug)]
-struct Counted(Hub);
+struct Counted {
+    hub: Hub,
+    open: OpenConnection,
+    has_ended: bool,
+    /// Since when bytes wait for their reader to ask for more.
+    handed_at: Option<Instant>,
+}
+
+impl Counted {
+    fn new(hub: &Hub, label: ConnectionLabel) -> Self {
+        let open = hub.metrics().connections.open(label);
+        Self { hub: hub.clone(), open, has_ended: false, handed_at: None }
+    }
+
+    fn end(&mut self, reason: GoAway) {
+        self.has_ended = true;
+        Metrics::count(&self.hub.metrics().connections_ended, reason.as_str());
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.metrics().connections.dec();
+        if self.has_ended {
+            return;
+        }
+        let is_slow = self.handed_at.is_some_and(|at| at.elapsed() >= SLOW_AFTER);
+        let reason = if is_slow { GoAway::Slow.as_str() } else { "left" };
+        Metrics::count(&self.hub.metrics().connections_ended, reason);
     }
 }
 

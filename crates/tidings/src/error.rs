@@ -55,6 +55,10 @@ codes! {
     CredentialInvalid = "credential_invalid", 401, false, "Credential invalid";
     /// The credential was valid once.
     CredentialExpired = "credential_expired", 401, false, "Credential expired";
+    /// The credential was revoked.
+    CredentialRevoked = "credential_revoked", 401, false, "Credential revoked";
+    /// The grant does not allow this.
+    Forbidden = "forbidden", 403, false, "Not allowed by the grant";
     /// The grant does not cover writing this topic.
     ForbiddenTopic = "forbidden_topic", 403, false, "Topic not covered by the grant";
     /// The browser's origin is not one of those allowed.
@@ -65,6 +69,8 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405, false, "Method not allowed";
     /// None of the media types asked for can be served.
     NotAcceptable = "not_acceptable", 406, false, "Not acceptable";
+    /// The body arrives more slowly than the hub waits for it.
+    TooSlow = "too_slow", 408, true, "Too slow";
     /// The state is not at the expected offset; `current` is what it is.
     Conflict = "conflict", 409, false, "Conflict with the current state";
     /// The topic takes no more events.
@@ -75,6 +81,8 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, false, "Unsupported media type";
     /// The idempotency key was used with another body.
     IdempotencyKeyReused = "idempotency_key_reused", 422, false, "Idempotency key reused";
+    /// The request's head is larger than the hub reads.
+    HeadTooLarge = "head_too_large", 431, false, "Head too large";
     /// A limit on rate or number was reached.
     LimitReached = "limit_reached", 429, true, "Limit reached";
     /// The topic holds as many states as it may.
@@ -97,6 +105,8 @@ pub struct Problem {
     pub pointer: Option<String>,
     /// When to try again at the earliest.
     pub retry_after: Option<Duration>,
+    /// Which limit was reached, by its name in the configuration: `user_connections`.
+    pub limit: Option<&'static str>,
     /// For [`ErrorCode::Conflict`]: the key's current state as the wire writes events.
     pub current: Option<JsonText>,
 }
@@ -105,7 +115,8 @@ impl Problem {
     /// A problem of the given kind.
     #[must_use]
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), pointer: None, retry_after: None, current: None }
+        let detail = detail.into();
+        Self { code, detail, pointer: None, retry_after: None, limit: None, current: None }
     }
 
     /// Says which field it is.
@@ -119,6 +130,13 @@ impl Problem {
     #[must_use]
     pub const fn after(mut self, retry_after: Duration) -> Self {
         self.retry_after = Some(retry_after);
+        self
+    }
+
+    /// Says which limit was reached.
+    #[must_use]
+    pub const fn limit(mut self, name: &'static str) -> Self {
+        self.limit = Some(name);
         self
     }
 
@@ -140,6 +158,9 @@ impl Problem {
         }
         if let Some(after) = self.retry_after {
             put("retry_after_ms", u64::try_from(after.as_millis()).unwrap_or(u64::MAX).into());
+        }
+        if let Some(limit) = self.limit {
+            put("limit", limit.into());
         }
         if self.code == ErrorCode::Conflict {
             let current = self.current.as_ref().map(|text| serde_json::from_str(text.as_str()));

@@ -1,6 +1,9 @@
 //! The hub: journal, active topics and background work, put together.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -8,15 +11,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     auth::{Access, Grant},
     clock::{Clock, SystemClock},
+    connections::Connections,
     due,
     error::Problem,
     journal::{
         Change, DeleteIf, Journal, JournalError, Judged, StateQuery, TopicInfo, TopicQuery,
         memory::MemoryJournal,
+        turns::{TurnLimit, Turns},
     },
     metrics::Metrics,
     model::{Cursor, Mark, Topic, TopicKey},
+    quota::Quotas,
     retention,
+    revocation::{self, Revocations},
     ring::RingLimit,
     settings::Settings,
     sse::Frame,
@@ -48,7 +55,12 @@ pub struct Hub(Arc<Inner>);
 struct Inner {
     settings: Settings,
     topics: Arc<Topics>,
+    quotas: Quotas,
+    connections: Connections,
+    revocations: Revocations,
     tasks: TaskTracker,
+    /// Nobody new is to be sent here; set before draining.
+    withdrawn: AtomicBool,
     draining: CancellationToken,
     stopped: CancellationToken,
 }
@@ -59,6 +71,7 @@ pub struct HubBuilder {
     settings: Settings,
     journal: Option<Arc<dyn Journal>>,
     clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
 }
 
 impl HubBuilder {
@@ -83,29 +96,47 @@ impl HubBuilder {
         self
     }
 
+    /// Counts here what happens, beside others who do.
+    #[must_use]
+    pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
     /// Starts the hub's background work. Needs a running Tokio runtime.
     #[must_use]
     pub fn start(self) -> Hub {
         let journal =
             self.journal.unwrap_or_else(|| Arc::new(MemoryJournal::new(Default::default())));
+        let turns = TurnLimit {
+            all: self.settings.replay_reads_max,
+            of_tenant: self.settings.tenant_replay_reads_max,
+        };
+        let journal = Arc::new(Turns::new(journal, turns));
         let (appended, grown) = mpsc::channel(RETENTION_HINTS_MAX);
         let ring = RingLimit {
             frames: self.settings.ring_frames_max,
             bytes: self.settings.ring_bytes_max,
         };
-        let metrics = Arc::new(Metrics::new());
-        let shared = Shared { journal, clock: self.clock, metrics, ring, appended };
+        let (clock, metrics) = (self.clock, self.metrics);
+        let quotas = Quotas::new(&self.settings, Arc::clone(&metrics));
+        let shared = Shared { journal, clock, metrics, ring, appended };
         let tasks = TaskTracker::new();
         let stopped = CancellationToken::new();
         let hub = Hub(Arc::new(Inner {
             settings: self.settings,
             topics: Topics::new(Arc::new(shared), tasks.clone(), stopped.clone()),
+            quotas,
+            connections: Connections::default(),
+            revocations: Revocations::new(),
             tasks,
+            withdrawn: AtomicBool::new(false),
             draining: CancellationToken::new(),
             stopped,
         }));
         hub.background(retention::run(hub.clone(), grown));
         hub.background(due::run(hub.clone()));
+        hub.background(revocation::run(hub.clone()));
         hub
     }
 }
@@ -114,7 +145,12 @@ impl Hub {
     /// Begins to put a hub together.
     #[must_use]
     pub fn builder() -> HubBuilder {
-        HubBuilder { settings: Settings::default(), journal: None, clock: Arc::new(SystemClock) }
+        HubBuilder {
+            settings: Settings::default(),
+            journal: None,
+            clock: Arc::new(SystemClock),
+            metrics: Arc::default(),
+        }
     }
 
     /// Runs work until the hub stops.
@@ -252,6 +288,13 @@ impl Hub {
         Arc::clone(&self.0.topics.shared().metrics)
     }
 
+    /// What the hub counts, as it is now, in OpenMetrics text.
+    #[must_use]
+    pub fn metrics_text(&self) -> String {
+        self.metrics().ready.set(self.unready().is_none().into());
+        self.metrics().encode()
+    }
+
     /// The hub's clock.
     #[must_use]
     pub fn clock(&self) -> &dyn Clock {
@@ -261,10 +304,16 @@ impl Hub {
     /// Why the hub takes no events now; `None` while it does.
     #[must_use]
     pub fn unready(&self) -> Option<String> {
-        if self.0.draining.is_cancelled() {
+        if self.0.withdrawn.load(Ordering::Relaxed) || self.0.draining.is_cancelled() {
             return Some("draining".to_owned());
         }
         self.journal().failure()
+    }
+
+    /// Stops being ready, so that balancers send nobody new; everything else goes on. The first
+    /// step of an orderly shutdown, some seconds before [`Hub::drain`].
+    pub fn withdraw(&self) {
+        self.0.withdrawn.store(true, Ordering::Relaxed);
     }
 
     /// Cancelled once the hub is draining: connections end by themselves within the window.
@@ -292,6 +341,18 @@ impl Hub {
 
     pub(crate) fn journal(&self) -> &dyn Journal {
         &*self.0.topics.shared().journal
+    }
+
+    pub(crate) fn quotas(&self) -> &Quotas {
+        &self.0.quotas
+    }
+
+    pub(crate) fn open_connections(&self) -> &Connections {
+        &self.0.connections
+    }
+
+    pub(crate) fn revocations(&self) -> &Revocations {
+        &self.0.revocations
     }
 
     pub(crate) fn topics(&self) -> &Arc<Topics> {

@@ -6,6 +6,7 @@
 pub mod auth;
 pub mod clock;
 pub mod connection;
+pub mod connections;
 mod due;
 pub mod error;
 pub mod http;
@@ -14,7 +15,9 @@ pub mod journal;
 pub mod metrics;
 pub mod model;
 pub mod publish;
+mod quota;
 mod retention;
+pub mod revocation;
 mod ring;
 pub mod settings;
 pub mod sse;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    model::{Class, Offset, StateKey},
+    model::{Class, Offset, StateKey, limits::RING_EPHEMERAL_BYTES_MAX},
     sse::Frame,
 };
 
@@ -25,6 +25,7 @@ pub(crate) struct Ring {
     bytes: usize,
     newest: HashMap<StateKey, Offset>,
     ephemeral: VecDeque<Arc<Frame>>,
+    ephemeral_bytes: usize,
     /// How many ephemeral frames were dropped or are held before the next one.
     ephemeral_next: u64,
 }
@@ -85,11 +86,16 @@ impl Ring {
 
     /// Adds a frame that has no offset.
     pub(crate) fn push_ephemeral(&mut self, frame: Arc<Frame>) {
-        if self.ephemeral.len() == EPHEMERAL_FRAMES_MAX {
-            self.ephemeral.pop_front();
-        }
+        self.ephemeral_bytes += frame.bytes().len();
         self.ephemeral.push_back(frame);
         self.ephemeral_next += 1;
+        // The newest stays: each alone is within what an event may be.
+        while self.ephemeral.len() > EPHEMERAL_FRAMES_MAX
+            || (self.ephemeral.len() > 1 && self.ephemeral_bytes > RING_EPHEMERAL_BYTES_MAX)
+        {
+            let Some(oldest) = self.ephemeral.pop_front() else { break };
+            self.ephemeral_bytes -= oldest.bytes().len();
+        }
     }
 
     /// The last offset held, or the floor.
@@ -132,7 +138,8 @@ impl Ring {
 mod tests {
     use super::*;
     use crate::model::{
-        Epoch, Event, EventType, Fingerprint, NewEvent, Tenant, Timestamp, Topic, TopicKey,
+        Epoch, Event, EventType, Fingerprint, JsonText, NewEvent, Tenant, Timestamp, Topic,
+        TopicKey,
     };
 
     const LIMIT: RingLimit = RingLimit { frames: 4, bytes: 1 << 20 };
@@ -239,5 +246,30 @@ mod tests {
         assert_eq!(ring.ephemeral(start).count(), EPHEMERAL_FRAMES_MAX);
         assert_eq!(ring.ephemeral(ring.ephemeral_end() - 1).count(), 1);
         assert_eq!(ring.ephemeral(ring.ephemeral_end()).count(), 0);
+    }
+
+    #[test]
+    fn bytes_bound_the_ephemeral_frames_too_and_the_newest_stays() {
+        let large = |bytes: usize| {
+            let topic = TopicKey::new(Tenant::parse("t").unwrap(), Topic::parse("a").unwrap());
+            let data = JsonText::string(&"x".repeat(bytes));
+            let event = Event {
+                offset: Offset::ZERO,
+                fingerprint: Fingerprint(0),
+                recorded_at: Timestamp::from_millis(0),
+                body: Arc::new(NewEvent::new(EventType::parse("x").unwrap()).data(data)),
+            };
+            Arc::new(Frame::ephemeral(&topic, &event))
+        };
+        let mut ring = Ring::default();
+        for _ in 0..20 {
+            ring.push_ephemeral(large(64 * 1024));
+            let held: usize = ring.ephemeral(0).map(|frame| frame.bytes().len()).sum();
+            assert!(held <= RING_EPHEMERAL_BYTES_MAX && held == ring.ephemeral_bytes, "{held}");
+        }
+        assert_eq!(ring.ephemeral(0).count(), 3);
+        ring.push_ephemeral(large(2 * RING_EPHEMERAL_BYTES_MAX));
+        assert_eq!(ring.ephemeral(0).count(), 1);
+        assert_eq!(ring.ephemeral_end(), 21);
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     cli_reference,
     config::{reference_page, schema_text, serving_problems, show},
     exit::{Exit, Failure},
+    metrics_reference,
 };
 
 /// Runs the command.
@@ -13,7 +14,7 @@ pub(crate) fn run(command: &ConfigCommand) -> Result<Exit, Failure> {
     match command {
         ConfigCommand::Check(layers) => {
             let loaded = load_config(layers)?;
-            let problems = serving_problems(&loaded.config);
+            let problems = serving_problems(&loaded);
             if !problems.is_empty() {
                 let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 return Err(Failure::new(Exit::Config, lines.join("\n")));
@@ -27,6 +28,7 @@ pub(crate) fn run(command: &ConfigCommand) -> Result<Exit, Failure> {
         ConfigCommand::Show(layers) => print(&show(&load_config(layers)?)),
         ConfigCommand::Docs { page: DocsPage::Configuration } => print(&reference_page()),
         ConfigCommand::Docs { page: DocsPage::Cli } => print(&cli_reference::page()),
+        ConfigCommand::Docs { page: DocsPage::Metrics } => print(&metrics_reference::page()),
         ConfigCommand::Schema => print(&schema_text()),
     }
 }

@@ -10,16 +10,21 @@ mod setting;
 mod validate;
 mod value;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings::{
     auth::{ApiKeySettings, AuthSettings, JwtSettings, KeySetTimes, Policy},
-    http::ServeSettings,
+    http::{CookieSettings, HttpSettings, ServeSettings},
     journal::{JournalSettings, Retention},
     model::limits,
-    settings::Settings as HubSettings,
+    settings::{Rate, Settings as HubSettings},
 };
 
 pub(crate) use load::{ConfigProblem, Layers, Loaded, load, read_secret_file};
@@ -39,17 +44,29 @@ pub(crate) struct Config {
     /// Directory of the embedded journal. Created if absent; one hub at a time.
     #[schemars(with = "String")]
     pub(crate) data: PathBuf,
-    /// Whether a reverse proxy in front terminates TLS. Says that cleartext on `listen` is meant,
-    /// and that all connections come from the proxy's address.
+    /// Whether a reverse proxy in front terminates TLS. Says that cleartext on `listen` is meant.
+    /// Name the proxy in `trusted_proxies` too.
     pub(crate) behind_proxy: bool,
+    /// Networks or addresses of the reverse proxies in front: `["10.0.0.0/8", "192.0.2.7"]`. Only
+    /// their `X-Forwarded-For` is believed: the client is its right-most address that is none of
+    /// theirs. Their connections are not counted by address; those of clients behind them are. With
+    /// `behind_proxy`, nobody else beyond loopback may speak cleartext.
+    pub(crate) trusted_proxies: Vec<String>,
     /// Silence on a connection after which it is pinged, ± 20 %. Below the idle timeout of every
     /// proxy on the way (nginx: 60 s, AWS load balancers: 60 s).
     pub(crate) heartbeat: Period,
     /// What readers are told to wait before they reconnect by themselves.
     pub(crate) retry: Period,
-    /// How long an orderly shutdown takes at most: readers are sent away spread over it. Keep it
-    /// below the time after which your supervisor kills (Kubernetes: 30 s, `docker stop`: 10 s).
+    /// How long an orderly shutdown takes at most, after `drain_grace`: readers are sent away spread
+    /// over it, and what has not ended at its end is ended. Keep both together below the time after
+    /// which your supervisor kills (Kubernetes: 30 s, `docker stop`: 10 s).
     pub(crate) drain_window: Period,
+    /// How long a hub that was told to end goes on as before, but is not ready (`/health/ready`):
+    /// the time that balancers take to notice. Whom they still send is not refused.
+    pub(crate) drain_grace: Period,
+    /// Whether files with secrets may be readable by every user of the machine. Only where the
+    /// platform decides their mode and nobody else is on the machine (a container).
+    pub(crate) allow_readable_secrets: bool,
     /// The listener for operators.
     pub(crate) admin: AdminConfig,
     /// The hub's counters, `/metrics`.
@@ -169,11 +186,47 @@ pub(crate) struct LimitsConfig {
     pub(crate) connection_topics: u64,
     /// States that one topic holds. Bounds what a new reader is sent first.
     pub(crate) topic_states: u64,
-    /// Connections at once, of all clients. Each takes some 20 KB.
+    /// Connections at once, of all clients. Each takes some 20 KB. Fewer where the process may open
+    /// fewer files (`LimitNOFILE`), which is logged at start.
     pub(crate) connections: u64,
-    /// Connections at once from one address (one /64 for IPv6). Does not count loopback, nor with
-    /// `behind_proxy`, where all connections come from the proxy.
+    /// Connections at once from one address (one /64 for IPv6), an office behind one router. Does
+    /// not count loopback and `trusted_proxies`; of clients behind those it counts the streams.
     pub(crate) address_connections: u64,
+    /// Connections a second that one address opens in the long run. 0: without bound. Counts whom
+    /// `limits.address_connections` counts.
+    pub(crate) address_connect_rate: u64,
+    /// Connections that one address opens at once, after a pause: a page that many have open comes
+    /// back after a restart.
+    pub(crate) address_connect_burst: u64,
+    /// Streams and long-polls at once of one user: of a token's `sub`, or of an API key. 0: without
+    /// bound.
+    pub(crate) user_connections: u64,
+    /// Streams and long-polls at once of one tenant. Lower it where tenants share a hub, so that
+    /// none takes all connections. 0: without bound.
+    pub(crate) tenant_connections: u64,
+    /// Events a second that one user (a token's `sub`, or an API key) publishes in the long run. 0:
+    /// without bound. Requests over it are refused; a stream of NDJSON is read as fast.
+    pub(crate) user_publish_rate: u64,
+    /// Events that one user publishes at once, after a pause.
+    pub(crate) user_publish_burst: u64,
+    /// Events a second that one tenant publishes in the long run. 0: without bound. Lower it where
+    /// tenants share a hub.
+    pub(crate) tenant_publish_rate: u64,
+    /// Events that one tenant publishes at once, after a pause.
+    pub(crate) tenant_publish_burst: u64,
+    /// Topics that one tenant holds. Bounds what a publisher who makes up names can cost.
+    pub(crate) tenant_topics: u64,
+    /// Bytes that the logs of one tenant's topics hold, looked at once a minute and counted in
+    /// between. `"0B"`: without bound but those of `retention`.
+    pub(crate) tenant_bytes: ByteSize,
+    /// Bytes of publish requests that are being read or stored, of all publishers; more wait for
+    /// `http.publish_wait`. Costs some four times as much memory.
+    pub(crate) publish_waiting_bytes: ByteSize,
+    /// Pages of the journal that readers read at once: half of the journal's 16, so that what
+    /// publishers wait for finds the other half free.
+    pub(crate) replay_reads: u64,
+    /// Of these, those of one tenant's readers, so that another's always find a turn.
+    pub(crate) tenant_replay_reads: u64,
     /// Frames that a topic keeps in memory for readers that are nearly up to date.
     pub(crate) ring_frames: u64,
     /// Bytes of those frames. Times the number of active topics, it bounds their memory.
@@ -184,11 +237,29 @@ pub(crate) struct LimitsConfig {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct HttpConfig {
+    /// How long a peer may take for its first byte.
+    pub(crate) first_byte: Period,
     /// How long a peer may take for a TLS handshake.
     pub(crate) handshake: Period,
-    /// How long a peer may take for a request's head, and a kept-alive connection for its next
-    /// request.
+    /// How long a peer may take for a request's head, from its first byte.
     pub(crate) header_read: Period,
+    /// How long a connection may be without a request. Above the 60 s of most proxies, who send a
+    /// request into the end of their connection otherwise.
+    pub(crate) idle: Period,
+    /// How long the body of a request may take to arrive. Streams of NDJSON have no such time.
+    pub(crate) body_read: Period,
+    /// Bytes a second that must arrive of it, after 5 s. `"0B"`: without bound. Nobody holds a place
+    /// by a byte now and then.
+    pub(crate) body_rate: ByteSize,
+    /// How long a publish waits for room among `limits.publish_waiting_bytes`, before it is refused.
+    pub(crate) publish_wait: Period,
+    /// How long a publish may take to be stored, before it is to be repeated. Above the 10 s after
+    /// which a store that hangs ends the hub.
+    pub(crate) publish_store: Period,
+    /// How often a quiet HTTP/2 connection is asked whether it is still there.
+    pub(crate) h2_ping: Period,
+    /// How long it has to answer.
+    pub(crate) h2_pong: Period,
     /// How long a write may wait for a reader that takes nothing, before its connection is closed.
     /// The reader loses nothing: it resumes.
     pub(crate) write_stall: Period,
@@ -207,8 +278,29 @@ pub(crate) struct AuthConfig {
     pub(crate) jwt: JwtSettings,
     /// The API keys that are accepted. `tidings key create` makes one and prints its entry.
     pub(crate) api_keys: Vec<ApiKeySettings>,
+    /// The permission by which the holders of tokens may revoke credentials
+    /// (`POST /v1/revocations`). Default: none may, only API keys that say `revoke`.
+    pub(crate) revocation_permission: Option<String>,
+    /// How long a revocation lasts that names no end. Keep it as long as your tokens live: one that
+    /// lives longer counts again afterwards.
+    pub(crate) revocation_life: Period,
+    /// A token in a cookie, for pages of the hub's own site.
+    pub(crate) cookie: CookieConfig,
     /// Key sets (JWKS) of the issuers in `auth.jwt.issuers`.
     pub(crate) key_sets: KeySetsConfig,
+}
+
+/// A token in a cookie, for pages of the hub's own site.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CookieConfig {
+    /// Name of the cookie that carries the token, such as `__Host-tidings`. Default: no cookie
+    /// counts.
+    pub(crate) name: Option<String>,
+    /// Origins of the pages that may use it: `["https://app.example.com"]`. Each is written out; the
+    /// hub's own origin too, if its pages publish. Pages of another origin also need to be in
+    /// `cors.origins`.
+    pub(crate) origins: Vec<String>,
 }
 
 /// Key sets (JWKS) of the issuers in `auth.jwt.issuers`.
@@ -254,9 +346,12 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             data: PathBuf::from("tidings-data"),
             behind_proxy: false,
+            trusted_proxies: Vec::new(),
             heartbeat: Period(hub.heartbeat),
             retry: Period(hub.retry),
             drain_window: Period(hub.drain_window),
+            drain_grace: Period(Duration::from_secs(2)),
+            allow_readable_secrets: false,
             admin: AdminConfig::default(),
             metrics: MetricsConfig::default(),
             tls: TlsConfig::default(),
@@ -303,14 +398,28 @@ impl Default for RetentionConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         let hub = HubSettings::default();
+        let serve = ServeSettings::default();
         Self {
             event_bytes: ByteSize(hub.event_bytes_max as u64),
             publish_bytes: ByteSize(hub.publish_bytes_max as u64),
             publish_events: hub.publish_events_max as u64,
             connection_topics: hub.connection_topics_max as u64,
             topic_states: JournalSettings::default().states_per_topic,
-            connections: ServeSettings::default().connections_max as u64,
-            address_connections: ServeSettings::default().connections_per_address_max as u64,
+            connections: serve.connections_max as u64,
+            address_connections: serve.connections_per_address_max as u64,
+            address_connect_rate: serve.connect_rate.per_second,
+            address_connect_burst: serve.connect_rate.burst,
+            user_connections: hub.user_connections_max as u64,
+            tenant_connections: hub.tenant_connections_max as u64,
+            user_publish_rate: hub.user_publish_rate.per_second,
+            user_publish_burst: hub.user_publish_rate.burst,
+            tenant_publish_rate: hub.tenant_publish_rate.per_second,
+            tenant_publish_burst: hub.tenant_publish_rate.burst,
+            tenant_topics: hub.tenant_topics_max,
+            tenant_bytes: ByteSize(hub.tenant_bytes_max.unwrap_or_default()),
+            publish_waiting_bytes: ByteSize(hub.publish_waiting_bytes_max as u64),
+            replay_reads: hub.replay_reads_max as u64,
+            tenant_replay_reads: hub.tenant_replay_reads_max as u64,
             ring_frames: hub.ring_frames_max as u64,
             ring_bytes: ByteSize(hub.ring_bytes_max as u64),
         }
@@ -319,12 +428,20 @@ impl Default for LimitsConfig {
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        let serve = ServeSettings::default();
+        let (serve, hub) = (ServeSettings::default(), HubSettings::default());
         Self {
+            first_byte: Period(serve.first_byte),
             handshake: Period(serve.handshake),
             header_read: Period(serve.head),
+            idle: Period(serve.idle),
+            body_read: Period(hub.body_read_max),
+            body_rate: ByteSize(hub.body_rate_min),
+            publish_wait: Period(hub.publish_wait),
+            publish_store: Period(hub.publish_store_max),
+            h2_ping: Period(serve.h2_ping),
+            h2_pong: Period(serve.h2_pong),
             write_stall: Period(serve.write_stall),
-            connection_age: Period(HubSettings::default().connection_age_max),
+            connection_age: Period(hub.connection_age_max),
         }
     }
 }
@@ -336,6 +453,9 @@ impl Default for AuthConfig {
             default_tenant: auth.default_tenant,
             jwt: auth.jwt,
             api_keys: auth.api_keys,
+            revocation_permission: auth.revocation_permission,
+            revocation_life: Period(HubSettings::default().revocation_life),
+            cookie: CookieConfig::default(),
             key_sets: KeySetsConfig::default(),
         }
     }
@@ -364,39 +484,78 @@ impl Config {
         }
     }
 
+    /// The networks of the proxies in front; the configuration was checked.
+    pub(crate) fn proxies(&self) -> Vec<IpNet> {
+        self.trusted_proxies.iter().filter_map(|text| network(text)).collect()
+    }
+
     /// The client listener's numbers.
     pub(crate) fn serve_settings(&self) -> ServeSettings {
-        let connections = self.limits.connections;
-        let of_address =
-            if self.behind_proxy { connections } else { self.limits.address_connections };
+        let (limits, http) = (&self.limits, &self.http);
+        // All connections come from a proxy that has no name: by address, they cannot be told apart.
+        let is_nameless = self.behind_proxy && self.trusted_proxies.is_empty();
+        let of_address = if is_nameless { limits.connections } else { limits.address_connections };
+        let connect_rate = rate(limits.address_connect_rate, limits.address_connect_burst);
         ServeSettings {
-            first_byte: self.http.header_read.0,
-            handshake: self.http.handshake.0,
-            head: self.http.header_read.0,
-            write_stall: self.http.write_stall.0,
-            connections_max: size(connections),
+            first_byte: http.first_byte.0,
+            handshake: http.handshake.0,
+            head: http.header_read.0,
+            idle: http.idle.0,
+            write_stall: http.write_stall.0,
+            h2_ping: http.h2_ping.0,
+            h2_pong: http.h2_pong.0,
+            connections_max: size(limits.connections),
             connections_per_address_max: size(of_address),
+            connect_rate: if is_nameless { Rate::UNLIMITED } else { connect_rate },
+            trusted_proxies: self.proxies(),
             drain_window: self.drain_window.0,
             allow_cleartext: self.tls.allow_cleartext,
-            ..ServeSettings::default()
         }
     }
 
     /// The hub's numbers.
     pub(crate) fn hub_settings(&self) -> HubSettings {
+        let (limits, http) = (&self.limits, &self.http);
         HubSettings {
-            event_bytes_max: size(self.limits.event_bytes.0),
-            publish_bytes_max: size(self.limits.publish_bytes.0),
-            publish_events_max: size(self.limits.publish_events),
-            connection_topics_max: size(self.limits.connection_topics),
-            ring_frames_max: size(self.limits.ring_frames),
-            ring_bytes_max: size(self.limits.ring_bytes.0),
+            event_bytes_max: size(limits.event_bytes.0),
+            publish_bytes_max: size(limits.publish_bytes.0),
+            publish_events_max: size(limits.publish_events),
+            connection_topics_max: size(limits.connection_topics),
+            ring_frames_max: size(limits.ring_frames),
+            ring_bytes_max: size(limits.ring_bytes.0),
             retention: self.retention.bounds(),
             heartbeat: self.heartbeat.0,
             retry: self.retry.0,
-            connection_age_max: self.http.connection_age.0,
+            connection_age_max: http.connection_age.0,
             drain_window: self.drain_window.0,
+            user_connections_max: size(limits.user_connections),
+            tenant_connections_max: size(limits.tenant_connections),
+            address_connections_max: size(limits.address_connections),
+            user_publish_rate: rate(limits.user_publish_rate, limits.user_publish_burst),
+            tenant_publish_rate: rate(limits.tenant_publish_rate, limits.tenant_publish_burst),
+            tenant_topics_max: limits.tenant_topics,
+            tenant_bytes_max: Some(limits.tenant_bytes.0).filter(|bytes| *bytes > 0),
+            publish_waiting_bytes_max: size(limits.publish_waiting_bytes.0),
+            publish_wait: http.publish_wait.0,
+            publish_store_max: http.publish_store.0,
+            body_read_max: http.body_read.0,
+            body_rate_min: http.body_rate.0,
+            replay_reads_max: size(limits.replay_reads),
+            tenant_replay_reads_max: size(limits.tenant_replay_reads),
+            revocation_life: self.auth.revocation_life.0,
             ..HubSettings::default()
+        }
+    }
+
+    /// What the HTTP interface is built from.
+    pub(crate) fn http_settings(&self) -> HttpSettings {
+        let CookieConfig { name, origins } = &self.auth.cookie;
+        let cookie = name.clone().map(|name| CookieSettings { name, origins: origins.clone() });
+        HttpSettings {
+            cors_origins: self.cors.origins.clone(),
+            trusted_proxies: self.proxies(),
+            metrics: self.metrics.public,
+            cookie,
         }
     }
 
@@ -410,6 +569,7 @@ impl Config {
                 stale_max: self.auth.key_sets.stale_max.0,
             },
             api_keys: self.auth.api_keys.clone(),
+            revocation_permission: self.auth.revocation_permission.clone(),
             access: self.access.clone(),
         }
     }
@@ -424,6 +584,15 @@ impl RetentionConfig {
             bytes: bound(self.bytes.0),
         }
     }
+}
+
+/// A network, or one address.
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+const fn rate(per_second: u64, burst: u64) -> Rate {
+    Rate { per_second, burst }
 }
 
 fn size(number: u64) -> usize {
@@ -447,6 +616,12 @@ mod tests {
         assert_eq!((alone.connections_max, alone.connections_per_address_max), (1000, 200));
         let behind = config("behind_proxy = true\nlimits.connections = 1000").serve_settings();
         assert_eq!((behind.connections_max, behind.connections_per_address_max), (1000, 1000));
+        assert_eq!(behind.connect_rate, Rate::UNLIMITED);
+        // A proxy that is named is told apart from others.
+        let named = config("behind_proxy = true\ntrusted_proxies = [\"10.0.0.1\", \"fd00::/8\"]");
+        let named = named.serve_settings();
+        assert_eq!(named.connections_per_address_max, 200);
+        assert_eq!(named.trusted_proxies, ["10.0.0.1/32", "fd00::/8"].map(|n| n.parse().unwrap()));
     }
 
     #[test]

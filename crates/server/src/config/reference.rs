@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::{
+    Config,
     load::{Loaded, Origin},
     setting::{Kind, Node, Setting, root, schema, settings},
 };
@@ -145,17 +146,12 @@ pub(crate) fn schema_text() -> String {
 
 /// The values in effect as TOML, each with where it comes from. Secrets are redacted.
 pub(crate) fn show(loaded: &Loaded) -> String {
-    let values = serde_json::to_value(&loaded.config).unwrap_or_default();
     let mut page = match &loaded.file {
         Some(file) => format!("# file: {}\n", file.display()),
         None => "# file: none\n".to_owned(),
     };
     for setting in settings() {
-        let pointer = format!("/{}", setting.path.replace('.', "/"));
-        let value = match values.pointer(&pointer) {
-            None | Some(Value::Null) => None,
-            Some(value) => toml_text(value),
-        };
+        let value = value_of(&loaded.config, &setting.path);
         let origin = loaded.origins.get(&setting.path).unwrap_or(&Origin::Default);
         let _ = match value {
             Some(value) => writeln!(page, "{} = {value}  # {origin}", setting.path),
@@ -163,6 +159,17 @@ pub(crate) fn show(loaded: &Loaded) -> String {
         };
     }
     page
+}
+
+/// The value in effect at a path, written out with its secrets redacted; empty if it is not set.
+pub(super) fn value_text(config: &Config, path: &str) -> String {
+    value_of(config, path).unwrap_or_default()
+}
+
+fn value_of(config: &Config, path: &str) -> Option<String> {
+    let values = serde_json::to_value(config).unwrap_or_default();
+    let value = values.pointer(&format!("/{}", path.replace('.', "/")))?;
+    if value.is_null() { None } else { toml_text(value) }
 }
 
 /// A value as TOML writes it inline.
@@ -177,9 +184,9 @@ mod tests {
     #[test]
     fn what_is_shown_reads_back_as_the_same_configuration() {
         let toml = "listen = \"127.0.0.1:1\"\n[[access]]\ntopic = \"user/{sub}\"\nread = true\n";
-        let config: super::super::Config = toml::from_str(toml).unwrap();
+        let config: Config = toml::from_str(toml).unwrap();
         let loaded = Loaded { config, file: None, origins: std::collections::BTreeMap::new() };
-        let again: super::super::Config = toml::from_str(&show(&loaded)).unwrap();
+        let again: Config = toml::from_str(&show(&loaded)).unwrap();
         assert_eq!(
             serde_json::to_value(&again).unwrap(),
             serde_json::to_value(&loaded.config).unwrap()
@@ -190,7 +197,7 @@ mod tests {
     fn the_example_on_the_page_is_a_configuration() {
         let page = reference_page();
         let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
-        let config: super::super::Config = toml::from_str(example.unwrap()).unwrap();
+        let config: Config = toml::from_str(example.unwrap()).unwrap();
         assert_eq!(config.auth.api_keys.len(), 1);
     }
 }

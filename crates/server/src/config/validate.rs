@@ -2,7 +2,9 @@
 //!
 //! The rule: a hub that starts is one whose operator said how it is reached and by whom.
 
-use std::{fmt, time::Duration};
+use std::{
+    collections::HashSet, fmt, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration,
+};
 
 use tidings::{
     auth::{AuthSettings, Authenticator, SettingsError},
@@ -10,8 +12,16 @@ use tidings::{
 };
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, EVENT_BYTES_CEILING, Period};
+use super::{
+    Config, EVENT_BYTES_CEILING, Period,
+    load::{Loaded, Origin},
+    network,
+    reference::value_text,
+};
 use crate::key_client::connect;
+
+/// What a secret is printed as.
+const REDACTED: &str = "[secret]";
 
 /// Why `serve` does not start with a configuration that is otherwise without problems.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,11 +42,25 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         ("heartbeat", config.heartbeat.0, second, 300 * second),
         ("retry", config.retry.0, second / 10, 300 * second),
         ("drain_window", config.drain_window.0, Duration::ZERO, 600 * second),
+        ("drain_grace", config.drain_grace.0, Duration::ZERO, 300 * second),
         (
             "journal.dedup_window",
             config.journal.dedup_window.0,
             Duration::ZERO,
             30 * 86_400 * second,
+        ),
+        ("http.first_byte", config.http.first_byte.0, second, 300 * second),
+        ("http.idle", config.http.idle.0, second, 3600 * second),
+        ("http.body_read", config.http.body_read.0, second, 3600 * second),
+        ("http.publish_wait", config.http.publish_wait.0, Duration::ZERO, 300 * second),
+        ("http.publish_store", config.http.publish_store.0, second, 300 * second),
+        ("http.h2_ping", config.http.h2_ping.0, second, 300 * second),
+        ("http.h2_pong", config.http.h2_pong.0, second, 300 * second),
+        (
+            "auth.revocation_life",
+            config.auth.revocation_life.0,
+            60 * second,
+            limits::REVOCATION_LIFE_MAX,
         ),
         ("auth.key_sets.refresh", config.auth.key_sets.refresh.0, 10 * second, 86_400 * second),
         (
@@ -55,23 +79,54 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         }
     }
     let topics_max = limits::CONNECTION_TOPICS_MAX as u64;
-    for (path, value, most) in [
-        ("limits.event_bytes", config.limits.event_bytes.0, EVENT_BYTES_CEILING),
-        ("limits.publish_bytes", config.limits.publish_bytes.0, 64 << 20),
-        ("limits.publish_events", config.limits.publish_events, 10_000),
-        ("limits.connection_topics", config.limits.connection_topics, topics_max),
-        ("limits.topic_states", config.limits.topic_states, 1_000_000),
-        ("limits.connections", config.limits.connections, 1 << 20),
-        ("limits.address_connections", config.limits.address_connections, 1 << 20),
-        ("limits.ring_frames", config.limits.ring_frames, 1 << 16),
-        ("limits.ring_bytes", config.limits.ring_bytes.0, 1 << 30),
+    let limits = &config.limits;
+    for (path, value, least, most) in [
+        ("limits.event_bytes", limits.event_bytes.0, 1, EVENT_BYTES_CEILING),
+        ("limits.publish_bytes", limits.publish_bytes.0, 1, 64 << 20),
+        ("limits.publish_events", limits.publish_events, 1, 10_000),
+        ("limits.connection_topics", limits.connection_topics, 1, topics_max),
+        ("limits.topic_states", limits.topic_states, 1, 1_000_000),
+        ("limits.connections", limits.connections, 1, 1 << 20),
+        ("limits.address_connections", limits.address_connections, 1, 1 << 20),
+        ("limits.address_connect_rate", limits.address_connect_rate, 0, 1_000_000),
+        ("limits.address_connect_burst", limits.address_connect_burst, 1, 1_000_000),
+        ("limits.user_connections", limits.user_connections, 0, 1 << 20),
+        ("limits.tenant_connections", limits.tenant_connections, 0, 1 << 20),
+        ("limits.user_publish_rate", limits.user_publish_rate, 0, 100_000_000),
+        ("limits.user_publish_burst", limits.user_publish_burst, 1, 100_000_000),
+        ("limits.tenant_publish_rate", limits.tenant_publish_rate, 0, 100_000_000),
+        ("limits.tenant_publish_burst", limits.tenant_publish_burst, 1, 100_000_000),
+        ("limits.tenant_topics", limits.tenant_topics, 1, 1 << 40),
+        ("limits.tenant_bytes", limits.tenant_bytes.0, 0, 1 << 50),
+        ("limits.publish_waiting_bytes", limits.publish_waiting_bytes.0, 1, 16 << 30),
+        ("limits.replay_reads", limits.replay_reads, 1, 15),
+        ("limits.tenant_replay_reads", limits.tenant_replay_reads, 1, 15),
+        ("limits.ring_frames", limits.ring_frames, 1, 1 << 16),
+        ("limits.ring_bytes", limits.ring_bytes.0, 1, 1 << 30),
+        ("http.body_rate", config.http.body_rate.0, 0, 1 << 30),
     ] {
-        if value == 0 || value > most {
-            wrong(path, format!("must be from 1 to {most}"));
+        if value < least || value > most {
+            wrong(path, format!("must be from {least} to {most}"));
         }
     }
-    if config.limits.publish_bytes < config.limits.event_bytes {
-        wrong("limits.publish_bytes", "must not be below `limits.event_bytes`".into());
+    for (path, value, other, least) in [
+        ("limits.publish_bytes", limits.publish_bytes.0, "event_bytes", limits.event_bytes.0),
+        (
+            "limits.publish_waiting_bytes",
+            limits.publish_waiting_bytes.0,
+            "publish_bytes",
+            limits.publish_bytes.0,
+        ),
+    ] {
+        if value < least {
+            wrong(path, format!("must not be below `limits.{other}`"));
+        }
+    }
+    for (index, proxy) in config.trusted_proxies.iter().enumerate() {
+        if network(proxy).is_none() {
+            let reason = "must be a network or an address, like 10.0.0.0/8 or 192.0.2.7";
+            wrong(&format!("trusted_proxies[{index}]"), reason.into());
+        }
     }
     match (&config.tls.cert, &config.tls.key) {
         (Some(_), None) => wrong("tls.cert", "needs `tls.key` beside it".into()),
@@ -88,6 +143,14 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
             let reason = "must be an origin as browsers send it, like https://app.example.com";
             wrong(&format!("cors.origins[{index}]"), reason.into());
         }
+    }
+    if let Err(problem) = config.http_settings().check()
+        && let Some(pointer) = problem.pointer.filter(|pointer| pointer.starts_with("auth."))
+    {
+        wrong(&pointer, problem.detail);
+    }
+    if config.auth.cookie.name.is_none() && !config.auth.cookie.origins.is_empty() {
+        wrong("auth.cookie.origins", "needs `auth.cookie.name` beside it".into());
     }
     if let Err(error) = EnvFilter::builder().parse(&config.log.level) {
         wrong("log.level", format!("is no level or list of levels: {error}"));
@@ -143,8 +206,12 @@ fn element(path: &str) -> Option<(&str, usize, &str)> {
 }
 
 /// What `serve` refuses to start with. Each says what to do.
-pub(crate) fn serving_problems(config: &Config) -> Vec<ServeProblem> {
-    let mut found = Vec::new();
+pub(crate) fn serving_problems(loaded: &Loaded) -> Vec<ServeProblem> {
+    let config = &loaded.config;
+    let mut found = weak_secrets(config);
+    if !config.allow_readable_secrets {
+        found.extend(readable_secrets(loaded));
+    }
     let jwt = &config.auth.jwt;
     if jwt.keys.is_empty() && jwt.issuers.is_empty() && config.auth.api_keys.is_empty() {
         found.push(ServeProblem(
@@ -168,6 +235,78 @@ pub(crate) fn serving_problems(config: &Config) -> Vec<ServeProblem> {
     found
 }
 
+/// Secrets that somebody else may know: those of examples, and those that were typed.
+fn weak_secrets(config: &Config) -> Vec<ServeProblem> {
+    let keys = config.auth.jwt.keys.iter().enumerate();
+    let weak = keys
+        .filter(|(_, key)| key.secret.as_ref().is_some_and(|secret| is_guessable(secret.expose())));
+    let problem = |(index, _)| {
+        ServeProblem(format!(
+            "`auth.jwt.keys[{index}].secret` could be guessed, and with it anybody's token be made: \
+             it is an example's, or not random. Make one: head -c 32 /dev/urandom | base64"
+        ))
+    };
+    weak.map(problem).collect()
+}
+
+/// What stands in examples and in what people type until they think of something better.
+const GUESSABLE: [&str; 12] = [
+    "change-me",
+    "changeme",
+    "change_me",
+    "secret",
+    "password",
+    "example",
+    "default",
+    "insecure",
+    "placeholder",
+    "replace",
+    "12345678",
+    "abcdefgh",
+];
+/// Different bytes of a secret that is no pattern: 32 random hex digits have 14 of 16.
+const DIFFERENT_BYTES_MIN: usize = 8;
+
+fn is_guessable(secret: &str) -> bool {
+    let lower = secret.to_ascii_lowercase();
+    let bytes = secret.as_bytes();
+    let different: HashSet<&u8> = bytes.iter().collect();
+    let repeats = |unit: usize| bytes.chunks(unit).all(|part| bytes.starts_with(part));
+    GUESSABLE.iter().any(|word| lower.contains(word))
+        || different.len() < DIFFERENT_BYTES_MIN
+        || (1..=bytes.len() / 2).any(repeats)
+}
+
+/// Files with secrets that every user of the machine may read or change.
+fn readable_secrets(loaded: &Loaded) -> Vec<ServeProblem> {
+    let mut files: Vec<(PathBuf, String)> = Vec::new();
+    for (path, origin) in &loaded.origins {
+        let file = match origin {
+            Origin::File(_) => loaded.file.clone(),
+            Origin::Env(_, file) => file.as_ref().map(PathBuf::from),
+            Origin::Default | Origin::Flag(_) => None,
+        };
+        let has_secret = value_text(&loaded.config, path).contains(REDACTED);
+        files.extend(file.filter(|_| has_secret).map(|file| (file, format!("`{path}`"))));
+    }
+    let key = loaded.config.tls.key.clone();
+    files.extend(key.map(|file| (file, "the private key of `tls.key`".to_owned())));
+    let open_to_all = files.into_iter().filter_map(|(file, what)| {
+        let mode = std::fs::metadata(&file).ok()?.permissions().mode() & 0o777;
+        (mode & 0o006 != 0).then(|| {
+            let file = file.display();
+            ServeProblem(format!(
+                "every user of this machine can read or change {file} (mode {mode:03o}), which \
+                 holds {what}: chmod 600 {file}. Where the platform decides its mode and nobody \
+                 else is on the machine, set `allow_readable_secrets = true`"
+            ))
+        })
+    });
+    let mut problems: Vec<ServeProblem> = open_to_all.collect();
+    problems.dedup();
+    problems
+}
+
 /// Scheme, host and perhaps a port, nothing behind them (RFC 6454 §6.2).
 fn is_origin(text: &str) -> bool {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
@@ -179,6 +318,8 @@ fn is_origin(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, path::Path};
+
     use super::*;
 
     fn config(toml: &str) -> Config {
@@ -192,7 +333,11 @@ mod tests {
     #[test]
     fn defaults_have_no_problems_but_serve_nobody() {
         assert_eq!(problems(&Config::default()), []);
-        assert_eq!(serving_problems(&Config::default()).len(), 1);
+        assert_eq!(serving(Config::default()).len(), 1);
+    }
+
+    fn serving(config: Config) -> Vec<ServeProblem> {
+        serving_problems(&Loaded { config, file: None, origins: BTreeMap::new() })
     }
 
     #[test]
@@ -200,8 +345,24 @@ mod tests {
         assert_eq!(paths("heartbeat = \"0s\""), ["heartbeat"]);
         assert_eq!(paths("limits.connection_topics = 33"), ["limits.connection_topics"]);
         assert_eq!(paths("tls.cert = \"/\""), ["tls.cert"]);
+        assert_eq!(paths("trusted_proxies = [\"proxy\"]"), ["trusted_proxies[0]"]);
+        assert_eq!(paths("limits.replay_reads = 16"), ["limits.replay_reads"]);
+        assert_eq!(
+            paths("limits.publish_waiting_bytes = \"1B\""),
+            ["limits.publish_waiting_bytes"]
+        );
         assert_eq!(paths("cors.origins = [\"*\"]"), ["cors.origins[0]"]);
         assert_eq!(paths("cors.origins = [\"https://a.example/\"]"), ["cors.origins[0]"]);
+        assert_eq!(paths("auth.cookie.name = \"t\""), ["auth.cookie.origins"]);
+        assert_eq!(
+            paths("auth.cookie = { name = \"t\", origins = [\"*\"] }"),
+            ["auth.cookie.origins"]
+        );
+        assert_eq!(paths("auth.cookie.origins = [\"https://a.example\"]"), ["auth.cookie.origins"]);
+        assert_eq!(
+            paths("auth.cookie = { name = \"a=b\", origins = [\"https://a.example\"] }"),
+            ["auth.cookie.name"]
+        );
         assert_eq!(paths("log.level = \"a=b=c\""), ["log.level"]);
         assert_eq!(
             paths("[[auth.jwt.keys]]\nalgorithm = \"HS256\"\nsecret = \"short\""),
@@ -239,7 +400,7 @@ mod tests {
     #[test]
     fn beyond_loopback_the_operator_says_where_tls_ends() {
         let about = |toml: &str| {
-            let found = serving_problems(&config(toml));
+            let found = serving(config(toml));
             found.iter().any(|problem| problem.0.contains("in the clear"))
         };
         assert!(about("listen = \"0.0.0.0:8080\""));
@@ -247,5 +408,57 @@ mod tests {
         assert!(!about("listen = \"0.0.0.0:8080\"\nbehind_proxy = true"));
         assert!(!about("listen = \"0.0.0.0:8080\"\ntls.allow_cleartext = true"));
         assert!(!about("listen = \"[::1]:8080\""));
+    }
+
+    #[test]
+    fn secrets_of_examples_and_patterns_are_guessable_and_random_ones_are_not() {
+        for weak in [
+            "change-me-0123456789abcdef0123456789abcdef",
+            "ChangeMe_8Zp2QvLx9TnR4wKj7YbM3sHd6GfC1aEu",
+            "my-super-secret-key-that-is-long-enough",
+            "0123456789abcdef0123456789abcdef",
+            "x7Kp2x7Kp2x7Kp2x7Kp2x7Kp2x7Kp2x7Kp2",
+            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "1212121213131313141414141515151516161616",
+        ] {
+            assert!(is_guessable(weak), "{weak}");
+        }
+        for strong in [
+            "9f86d081884c7d659a2feaa0c55ad015",
+            "Wm3nJ0yGqk2bTq8v1rXhZ5cLd7sPfUeA9oIiNgVtRzE=",
+            "correct horse battery staple and then some more",
+        ] {
+            assert!(!is_guessable(strong), "{strong}");
+        }
+    }
+
+    #[test]
+    fn files_with_secrets_must_be_closed_to_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("tidings.toml");
+        std::fs::write(&file, "").unwrap();
+        let key = "[[auth.jwt.keys]]\nalgorithm = \"HS256\"\n\
+                   secret = \"9f86d081884c7d659a2feaa0c55ad015\"";
+        let problems = |toml: &str, mode: u32, of: fn(&Path) -> Origin| {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            let paths = ["auth.jwt.keys", "listen"].map(str::to_owned);
+            let origins = paths.map(|path| (path, of(&file))).into();
+            let loaded = Loaded { config: config(toml), file: Some(file.clone()), origins };
+            serving_problems(&loaded).iter().filter(|problem| problem.0.contains("chmod")).count()
+        };
+        let in_file = |_: &Path| Origin::File("tidings.toml:1".to_owned());
+        let named = |path: &Path| {
+            Origin::Env("TIDINGS_X_FILE".to_owned(), Some(path.display().to_string()))
+        };
+        for (mode, count) in [(0o600, 0), (0o640, 0), (0o644, 1), (0o602, 1), (0o666, 1)] {
+            assert_eq!(problems(key, mode, in_file), count, "{mode:o}");
+            assert_eq!(problems(key, mode, named), count, "{mode:o}");
+        }
+        assert_eq!(problems("", 0o644, in_file), 0, "there is no secret in it");
+        let allowed = format!("allow_readable_secrets = true\n{key}");
+        assert_eq!(problems(&allowed, 0o644, in_file), 0);
+        assert_eq!(problems(key, 0o644, |_| Origin::Flag(String::new())), 0);
+        let tls = format!("tls.key = {:?}\ntls.cert = \"x\"", file.display().to_string());
+        assert_eq!(problems(&tls, 0o644, in_file), 1);
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 use axum::{
     body::Body,
     extract::{RawQuery, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
@@ -15,6 +15,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use serde_json::{Value, json};
 
 use super::{
+    admission::{self, Admission},
     caller::{Caller, may_write, read_body},
     cloudevents,
     ingest::{self, Bounds, Draft, Drafts, Fields},
@@ -25,11 +26,13 @@ use super::{
 use crate::{
     auth::Grant,
     error::{ErrorCode, Problem},
-    model::Topic,
+    metrics::Metrics,
+    model::{Tenant, Topic},
     publish::{Publish, Published},
+    quota::Place,
 };
 
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 /// Longest idempotency key, bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// What a line of NDJSON may have besides its data, bytes.
@@ -42,10 +45,10 @@ pub(super) async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let content_type = match headers.get(header::CONTENT_TYPE) {
+    let content_type = match once(&headers, "Content-Type")? {
         Some(value) => Some(value.to_str().map_err(|_| {
             let detail = "the content type is not ASCII";
-            Problem::new(ErrorCode::UnsupportedMediaType, detail)
+            Problem::new(ErrorCode::UnsupportedMediaType, detail).at("Content-Type")
         })?),
         None => None,
     };
@@ -60,14 +63,19 @@ pub(super) async fn publish(
         query::parameters(query.as_deref(), &[])?;
         if headers.contains_key(IDEMPOTENCY_KEY) {
             let detail = "a stream cannot be repeated as a whole; give its events ids";
-            return Err(Problem::new(ErrorCode::Malformed, detail).at("Idempotency-Key"));
+            return Err(Problem::new(ErrorCode::Malformed, detail).at(IDEMPOTENCY_KEY));
         }
-        return Ok(publish_stream(app.clone(), grant, bounds, body));
+        let place = app.hub.quotas().publisher(&grant)?;
+        return Ok(publish_stream(app.clone(), grant, place, bounds, body));
     }
     let key = idempotency_key(&headers)?;
-    let body = read_body(body, settings.publish_bytes_max).await?;
+    app.hub.quotas().may_publish(&grant)?;
+    let _room = admission::room_for_body(&app.hub, &headers).await?;
+    let body = read_body(settings, body, settings.publish_bytes_max).await;
+    let body = body.map_err(|problem| problem.at(""))?;
     let drafts = read(&essence, content_type, query.as_deref(), &headers, body.clone(), bounds)?;
     let key = key.map(|key| (key, whole_request(content_type, query.as_deref(), &headers, &body)));
+    app.hub.quotas().publish(&grant, drafts.events.len())?;
     let results = authorize_and_publish(&app, &grant, drafts.events, key).await?;
     Ok(answer(drafts.is_single, &results))
 }
@@ -117,15 +125,25 @@ fn topic_parameter(query: Option<&str>) -> Result<Option<Topic>, Problem> {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    let Some(value) = once(headers, IDEMPOTENCY_KEY)? else { return Ok(None) };
     // A structured-fields string may come in quotes; both spellings are one key.
     let key = value.to_str().ok().map(|text| text.trim_matches('"'));
     let fits = |key: &&str| (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
     let key = key.filter(fits).ok_or_else(|| {
         let detail = "must be 1 to 256 bytes of ASCII";
-        Problem::new(ErrorCode::Malformed, detail).at("Idempotency-Key")
+        Problem::new(ErrorCode::Malformed, detail).at(IDEMPOTENCY_KEY)
     })?;
     Ok(Some(key.to_owned()))
+}
+
+/// A header of which two would be a question that nobody can answer.
+fn once<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next();
+    if values.next().is_some() {
+        return Err(Problem::new(ErrorCode::Malformed, "this header is there twice").at(name));
+    }
+    Ok(value)
 }
 
 /// Everything that a request publishes: an idempotency key stands for all of it, not for its body
@@ -162,19 +180,18 @@ async fn authorize_and_publish(
     drafts: Vec<Result<Draft, Problem>>,
     key: Option<(String, Bytes)>,
 ) -> Result<Vec<Result<Published, Problem>>, Problem> {
-    let mut allowed: HashMap<Topic, Result<Option<Arc<str>>, Problem>> = HashMap::new();
+    let mut answers: HashMap<Topic, Result<Option<Arc<str>>, Problem>> = HashMap::new();
     let mut results: Vec<Option<Result<Published, Problem>>> = Vec::new();
     let mut events = Vec::new();
-    let mut numbers = Vec::new();
-    let mut places = Vec::new();
+    let mut drafted = Vec::new();
     for (number, draft) in drafts.into_iter().enumerate() {
         let checked = draft.and_then(|Draft { publish, fields }| {
             let topic = &publish.topic;
-            let answer = match allowed.get(topic) {
+            let answer = match answers.get(topic) {
                 Some(answer) => answer.clone(),
                 None => {
                     let answer = may_write(grant, topic);
-                    allowed.entry(topic.clone()).or_insert(answer).clone()
+                    answers.entry(topic.clone()).or_insert(answer).clone()
                 }
             };
             match answer {
@@ -185,21 +202,48 @@ async fn authorize_and_publish(
         match checked {
             Ok((publish, fields)) => {
                 events.push(publish);
-                numbers.push(number);
-                places.push(fields);
+                drafted.push((number, fields));
                 results.push(None);
             }
             Err(problem) => results.push(Some(Err(problem))),
         }
     }
-    if let Some((key, body)) = key
-        && !events.is_empty()
-    {
-        let scope = grant.credential();
-        let numbered = numbers.into_iter().zip(&mut events);
-        app.hub.bind_idempotency_key(grant.tenant(), scope, &key, &body, numbered).await?;
+    let mut admission = Admission::of(&app.hub, grant.tenant(), &events).await?;
+    let (mut allowed, mut numbers, mut places) = (Vec::new(), Vec::new(), Vec::new());
+    for ((number, fields), publish) in drafted.into_iter().zip(events) {
+        match admission.take(&publish) {
+            Ok(()) => {
+                allowed.push(publish);
+                numbers.push(number);
+                places.push(fields);
+            }
+            Err(problem) => {
+                if let Some(result) = results.get_mut(number) {
+                    *result = Some(Err(placed(problem, &fields)));
+                }
+            }
+        }
     }
-    let published = app.hub.publish(grant.tenant(), events).await.into_iter().zip(places);
+    for problem in results.iter().flatten().filter_map(|result| result.as_ref().err()) {
+        Metrics::count(&app.hub.metrics().events_published, problem.code.as_str());
+    }
+    let storing = async {
+        if let Some((key, body)) = key
+            && !allowed.is_empty()
+        {
+            let (tenant, scope) = (grant.tenant(), grant.credential());
+            let numbered = numbers.into_iter().zip(&mut allowed);
+            app.hub.bind_idempotency_key(tenant, scope, &key, &body, numbered).await?;
+        }
+        Ok::<_, Problem>(app.hub.publish(grant.tenant(), allowed).await)
+    };
+    let stored = tokio::time::timeout(app.hub.settings().publish_store_max, storing).await;
+    let published = stored.map_err(|_| {
+        let detail = "the events were not stored in time; send them again with the same ids";
+        Problem::new(ErrorCode::Unavailable, detail).after(Duration::from_secs(1))
+    })??;
+    admission.settle(&published);
+    let published = published.into_iter().zip(places);
     let mut published =
         published.map(|(result, fields)| result.map_err(|problem| placed(problem, &fields)));
     let unanswered = || Err(Problem::new(ErrorCode::Internal, "event was not answered"));
@@ -264,18 +308,29 @@ fn answer(is_single: bool, results: &[Result<Published, Problem>]) -> Response {
 
 /// A stream of events in, a stream of results out, a line each. It ends with its credential, and
 /// when the hub drains, and says so in its last line; lines after the last result were not read.
-fn publish_stream(app: App, grant: Grant, bounds: Bounds, body: Body) -> Response {
+fn publish_stream(
+    app: App,
+    grant: Grant,
+    place: Place<Tenant>,
+    bounds: Bounds,
+    body: Body,
+) -> Response {
     let request_id = problem::request_id();
     let lines = Lines::new(body, bounds.event_bytes_max + LINE_OVERHEAD);
-    let stream = stream::unfold(Some((lines, app, grant)), move |state| {
+    let stream = stream::unfold(Some((lines, app, grant, place)), move |state| {
         let request_id = request_id.clone();
         problem::within(request_id, async move {
-            let (mut lines, app, grant) = state?;
+            let (mut lines, app, grant, place) = state?;
+            let admitted = async {
+                let (numbers, drafts) = lines.next(bounds).await?;
+                let room = admission::room_for_lines(&app.hub, &grant, &drafts).await;
+                Some((numbers, drafts, room))
+            };
             let read = tokio::select! {
                 // The end first: lines may go on for ever.
                 biased;
                 problem = end_of_stream(&app, &grant) => Err(problem),
-                read = lines.next(bounds) => Ok(read?),
+                admitted = admitted => Ok(admitted?),
             };
             let mut out = BytesMut::new();
             let mut put = |answer: Value| {
@@ -283,13 +338,15 @@ fn publish_stream(app: App, grant: Grant, bounds: Bounds, body: Body) -> Respons
                 out.extend_from_slice(b"\n");
             };
             let state = match read {
-                Ok((numbers, drafts)) => {
+                Ok((numbers, drafts, _room)) => {
                     let results = authorize_and_publish(&app, &grant, drafts, None).await;
-                    let results = results.unwrap_or_else(|problem| vec![Err(problem)]);
+                    // One result for each line, also where all are refused together.
+                    let refused = |problem| vec![Err(problem); numbers.len()];
+                    let results = results.unwrap_or_else(refused);
                     for (number, result) in numbers.into_iter().zip(results) {
                         put(line_json(number, &result));
                     }
-                    Some((lines, app, grant))
+                    Some((lines, app, grant, place))
                 }
                 Err(problem) => {
                     put(result_json(&Err(problem)));
@@ -320,6 +377,7 @@ async fn end_of_stream(app: &App, grant: &Grant) -> Problem {
             let detail = "the hub is draining; send the rest again";
             Problem::new(ErrorCode::Unavailable, detail).after(Duration::from_secs(1))
         }
+        problem = app.hub.until_revoked(grant) => problem,
         () = expired => {
             let detail = "the credential expired; send the rest with a new one";
             Problem::new(ErrorCode::CredentialExpired, detail)

@@ -14,13 +14,14 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 
 use super::{
-    caller::authenticate,
+    caller::{Carried, authenticate},
+    proxy::BehindProxy,
     query::{self, Parameter, duration},
     router::App,
 };
 use crate::{
     auth::{Grant, Secret},
-    connection::{Connection, ConnectionOptions, Envelope, Format},
+    connection::{Carrier, Connection, ConnectionOptions, Envelope, Format},
     error::{ErrorCode, Problem},
     model::{
         Class, Cursor, Timestamp, Topic,
@@ -72,10 +73,12 @@ enum Answer {
 pub(super) async fn follow(
     State(app): State<App>,
     method: Method,
+    Carried(carrier): Carried,
+    behind_proxy: BehindProxy,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    match answer(&app, &method, query.as_deref(), &headers).await {
+    match answer(&app, &method, carrier, &behind_proxy, query.as_deref(), &headers).await {
         Ok(response) => response,
         Err(problem) => refusal(&headers, &problem, None),
     }
@@ -101,6 +104,8 @@ pub(super) fn refusal(headers: &HeaderMap, problem: &Problem, first: Option<Curs
 async fn answer(
     app: &App,
     method: &Method,
+    carrier: Carrier,
+    behind_proxy: &BehindProxy,
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
@@ -131,21 +136,25 @@ async fn answer(
         // Tells a native EventSource to stay away: nothing can follow (WHATWG HTML §9.2.2).
         return Ok((StatusCode::NO_CONTENT, stream_headers(None)).into_response());
     }
+    if method == Method::HEAD {
+        return Ok(match request.answer {
+            Answer::Page => (PAGE_HEADERS, unsent()).into_response(),
+            Answer::Stream(format) => (stream_headers(Some(format)), unsent()).into_response(),
+        });
+    }
+    let places = app.hub.quotas().reader(&grant, behind_proxy.0)?;
     match request.answer {
-        Answer::Page if method == Method::HEAD => Ok((PAGE_HEADERS, unsent()).into_response()),
         Answer::Page => {
             // A page that is waited for is not delivered after the credential's end either.
             let left = grant.expires_at().map(|end| app.hub.clock().now().until(end));
             let wait = left.map_or(request.wait, |left| request.wait.min(left));
+            let open = app.hub.metrics().connections.open(carrier.label("long_poll"));
             let page = page(app, &grant, follow, request.envelope, wait).await?;
+            drop((places, open));
             use_up(app, ticket.as_ref()).await?;
             Ok(page)
         }
         Answer::Stream(format) => {
-            let headers_out = stream_headers(Some(format));
-            if method == Method::HEAD {
-                return Ok((headers_out, unsent()).into_response());
-            }
             // Last: a ticket whose request is refused serves its reader again.
             if let Err(problem) = use_up(app, ticket.as_ref()).await {
                 // It may be used up all the same.
@@ -157,12 +166,16 @@ async fn answer(
                 envelope: request.envelope,
                 expires_at: grant.expires_at(),
             };
-            let connection = Connection::open(&app.hub, follow, options).guarded_by(grant);
-            let bytes = stream::unfold(connection, async |mut connection| {
+            let ticket = ticket.map(FoundTicket::into_used);
+            let connection = Connection::open(&app.hub, follow, options)
+                .carried_by(carrier)
+                .guarded_by(grant, ticket);
+            // The places are given back with the body, however that ends.
+            let bytes = stream::unfold((connection, places), async |(mut connection, places)| {
                 let bytes = connection.next().await?;
-                Some((Ok::<_, Infallible>(Frame::data(bytes)), connection))
+                Some((Ok::<_, Infallible>(Frame::data(bytes)), (connection, places)))
             });
-            Ok((headers_out, Body::new(StreamBody::new(bytes))).into_response())
+            Ok((stream_headers(Some(format)), Body::new(StreamBody::new(bytes))).into_response())
         }
     }
 }
@@ -189,7 +202,7 @@ async fn credential(
             let ticket = app.hub.find_ticket(ticket.expose(), cursor).await?;
             Ok((ticket.grant.clone(), Some(ticket)))
         }
-        _ => Ok((authenticate(app, headers).await?, None)),
+        _ => Ok((authenticate(app, method, headers).await?, None)),
     }
 }
 
@@ -253,7 +266,7 @@ fn stream_headers(format: Option<Format>) -> HeaderMap {
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
         // nginx buffers answers unless it is told not to.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-        (header::VARY, HeaderValue::from_static("Accept, Authorization")),
+        (header::VARY, HeaderValue::from_static("Accept, Authorization, Cookie")),
         (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     ]);
     let kind = match format {
@@ -333,9 +346,11 @@ fn parse(query: Option<&str>, headers: &HeaderMap, now: Timestamp) -> Result<Req
         return Err(Problem::new(ErrorCode::TooLarge, detail).at("type"));
     }
     // The header wins: an EventSource sends its newest position there, the query is its first.
-    if let Some(id) = headers.get("last-event-id") {
-        // Longer than any cursor, or not text: still answered in the stream, as a gap.
-        request.cursor = Some(id.to_str().unwrap_or("?").to_owned());
+    let mut ids = headers.get_all("last-event-id").iter();
+    if let Some(id) = ids.next() {
+        // Two of them, longer than any cursor, or not text: still answered in the stream, as a gap.
+        let id = id.to_str().ok().filter(|_| ids.next().is_none());
+        request.cursor = Some(id.unwrap_or("?").to_owned());
     }
     request.cursor = request.cursor.filter(|cursor| !cursor.is_empty());
     Ok(request)
@@ -466,5 +481,8 @@ mod tests {
         headers.insert("last-event-id", HeaderValue::from_static("new"));
         let request = parse(Some("last_event_id=old"), &headers, Timestamp::default()).unwrap();
         assert_eq!(request.cursor.as_deref(), Some("new"));
+        headers.append("last-event-id", HeaderValue::from_static("newer"));
+        let request = parse(None, &headers, Timestamp::default()).unwrap();
+        assert!(request.cursor.is_some_and(|cursor| Cursor::decode(&cursor).is_err()));
     }
 }

@@ -3,17 +3,23 @@
 //! The rule: every refusal is a problem (RFC 9457), and what a grant does not cover looks the same
 //! whether it exists or not.
 
+mod admission;
 mod caller;
 mod cloudevents;
+mod connections;
+mod cookie;
 mod cors;
 mod events;
 mod follow;
 mod health;
 mod ingest;
+mod observe;
 mod openapi;
 mod problem;
 mod properties;
+mod proxy;
 mod query;
+mod revocations;
 mod router;
 mod serve;
 mod socket;
@@ -23,6 +29,7 @@ mod tls;
 mod topics;
 mod transport;
 
+pub use cookie::CookieSettings;
 pub use router::HttpSettings;
 pub use serve::{Peer, ServeSettings, serve};
 pub use tls::{Tls, TlsError};

@@ -65,6 +65,20 @@ pub(super) fn respond(problem: &Problem, body: String) -> Response {
     response
 }
 
+/// The whole HTTP/1.1 answer, for a connection that has no other way to refuse, and then ends.
+pub(super) fn raw(problem: &Problem) -> String {
+    let id = uuid::Uuid::now_v7().simple().to_string();
+    let mut body = problem.to_json();
+    body.insert("request_id".to_owned(), id.clone().into());
+    let body = serde_json::Value::Object(body).to_string();
+    let status = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\
+         x-request-id: {id}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len(),
+    )
+}
+
 /// Gives every request an id, in its problem, its answer's header and its span. The span has the
 /// path without the query, where a ticket may be. A handler that panics is answered for.
 pub(super) async fn identify(request: Request, next: Next) -> Response {

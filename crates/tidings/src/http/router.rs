@@ -9,9 +9,13 @@ use axum::{
     middleware,
     routing::{get, post},
 };
+use ipnet::IpNet;
 
 use super::{
-    caller, cors::Cors, events, follow, health, openapi, problem, query, state, tickets, topics,
+    caller, connections,
+    cookie::{Cookie, CookieSettings},
+    cors::Cors,
+    events, follow, health, observe, openapi, problem, query, revocations, state, tickets, topics,
 };
 use crate::{
     auth::Authenticator,
@@ -24,8 +28,23 @@ use crate::{
 pub struct HttpSettings {
     /// Origins whose pages may read answers, exactly as browsers send them: `https://app.example`.
     pub cors_origins: Vec<String>,
+    /// Networks of the reverse proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// Whether `/metrics` is here too, for anybody who asks; operators have [`Hub::metrics`].
     pub metrics: bool,
+    /// The cookie that may carry a token; without it, none counts.
+    pub cookie: Option<CookieSettings>,
+}
+
+impl HttpSettings {
+    /// Looks for what cannot be.
+    ///
+    /// # Errors
+    /// A problem whose pointer names the setting.
+    pub fn check(&self) -> Result<(), Problem> {
+        Cors::new(&self.cors_origins)?;
+        self.cookie.as_ref().map(Cookie::new).transpose().map(drop)
+    }
 }
 
 /// What every handler gets.
@@ -33,6 +52,8 @@ pub struct HttpSettings {
 pub(super) struct App {
     pub(super) hub: Hub,
     pub(super) authenticator: Arc<Authenticator>,
+    pub(super) trusted_proxies: Arc<[IpNet]>,
+    pub(super) cookie: Option<Arc<Cookie>>,
 }
 
 impl Hub {
@@ -51,16 +72,18 @@ impl Hub {
     /// ```
     ///
     /// # Errors
-    /// A problem if an origin is not one: scheme, host and port, nothing else.
+    /// That of [`HttpSettings::check`].
     pub fn router(
         &self,
         authenticator: Arc<Authenticator>,
         settings: &HttpSettings,
     ) -> Result<Router, Problem> {
         let cors = Cors::new(&settings.cors_origins)?;
+        let cookie = settings.cookie.as_ref().map(Cookie::new).transpose()?.map(Arc::new);
         let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
         self.background(async move { keeper.keep_keys(&metrics).await });
-        let app = App { hub: self.clone(), authenticator };
+        let trusted_proxies = settings.trusted_proxies.as_slice().into();
+        let app = App { hub: self.clone(), authenticator, trusted_proxies, cookie };
         let metrics = if settings.metrics {
             Router::new().route("/metrics", get(health::metrics))
         } else {
@@ -79,6 +102,11 @@ impl Hub {
                     .route_layer(no_parameters()),
             )
             .route("/v1/tickets", post(tickets::issue).route_layer(no_parameters()))
+            .route("/v1/revocations", post(revocations::revoke).route_layer(no_parameters()))
+            .route(
+                "/v1/connections/{id}/auth",
+                post(connections::renew).route_layer(no_parameters()),
+            )
             // Probes and caches add parameters of their own to these.
             .route("/health/live", get(health::live))
             .route("/health/ready", get(health::ready))
@@ -93,6 +121,7 @@ impl Hub {
             })
             .layer(middleware::from_fn(caller::refuse_encoded_bodies))
             .layer(middleware::from_fn_with_state(Arc::new(cors), super::cors::apply))
+            .layer(middleware::from_fn_with_state(self.shared_metrics(), observe::observe))
             .layer(middleware::from_fn(problem::identify))
             // Handlers bound their bodies themselves, each by its own limit.
             .layer(DefaultBodyLimit::disable())

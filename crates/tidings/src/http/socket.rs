@@ -17,6 +17,12 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
+use super::problem::raw;
+use crate::{
+    error::{ErrorCode, Problem},
+    model::limits::HEAD_BYTES_MAX,
+};
+
 /// What an HTTP/2 connection begins with (RFC 9113 §3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// First byte of a TLS record that holds a handshake (RFC 8446 §5.1). No HTTP request begins so.
@@ -39,7 +45,7 @@ pub(super) enum Protocol {
 pub(super) async fn detect<T: AsyncRead + Unpin>(
     mut io: T,
     within: Duration,
-) -> io::Result<(Protocol, Rewound<T>)> {
+) -> io::Result<(Protocol, Reads<T>)> {
     let mut first = BytesMut::with_capacity(256);
     let reading = async {
         loop {
@@ -58,60 +64,7 @@ pub(super) async fn detect<T: AsyncRead + Unpin>(
         }
     };
     let protocol = tokio::time::timeout(within, reading).await??;
-    Ok((protocol, Rewound { first: first.freeze(), io }))
-}
-
-/// A connection whose first bytes were looked at and are read once more.
-#[derive(Debug)]
-pub(super) struct Rewound<T> {
-    first: Bytes,
-    io: T,
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Rewound<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.first.is_empty() {
-            return Pin::new(&mut self.io).poll_read(context, out);
-        }
-        let count = self.first.len().min(out.remaining());
-        out.put_slice(self.first.get(..count).unwrap_or_default());
-        self.first.advance(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Rewound<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
+    Ok((protocol, Reads { io, first: first.freeze(), heads: None, instead: Bytes::new() }))
 }
 
 /// A connection that fails once a write has made no progress for so long.
@@ -237,34 +190,39 @@ impl Drop for Answering {
     }
 }
 
-/// An HTTP/1 connection that fails if a head, once begun, does not come whole in time.
+/// A connection that is read differently from its socket: the first bytes, which were looked at,
+/// once more, and HTTP/1 heads within their time. What is written passes through, but for refusals
+/// that hyper writes itself.
+#[derive(Debug)]
+pub(super) struct Reads<T> {
+    io: T,
+    first: Bytes,
+    heads: Option<Heads>,
+    /// What is left of a refusal that is written in place of hyper's.
+    instead: Bytes,
+}
+
+/// Heads of HTTP/1 requests, each of which, once begun, must come whole in time.
 ///
 /// hyper has one timer for this and for the time between requests. That one must be long: a proxy
 /// that finds a kept connection closed under its request answers 502.
 #[derive(Debug)]
-pub(super) struct Hurried<T> {
-    io: T,
+struct Heads {
     requests: Requests,
     head_max: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<T> Hurried<T> {
-    pub(super) const fn new(io: T, requests: Requests, head_max: Duration) -> Self {
-        Self { io, requests, head_max, timer: None }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Hurried<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+impl Heads {
+    /// Looks at what a read found; fails if a head is late.
+    fn watch(
+        &mut self,
         context: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
+        polled: Poll<io::Result<()>>,
+        came: bool,
     ) -> Poll<io::Result<()>> {
-        let before = out.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(context, out);
         match (self.requests.phase(), polled.is_pending()) {
-            (Phase::Idle, false) if out.filled().len() > before => {
+            (Phase::Idle, false) if came => {
                 self.requests.set(Phase::Head(Instant::now() + self.head_max));
             }
             (Phase::Head(ends), true) => {
@@ -283,20 +241,77 @@ impl<T: AsyncRead + Unpin> AsyncRead for Hurried<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Hurried<T> {
+impl<T> Reads<T> {
+    /// Asks for HTTP/1 heads in time.
+    pub(super) fn hurried(self, requests: Requests, head_max: Duration) -> Self {
+        Self { heads: Some(Heads { requests, head_max, timer: None }), ..self }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Reads<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = out.filled().len();
+        let polled = if this.first.is_empty() {
+            Pin::new(&mut this.io).poll_read(context, out)
+        } else {
+            let count = this.first.len().min(out.remaining());
+            out.put_slice(this.first.get(..count).unwrap_or_default());
+            this.first.advance(count);
+            Poll::Ready(Ok(()))
+        };
+        match &mut this.heads {
+            Some(heads) => heads.watch(context, polled, out.filled().len() > before),
+            None => polled,
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Reads<T> {
+    /// Writes what is left of a refusal.
+    fn poll_instead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.instead.is_empty() {
+            let written = ready!(Pin::new(&mut self.io).poll_write(context, &self.instead))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.instead.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes hyper's own refusal of a head, if these bytes are one.
+    fn replaced(&mut self, bytes: &[u8]) -> bool {
+        let refusal = self.heads.as_ref().and_then(|_| refusal_of_head(bytes));
+        self.instead = refusal.unwrap_or_default();
+        !self.instead.is_empty()
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Reads<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_instead(context))?;
+        if self.replaced(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         Pin::new(&mut self.io).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_instead(context))?;
         Pin::new(&mut self.io).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_instead(context))?;
         Pin::new(&mut self.io).poll_shutdown(context)
     }
 
@@ -305,12 +320,39 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Hurried<T> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_instead(context))?;
+        if let [bytes] = slices
+            && self.replaced(bytes)
+        {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         Pin::new(&mut self.io).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
     }
+}
+
+/// What is answered in place of hyper's own refusal of a head, which is a status and no more: it
+/// reaches no handler that could make a problem of it.
+fn refusal_of_head(bytes: &[u8]) -> Option<Bytes> {
+    let head = std::str::from_utf8(bytes).ok()?;
+    let is_bare = head.ends_with("\r\n\r\n")
+        && head.contains("\r\ncontent-length: 0\r\n")
+        && !head.contains("\r\nx-request-id: ");
+    let status = head.strip_prefix("HTTP/1.1 ").filter(|_| is_bare)?.get(..3)?;
+    let problem = match status {
+        "400" => Problem::new(ErrorCode::Malformed, "the request's head is no HTTP"),
+        "414" | "431" => {
+            let detail = format!(
+                "the request's head has more than {HEAD_BYTES_MAX} bytes or too many fields"
+            );
+            Problem::new(ErrorCode::HeadTooLarge, detail)
+        }
+        _ => return None,
+    };
+    Some(raw(&problem).into())
 }
 
 #[cfg(test)]
@@ -372,7 +414,8 @@ mod tests {
     async fn a_head_has_its_time_from_its_first_byte_and_the_time_between_is_free() {
         let (mut client, server) = duplex(64);
         let requests = Requests::new();
-        let mut server = Hurried::new(server, requests.clone(), LIMIT);
+        let server = Reads { io: server, first: Bytes::new(), heads: None, instead: Bytes::new() };
+        let mut server = server.hurried(requests.clone(), LIMIT);
         let mut bytes = [0; 64];
         for _ in 0..2 {
             // Ten times the limit between requests, and while one is answered.
@@ -394,6 +437,29 @@ mod tests {
         assert_eq!(server.read(&mut bytes).await.unwrap(), 1);
         let error = server.read(&mut bytes).await.unwrap_err();
         assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, LIMIT));
+    }
+
+    #[test]
+    fn only_a_bare_refusal_of_a_head_is_replaced() {
+        let bare = "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\
+                    content-length: 0\r\ndate: x\r\n\r\n";
+        let answer = refusal_of_head(bare.as_bytes()).unwrap();
+        let answer = std::str::from_utf8(&answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"), "{head}");
+        assert!(head.ends_with(&format!("content-length: {}", body.len())), "{head}");
+        let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(problem["code"], "head_too_large");
+        assert!(head.contains(problem["request_id"].as_str().unwrap()), "{head}");
+        for other in [
+            bare.replace("431", "404"),
+            bare.replace("date: x", "x-request-id: 1"),
+            bare.replace("length: 0", "length: 1"),
+            format!("{bare}x"),
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        ] {
+            assert_eq!(refusal_of_head(other.as_bytes()), None, "{other}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,6 +13,8 @@ pub(super) async fn issue(
     State(app): State<App>,
     Caller(grant): Caller,
 ) -> Result<Response, Problem> {
+    // A ticket is an event in the journal.
+    app.hub.quotas().publish(&grant, 1)?;
     let ticket = app.hub.issue_ticket(&grant).await?;
     let expires_in_ms = u64::try_from(ticket.expires_in.as_millis()).unwrap_or(u64::MAX);
     let body = serde_json::json!({ "ticket": ticket.text, "expires_in_ms": expires_in_ms });

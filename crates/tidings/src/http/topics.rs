@@ -11,6 +11,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{
+    admission::room_for_topic,
     caller::{Caller, may_write, not_found, read_body},
     ingest::json_text,
     properties::{self, PropertiesText},
@@ -115,19 +116,28 @@ pub(super) async fn put(
     TopicPath(topic): TopicPath,
     body: Body,
 ) -> Result<Response, Problem> {
-    let body = read_body(body, BODY_BYTES_MAX).await?;
+    app.hub.quotas().publish(&grant, 1)?;
+    let body = read_body(app.hub.settings(), body, BODY_BYTES_MAX).await;
+    let body = body.map_err(|problem| problem.at(""))?;
     let PropertiesText { properties, closed } = properties::parse(json_text(&body, "")?, "")?;
     let key = TopicKey::new(grant.tenant().clone(), topic);
-    let owner = may_write(&grant, &key.topic)?;
+    let owner = may_write(&grant, &key.topic).map_err(at_topic)?;
     let before = app.hub.describe(&key).await?;
     let is_theirs = owner.is_none() || owner.as_deref() == before.properties.owner.as_deref();
     if is_theirs && closed == Some(false) && before.head.closed {
         let detail = "a closed topic stays closed; delete it to begin anew";
         return Err(Problem::new(ErrorCode::TopicClosed, detail).at("/closed"));
     }
+    let mut room = match before.exists {
+        true => None,
+        false => Some(room_for_topic(&app.hub, grant.tenant())?),
+    };
     let change = Change { properties, close: closed == Some(true), owner };
     let changed = app.hub.set_properties(&key, change).await?;
-    let info = changed.map_err(|refusal| Problem::from(&refusal))?;
+    let info = changed.map_err(|refusal| at_topic(Problem::from(&refusal)))?;
+    if let Some(room) = &mut room {
+        room.made_one();
+    }
     let status = if before.exists { StatusCode::OK } else { StatusCode::CREATED };
     Ok(answer(status, &describe(&info)))
 }
@@ -137,13 +147,23 @@ pub(super) async fn delete(
     Caller(grant): Caller,
     TopicPath(topic): TopicPath,
 ) -> Result<Response, Problem> {
-    let condition = may_write(&grant, &topic)?.map_or(DeleteIf::Always, DeleteIf::OwnedBy);
+    app.hub.quotas().publish(&grant, 1)?;
+    let owner = may_write(&grant, &topic).map_err(at_topic)?;
+    let condition = owner.map_or(DeleteIf::Always, DeleteIf::OwnedBy);
     let key = TopicKey::new(grant.tenant().clone(), topic);
     match app.hub.delete(&key, condition).await? {
-        Ok(true) => Ok(StatusCode::NO_CONTENT.into_response()),
+        Ok(true) => {
+            app.hub.quotas().holdings.deleted(grant.tenant());
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
         Ok(false) => Err(not_found()),
-        Err(refusal) => Err(Problem::from(&refusal)),
+        Err(refusal) => Err(at_topic(Problem::from(&refusal))),
     }
+}
+
+/// A refusal that is about the topic of the path.
+fn at_topic(problem: Problem) -> Problem {
+    problem.at("topic")
 }
 
 fn describe(info: &TopicInfo) -> Value {

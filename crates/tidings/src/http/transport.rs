@@ -6,6 +6,7 @@
 use std::{
     convert::Infallible,
     error::Error,
+    future::pending,
     net::SocketAddr,
     panic::AssertUnwindSafe,
     pin::Pin,
@@ -27,15 +28,17 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::{Instant, sleep_until, timeout},
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_service::Service as _;
 
 use super::{
     follow,
+    proxy::is_trusted,
     serve::{Peer, ServeSettings},
-    socket::{Answering, Hurried, Protocol, Requests, Stalling, detect},
+    socket::{Protocol, Reads, Requests, Stalling, detect},
     tls::Tls,
 };
 use crate::{
@@ -100,7 +103,8 @@ impl Transport {
 
     /// Answers whatever a connection asks for with this problem.
     pub(super) async fn refuse(&self, stream: TcpStream, address: SocketAddr, problem: Problem) {
-        if let Err(error) = self.connection(stream, address, &refusing(problem)).await {
+        let app = refusing(problem, Some(self.app.clone()));
+        if let Err(error) = self.connection(stream, address, &app).await {
             tracing::debug!(%address, error, "refused connection ended");
         }
     }
@@ -130,12 +134,27 @@ impl Transport {
                 self.http(protocol, stream, peer, app).await
             }
             None if is_tls => Err("a TLS handshake on a port without TLS".into()),
-            Some(_) if !self.settings.allow_cleartext && !is_local(address) => {
-                let detail = "this port speaks https only";
-                let app = refusing(Problem::new(ErrorCode::Malformed, detail));
-                self.http(protocol, stream, peer, &app).await
-            }
-            _ => self.http(protocol, stream, peer, app).await,
+            _ => match self.refusal_of_cleartext(address) {
+                Some(detail) => {
+                    let app = refusing(Problem::new(ErrorCode::Malformed, detail), None);
+                    self.http(protocol, stream, peer, &app).await
+                }
+                None => self.http(protocol, stream, peer, app).await,
+            },
+        }
+    }
+
+    /// Why this peer may not speak cleartext: who may are loopback's, the proxies that were named,
+    /// and all if nothing else was said.
+    fn refusal_of_cleartext(&self, address: SocketAddr) -> Option<&'static str> {
+        let ServeSettings { allow_cleartext, trusted_proxies, .. } = &self.settings;
+        if *allow_cleartext || is_local(address) || is_trusted(trusted_proxies, address.ip()) {
+            return None;
+        }
+        let only_proxies = "this port is for the proxy in front";
+        match &self.tls {
+            Some(_) => Some("this port speaks https only"),
+            None => (!trusted_proxies.is_empty()).then_some(only_proxies),
         }
     }
 
@@ -148,7 +167,7 @@ impl Transport {
     async fn http<S>(
         &self,
         protocol: Protocol,
-        stream: S,
+        stream: Reads<S>,
         peer: Peer,
         app: &Router,
     ) -> Result<(), Failure>
@@ -161,28 +180,38 @@ impl Transport {
             app.clone().call(request.map(Body::new))
         };
         if protocol == Protocol::Http2 {
+            let streams = OpenStreams::default();
+            let idle = streams.idle_for(self.settings.idle);
             let service = service_fn(move |request| {
+                let open = streams.open();
                 let answer = answer(request);
-                async move { answer.await.map(|response| response.map(heeded)) }
+                async move {
+                    let noted = |body| Noted { body: heeded(body), _note: open };
+                    answer.await.map(|response| response.map(noted))
+                }
             });
-            return self.drive(self.http2.serve_connection(TokioIo::new(stream), service)).await;
+            let connection = self.http2.serve_connection(TokioIo::new(stream), service);
+            return self.drive(connection, idle).await;
         }
         let requests = Requests::new();
-        let stream = Hurried::new(stream, requests.clone(), self.settings.head);
+        let stream = stream.hurried(requests.clone(), self.settings.head);
         let service = service_fn(move |request| {
             let answering = requests.answering();
             let answer = answer(request);
             async move {
-                let noted = |body| Noted { body, _answering: answering };
+                let noted = |body| Noted { body, _note: answering };
                 answer.await.map(|response| response.map(noted))
             }
         });
-        self.drive(self.http1.serve_connection(TokioIo::new(stream), service)).await
+        let connection = self.http1.serve_connection(TokioIo::new(stream), service);
+        // hyper has a timer of its own between the requests of HTTP/1.
+        self.drive(connection, pending()).await
     }
 
     async fn drive<I, S, B>(
         &self,
         connection: auto::Connection<'_, I, S, Streams>,
+        idle: impl Future<Output = ()>,
     ) -> Result<(), Failure>
     where
         S: hyper::service::Service<
@@ -198,6 +227,7 @@ impl Transport {
         tokio::select! {
             result = connection.as_mut() => return result,
             () = self.shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = idle => connection.as_mut().graceful_shutdown(),
         }
         connection.await
     }
@@ -233,11 +263,18 @@ fn is_local(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 
-/// Answers every request with a problem, and every connection with its end.
-fn refusing(problem: Problem) -> Router {
+/// Answers every request with a problem, and every connection with its end. Questions after the
+/// health go to `healthy`: a crowd at the door is no reason to take the hub for dead.
+fn refusing(problem: Problem, healthy: Option<Router>) -> Router {
     let refuse = async move |request: Request| {
-        let mut response = follow::refusal(request.headers(), &problem, None);
-        if request.version() <= http::Version::HTTP_11 {
+        let version = request.version();
+        let mut response = match healthy.clone() {
+            Some(mut app) if request.uri().path().starts_with("/health/") => {
+                app.call(request).await.unwrap_or_else(|never| match never {})
+            }
+            _ => follow::refusal(request.headers(), &problem, None),
+        };
+        if version <= http::Version::HTTP_11 {
             let close = http::HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
@@ -314,13 +351,54 @@ fn heeded(body: Body) -> Body {
     }
 }
 
-/// Holds the note that a request is being answered until its answer has ended.
-struct Noted {
-    body: Body,
-    _answering: Answering,
+/// The streams of an HTTP/2 connection that are being answered.
+#[derive(Clone)]
+struct OpenStreams(watch::Sender<usize>);
+
+/// One of them, until it is dropped.
+struct OpenStream(OpenStreams);
+
+impl Default for OpenStreams {
+    fn default() -> Self {
+        Self(watch::Sender::new(0))
+    }
 }
 
-impl http_body::Body for Noted {
+impl OpenStreams {
+    fn open(&self) -> OpenStream {
+        self.0.send_modify(|count| *count += 1);
+        OpenStream(self.clone())
+    }
+
+    /// Waits until there was none for so long. hyper has no such timer for HTTP/2, where a client
+    /// that answers pings and asks for nothing would stay for ever.
+    fn idle_for(&self, idle: Duration) -> impl Future<Output = ()> + use<> {
+        let mut count = self.0.subscribe();
+        async move {
+            // The sender lives as long as the connection that waits here.
+            while count.wait_for(|count| *count == 0).await.is_ok() {
+                tokio::select! {
+                    () = sleep(idle) => return,
+                    _ = count.wait_for(|count| *count > 0) => {}
+                }
+            }
+        }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Holds the note that a request is being answered until its answer has ended.
+struct Noted<N> {
+    body: Body,
+    _note: N,
+}
+
+impl<N: Unpin> http_body::Body for Noted<N> {
     type Data = Bytes;
     type Error = axum::Error;
 

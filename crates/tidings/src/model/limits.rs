@@ -54,6 +54,22 @@ pub const EVENT_BYTES_MAX: usize = 64 * 1024;
 pub const PUBLISH_BYTES_MAX: usize = 1024 * 1024;
 /// Events of one publish request.
 pub const PUBLISH_EVENTS_MAX: usize = 500;
+/// Connections that one user follows over: a browser's tabs on a few devices.
+pub const USER_CONNECTIONS_MAX: usize = 20;
+/// Connections at once, of all clients: some 20 KB each.
+pub const CONNECTIONS_MAX: usize = 50_000;
+/// Connections of one address: an office behind one router.
+pub const ADDRESS_CONNECTIONS_MAX: usize = 200;
+/// Topics that one tenant holds: some 200 bytes each in the store's index.
+pub const TENANT_TOPICS_MAX: u64 = 1_000_000;
+/// Bytes of publish requests that are being read or stored: with what is made of them, some four
+/// times as much memory.
+pub const PUBLISH_WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Pages that readers read at once: half of what the journal does, so that what publishers wait
+/// for finds the other half free.
+pub const REPLAY_READS_MAX: usize = 8;
+/// Pages that one tenant's readers read at once: another tenant's always find a turn.
+pub const TENANT_REPLAY_READS_MAX: usize = 6;
 /// Topics that one connection follows: one bit each in its wake word, and bounds the cursor.
 pub const CONNECTION_TOPICS_MAX: usize = 32;
 /// Longest `Last-Event-ID` that is looked at: 32 topics take below 1.5 KiB.
@@ -64,6 +80,8 @@ pub const CONNECTION_FILTERS_MAX: usize = 32;
 pub const REPLAY_PAGE_EVENTS: usize = 500;
 /// Bytes of one journal page, so that 500 events of 64 KiB do not become 32 MiB.
 pub const REPLAY_PAGE_BYTES: usize = 256 * 1024;
+/// Bytes of the ephemeral frames that a topic keeps for readers that are being woken.
+pub const RING_EPHEMERAL_BYTES_MAX: usize = 256 * 1024;
 /// Frames that a topic keeps in memory for its readers.
 pub const RING_FRAMES_MAX: usize = 256;
 /// Bytes of the frames that a topic keeps in memory.
@@ -77,6 +95,15 @@ pub const COMMIT_BYTES_MAX: usize = 1024 * 1024;
 /// A commit that takes longer aborts the process: the store is stuck and a restart heals it
 /// (fjall issue 257), while a hub that hangs helps nobody.
 pub const COMMIT_STALL_MAX: Duration = Duration::from_secs(10);
+/// A commit that takes longer makes the hub not ready, and publishers are refused, until it is done:
+/// flushes of a healthy store take 110 ms at most (measured 2026-11).
+pub const COMMIT_SLOW: Duration = Duration::from_secs(1);
+/// How often the high-water mark of commits is synced: a power cut may leave it so far behind.
+pub const HIGH_WATER_SYNC: Duration = Duration::from_secs(1);
+/// How long closing the journal waits for the disk, well within any grace period.
+pub const JOURNAL_CLOSE_MAX: Duration = Duration::from_secs(3);
+/// How long closing the journal waits for a compaction to end; one that is cut short is begun anew.
+pub const COMPACTION_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long a repeated event id is recognised at least.
 pub const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 /// How many of a topic's last events are recognised by id at least, however old.
@@ -89,6 +116,8 @@ pub const LONG_POLL_WAIT_MAX: Duration = Duration::from_secs(25);
 pub const TOPIC_IDLE: Duration = Duration::from_secs(10);
 /// A ticket is to be used within this time.
 pub const TICKET_LIFE: Duration = Duration::from_secs(30);
+/// The furthest end of a revocation: longer than any credential should live.
+pub const REVOCATION_LIFE_MAX: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 /// Clock difference that token checks forgive.
 pub const TOKEN_LEEWAY: Duration = Duration::from_secs(60);
 /// Bytes of a request's head.

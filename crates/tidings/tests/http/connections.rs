@@ -88,6 +88,7 @@ async fn a_head_that_is_too_large_is_refused() {
         let count = count.unwrap().unwrap_or(0);
         let answer = String::from_utf8_lossy(&answer[..count]).into_owned();
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+        assert!(answer.is_empty() || answer.contains("\"head_too_large\""), "{answer}");
     }
 }
 
@@ -230,6 +231,13 @@ async fn a_connection_without_a_place_is_told_so_in_a_form_its_client_survives()
     assert_eq!(answer.headers()["retry-after"], "5");
     let (status, problem) = problem_of(answer).await;
     assert_eq!((status, &problem["code"]), (503, &json!("unavailable")));
+    assert_eq!(problem["limit"], "connections");
+    // A crowd at the door is no reason to restart the hub.
+    for path in ["/health/live", "/health/ready"] {
+        let answer = client.get(server.url(path)).send().await.unwrap();
+        assert_eq!(answer.headers()["connection"], "close");
+        assert_eq!(answer.status(), 200, "{path}");
+    }
     let native =
         client.get(server.url("/v1/events?ticket=x")).header("accept", "text/event-stream");
     let mut native = Reader::of(native.send().await.unwrap());

@@ -8,11 +8,17 @@
 
 mod access;
 mod connections;
+mod cookies;
 mod cross_origin;
 mod encryption;
 mod expiry;
 mod follow;
+mod frames;
+mod identity;
 mod interface;
+mod isolation;
+mod limits;
+mod metrics;
 mod publish;
 mod resume;
 mod support;

@@ -9,6 +9,9 @@
 
 mod connection;
 mod follow;
+mod identity;
+mod metrics;
 mod publish;
 mod seam;
 mod support;
+mod turns;

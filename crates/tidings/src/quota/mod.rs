@@ -1,0 +1,249 @@
+//! Quotas: how much of the hub one user, one tenant and all together may use.
+//!
+//! The rule: whatever can be refused is refused here, before it costs anything, with the limit's
+//! name and the time after which it may work; and every refusal is counted by that name.
+
+mod holdings;
+mod places;
+mod rate;
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
+
+use crate::{
+    auth::Grant,
+    error::{ErrorCode, Problem},
+    metrics::Metrics,
+    model::Tenant,
+    settings::Settings,
+};
+use holdings::{HoldingLimit, Holdings};
+
+pub(crate) use holdings::Room;
+pub(crate) use places::{Place, Places};
+pub(crate) use rate::Buckets;
+
+/// The limits' names, where one is used more than once.
+const USER_RATE: &str = "user_publish_rate";
+const TENANT_RATE: &str = "tenant_publish_rate";
+const TENANT_CONNECTIONS: &str = "tenant_connections";
+const WAITING_BYTES: &str = "publish_waiting_bytes";
+/// When a reader or publisher that was refused a place may come back.
+const PLACE_RETRY: Duration = Duration::from_secs(5);
+/// When a publisher may come back that found no room for its body in time.
+const WAIT_RETRY: Duration = Duration::from_secs(1);
+/// When a tenant that holds too much may come back: after the next sweep, unless it deletes.
+const HOLDING_RETRY: Duration = Duration::from_secs(60);
+/// What the bytes of waiting publishes are counted in: a smaller body takes one.
+const WAITING_UNIT_BYTES: usize = 1024;
+
+/// Whom a limit of each user counts: the subject, else the credential, of one tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct User {
+    tenant: Tenant,
+    name: Box<str>,
+}
+
+impl User {
+    fn of(grant: &Grant) -> Self {
+        let name = match grant.subject() {
+            Some(subject) => format!("sub:{subject}"),
+            None => grant.credential().to_owned(),
+        };
+        Self { tenant: grant.tenant().clone(), name: name.into() }
+    }
+}
+
+/// The limits that readers and publishers share, and how much of each is taken.
+#[derive(Debug)]
+pub(crate) struct Quotas {
+    metrics: Arc<Metrics>,
+    of_user: Arc<Places<User>>,
+    of_tenant: Arc<Places<Tenant>>,
+    of_address: Arc<Places<IpAddr>>,
+    user_rate: Buckets<User>,
+    tenant_rate: Buckets<Tenant>,
+    waiting: Arc<Semaphore>,
+    waiting_units: u32,
+    publish_wait: Duration,
+    pub(crate) holdings: Arc<Holdings>,
+}
+
+/// The places of one reader; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct ReaderPlaces {
+    _of_user: Place<User>,
+    _of_tenant: Place<Tenant>,
+    _of_address: Option<Place<IpAddr>>,
+}
+
+/// Room for the bytes of one publish, from before they are read until they are stored.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Quotas {
+    pub(crate) fn new(settings: &Settings, metrics: Arc<Metrics>) -> Self {
+        let units = settings.publish_waiting_bytes_max.div_ceil(WAITING_UNIT_BYTES);
+        let units = u32::try_from(units).unwrap_or(u32::MAX).max(1);
+        let places = |most: usize| if most == 0 { usize::MAX } else { most };
+        Self {
+            metrics,
+            of_user: Places::new(places(settings.user_connections_max)),
+            of_tenant: Places::new(places(settings.tenant_connections_max)),
+            of_address: Places::new(places(settings.address_connections_max)),
+            user_rate: Buckets::new(settings.user_publish_rate),
+            tenant_rate: Buckets::new(settings.tenant_publish_rate),
+            waiting: Arc::new(Semaphore::new(units as usize)),
+            waiting_units: units,
+            publish_wait: settings.publish_wait,
+            holdings: Holdings::new(HoldingLimit {
+                topics: settings.tenant_topics_max,
+                bytes: settings.tenant_bytes_max,
+            }),
+        }
+    }
+
+    /// A reader's places: of its user, of its tenant and, if it comes through a proxy, of the
+    /// address behind that.
+    pub(crate) fn reader(
+        &self,
+        grant: &Grant,
+        behind_proxy: Option<IpAddr>,
+    ) -> Result<ReaderPlaces, Problem> {
+        let full = |limit, detail| self.refuse(limit, detail, PLACE_RETRY);
+        let of_user = self.of_user.take(User::of(grant)).ok_or_else(|| {
+            full("user_connections", "this user follows over too many connections; close others")
+        })?;
+        let of_tenant = self
+            .of_tenant
+            .take(grant.tenant().clone())
+            .ok_or_else(|| full(TENANT_CONNECTIONS, "this tenant has too many connections"))?;
+        let of_address = match behind_proxy.and_then(counted_as) {
+            Some(address) => Some(self.of_address.take(address).ok_or_else(|| {
+                full("address_connections", "there are too many connections from this address")
+            })?),
+            None => None,
+        };
+        Ok(ReaderPlaces { _of_user: of_user, _of_tenant: of_tenant, _of_address: of_address })
+    }
+
+    /// The place of a publisher's long stream: of its tenant.
+    pub(crate) fn publisher(&self, grant: &Grant) -> Result<Place<Tenant>, Problem> {
+        self.of_tenant.take(grant.tenant().clone()).ok_or_else(|| {
+            let detail = "this tenant has too many connections";
+            self.refuse(TENANT_CONNECTIONS, detail, PLACE_RETRY)
+        })
+    }
+
+    /// Counts so many events against the rates of the user and of the tenant, or against neither.
+    pub(crate) fn publish(&self, grant: &Grant, events: usize) -> Result<(), Problem> {
+        self.within_rates(grant, events).map_err(|reached| self.too_fast(reached))
+    }
+
+    /// Whether the rates leave anything, asked before a body is read.
+    pub(crate) fn may_publish(&self, grant: &Grant) -> Result<(), Problem> {
+        let now = Instant::now();
+        let user = self.user_rate.look(&User::of(grant), now);
+        user.map_err(|after| self.too_fast((USER_RATE, after)))?;
+        let tenant = self.tenant_rate.look(grant.tenant(), now);
+        tenant.map_err(|after| self.too_fast((TENANT_RATE, after)))
+    }
+
+    /// Waits until the rates allow so many events: a stream is read as fast as it may publish.
+    pub(crate) async fn pace(&self, grant: &Grant, events: usize) {
+        while let Err((_, after)) = self.within_rates(grant, events) {
+            tokio::time::sleep(after).await;
+        }
+    }
+
+    fn within_rates(&self, grant: &Grant, events: usize) -> Result<(), (&'static str, Duration)> {
+        let (user, events, now) = (User::of(grant), events as u64, Instant::now());
+        self.user_rate.take(&user, events, now).map_err(|after| (USER_RATE, after))?;
+        self.tenant_rate.take(grant.tenant(), events, now).map_err(|after| {
+            self.user_rate.give_back(&user, events);
+            (TENANT_RATE, after)
+        })
+    }
+
+    fn too_fast(&self, (limit, after): (&'static str, Duration)) -> Problem {
+        self.refuse(limit, "events are published faster than this limit allows", after)
+    }
+
+    /// Waits for room for a body of so many bytes, in the order of asking.
+    pub(crate) async fn waiting(&self, bytes: usize) -> Result<Waiting, Problem> {
+        let units = u32::try_from(bytes.div_ceil(WAITING_UNIT_BYTES)).unwrap_or(u32::MAX);
+        let units = units.clamp(1, self.waiting_units);
+        let room = Arc::clone(&self.waiting).acquire_many_owned(units);
+        match timeout(self.publish_wait, room).await {
+            Ok(Ok(permit)) => Ok(Waiting { _permit: permit }),
+            // Never closed; and a publish that found no room in time is to come again.
+            Ok(Err(_)) | Err(_) => {
+                self.metrics.count_limit(WAITING_BYTES);
+                let detail = "the hub stores events more slowly than they are published";
+                Err(Problem::new(ErrorCode::Unavailable, detail)
+                    .after(WAIT_RETRY)
+                    .limit(WAITING_BYTES))
+            }
+        }
+    }
+
+    /// The problem of a tenant that may have no more topics.
+    pub(crate) fn no_room(&self) -> Problem {
+        let detail = "this tenant holds as many topics as it may; delete some, or let them end";
+        self.refuse("tenant_topics", detail, HOLDING_RETRY)
+    }
+
+    /// Refuses to store more for a tenant that holds too much.
+    pub(crate) fn may_store(&self, tenant: &Tenant) -> Result<(), Problem> {
+        if self.holdings.may_store(tenant) {
+            return Ok(());
+        }
+        let detail =
+            "this tenant holds as many bytes as it may; delete topics, or keep less of them";
+        Err(self.refuse("tenant_bytes", detail, HOLDING_RETRY))
+    }
+
+    fn refuse(&self, limit: &'static str, detail: &str, after: Duration) -> Problem {
+        self.metrics.count_limit(limit);
+        Problem::new(ErrorCode::LimitReached, detail).after(after).limit(limit)
+    }
+}
+
+/// What stands for one peer: its address, or the /64 that an IPv6 site has to itself. None for
+/// loopback, where proxies and sidecars are.
+pub(crate) fn counted_as(peer: IpAddr) -> Option<IpAddr> {
+    match peer.to_canonical() {
+        ip if ip.is_loopback() => None,
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            Some(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into())
+        }
+        ip => Some(ip),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_site_is_one_peer_and_loopback_is_none() {
+        let counted = |text: &str| counted_as(text.parse().unwrap()).map(|ip| ip.to_string());
+        assert_eq!(counted("2001:db8:1:2::1"), counted("2001:db8:1:2:ffff::9"));
+        assert_ne!(counted("2001:db8:1:2::1"), counted("2001:db8:1:3::1"));
+        assert_eq!(counted("::ffff:192.0.2.1").as_deref(), Some("192.0.2.1"));
+        for local in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+            assert_eq!(counted(local), None, "{local}");
+        }
+    }
+}

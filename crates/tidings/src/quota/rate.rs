@@ -1,0 +1,171 @@
+//! Rates: how much a holder may do in the long run, and how much of it at once.
+//!
+//! The rule: what was refused costs nothing, so a holder that keeps knocking gets in as early as one
+//! that waits. A bucket is one point in time (the generic cell rate algorithm, ITU-T I.371): when it
+//! will be full again. One that is full is the same as none and is forgotten.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::settings::Rate;
+
+/// Buckets below which none is looked for that is full again.
+const BUCKETS_MIN: usize = 1024;
+
+/// Buckets of one kind, one for each holder.
+#[derive(Debug)]
+pub(crate) struct Buckets<K> {
+    rate: Rate,
+    full_at: Mutex<Full<K>>,
+}
+
+#[derive(Debug)]
+struct Full<K> {
+    by_holder: HashMap<K, Instant>,
+    /// At so many buckets, those that are full again are forgotten.
+    forget_at: usize,
+}
+
+impl<K: Eq + Hash + Clone> Buckets<K> {
+    /// Buckets that are all full.
+    pub(crate) fn new(rate: Rate) -> Self {
+        let full = Full { by_holder: HashMap::new(), forget_at: BUCKETS_MIN };
+        Self { rate, full_at: Mutex::new(full) }
+    }
+
+    /// Takes an amount out of the holder's bucket, or says how long it has to wait for it.
+    ///
+    /// More than a whole burst is given to a bucket that is full, and paid off before the next.
+    pub(crate) fn take(&self, holder: &K, amount: u64, now: Instant) -> Result<(), Duration> {
+        if self.rate.per_second == 0 || amount == 0 {
+            return Ok(());
+        }
+        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = full_at.by_holder.get(holder).map_or(now, |at| (*at).max(now));
+        self.has(full, amount, now)?;
+        full_at.by_holder.insert(holder.clone(), full + self.rate.time_of(amount));
+        full_at.forget(now);
+        Ok(())
+    }
+
+    /// Whether something is left in the holder's bucket, or how long it has to wait for that.
+    pub(crate) fn look(&self, holder: &K, now: Instant) -> Result<(), Duration> {
+        let full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        full_at.by_holder.get(holder).map_or(Ok(()), |full| self.has((*full).max(now), 1, now))
+    }
+
+    fn has(&self, full: Instant, amount: u64, now: Instant) -> Result<(), Duration> {
+        let needed = full + self.rate.time_of(amount.min(self.rate.burst));
+        let most = now + self.rate.time_of(self.rate.burst);
+        if needed > most { Err(needed - most) } else { Ok(()) }
+    }
+
+    /// Gives back what was taken for something that was then not done.
+    pub(crate) fn give_back(&self, holder: &K, amount: u64) {
+        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = full_at.by_holder.get_mut(holder) {
+            *at = at.checked_sub(self.rate.time_of(amount)).unwrap_or(*at);
+        }
+    }
+}
+
+impl Rate {
+    /// How long it takes to get so much.
+    fn time_of(self, amount: u64) -> Duration {
+        let nanos = u128::from(amount) * 1_000_000_000 / u128::from(self.per_second.max(1));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
+impl<K: Eq + Hash> Full<K> {
+    fn forget(&mut self, now: Instant) {
+        if self.by_holder.len() < self.forget_at {
+            return;
+        }
+        self.by_holder.retain(|_, at| *at > now);
+        self.forget_at = (self.by_holder.len() * 2).max(BUCKETS_MIN);
+        self.by_holder.shrink_to(self.forget_at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate { per_second: 10, burst: 20 };
+
+    fn secs(seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_and_then_the_rate() {
+        let buckets = Buckets::new(RATE);
+        let now = Instant::now();
+        assert_eq!(buckets.take(&"a", 15, now), Ok(()));
+        assert_eq!(buckets.take(&"a", 6, now), Err(secs(0.1)));
+        assert_eq!(buckets.take(&"b", 20, now), Ok(()), "another holder's bucket");
+        assert_eq!(buckets.take(&"a", 5, now), Ok(()));
+        assert_eq!(buckets.take(&"a", 1, now), Err(secs(0.1)));
+        assert_eq!(buckets.take(&"a", 10, now + secs(1.0)), Ok(()));
+        assert_eq!(buckets.take(&"a", 20, now + secs(2.0)), Err(secs(1.0)));
+        assert_eq!(buckets.take(&"a", 20, now + secs(60.0)), Ok(()), "and never more than a burst");
+        assert!(buckets.take(&"a", 1, now + secs(60.0)).is_err());
+    }
+
+    /// Broken on purpose, it failed: with the bucket's time moved before the comparison.
+    #[tokio::test(start_paused = true)]
+    async fn refused_attempts_never_extend_the_wait() {
+        let buckets = Buckets::new(RATE);
+        let now = Instant::now();
+        assert_eq!(buckets.take(&"a", 20, now), Ok(()));
+        for knock in 0..10_u32 {
+            let at = now + secs(0.04) * knock;
+            assert_eq!(buckets.take(&"a", 5, at), Err(secs(0.5) - secs(0.04) * knock));
+            assert_eq!(buckets.look(&"a", at).is_ok(), knock >= 3);
+        }
+        assert_eq!(buckets.take(&"a", 5, now + secs(0.5)), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_than_a_burst_is_paid_off() {
+        let buckets = Buckets::new(RATE);
+        let now = Instant::now();
+        assert_eq!(buckets.take(&"a", 100, now), Ok(()));
+        assert_eq!(buckets.take(&"a", 1, now), Err(secs(8.1)));
+        assert_eq!(buckets.take(&"a", 100, now + secs(9.0)), Err(secs(1.0)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_given_back_may_be_taken_again() {
+        let buckets = Buckets::new(RATE);
+        let now = Instant::now();
+        assert_eq!(buckets.take(&"a", 20, now), Ok(()));
+        buckets.give_back(&"a", 20);
+        assert_eq!(buckets.take(&"a", 20, now), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn buckets_that_are_full_again_are_forgotten() {
+        let buckets = Buckets::new(RATE);
+        let now = Instant::now();
+        for holder in 0..10 * BUCKETS_MIN {
+            let at = now + Duration::from_millis(holder as u64);
+            assert_eq!(buckets.take(&holder, 1, at), Ok(()));
+            assert!(buckets.full_at.lock().unwrap().by_holder.len() <= BUCKETS_MIN);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_rate_nothing_is_refused_and_nothing_remembered() {
+        let buckets = Buckets::new(Rate::UNLIMITED);
+        assert_eq!(buckets.take(&"a", u64::MAX, Instant::now()), Ok(()));
+        assert!(buckets.full_at.lock().unwrap().by_holder.is_empty());
+    }
+}
