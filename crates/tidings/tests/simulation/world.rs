@@ -483,7 +483,6 @@ fn auth() -> AuthSettings {
             write: vec!["**".to_owned()],
             revoke: false,
             expires_at: None,
-            revoke: false,
         }],
         ..AuthSettings::default()
     }
