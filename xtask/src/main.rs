@@ -16,6 +16,8 @@
 mod bench;
 mod examples;
 mod fuzz;
+#[cfg(test)]
+mod guarantees;
 mod markdown;
 mod mutants;
 mod pages;
