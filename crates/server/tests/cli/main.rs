@@ -3,8 +3,10 @@
 
 mod config;
 mod docs;
+mod drain;
 mod follow;
 mod hub;
 mod keys;
 mod publish;
+mod startup;
 mod support;

@@ -16,6 +16,7 @@ mod problem;
 mod properties;
 mod proxy;
 mod query;
+mod rest;
 mod router;
 mod serve;
 mod socket;

@@ -316,6 +316,24 @@ async fn a_publish_that_finds_no_room_in_time_is_refused_and_tried_again() {
     timeout(SOON, comes).await.expect("the room is given back");
 }
 
+/// Broken on purpose, it failed: without `rest::read`, by a reset before the answer.
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    // Once in a hundred seconds.
+    let rate = Rate { per_second: 1, burst: 100 };
+    let server = with(|settings| settings.user_publish_rate = rate).await;
+    server.publish_numbers("t", 0..100).await;
+    let large = json!({ "topic": "t", "type": "x", "data": "x".repeat(60_000) });
+    let large = Value::from(vec![large; 16]);
+    for _ in 0..20 {
+        refused(publish(&server, &large), "user_publish_rate").await;
+        let unknown = server.anonymous(Method::POST, "/v1/events").bearer_auth("x");
+        assert_eq!(unknown.body(large.to_string()).send().await.unwrap().status(), 401);
+        let elsewhere = server.post("/v2/events").body(large.to_string());
+        assert_eq!(elsewhere.send().await.unwrap().status(), 404);
+    }
+}
+
 #[tokio::test]
 async fn a_body_that_does_not_come_is_given_up() {
     let server = with(|settings| settings.body_read_max = SHORT).await;
