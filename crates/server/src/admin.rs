@@ -45,5 +45,5 @@ async fn ready(State(hub): State<Hub>) -> Response {
 
 async fn metrics(State(hub): State<Hub>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], hub.metrics().encode()).into_response()
+    ([(header::CONTENT_TYPE, kind)], hub.metrics_text()).into_response()
 }

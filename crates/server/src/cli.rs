@@ -346,6 +346,8 @@ pub(crate) enum DocsPage {
     Configuration,
     /// docs/cli.md
     Cli,
+    /// docs/metrics.md
+    Metrics,
 }
 
 #[derive(Debug, Args)]

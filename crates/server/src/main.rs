@@ -12,6 +12,7 @@ mod dev;
 mod exit;
 mod key_client;
 mod live;
+mod metrics_reference;
 mod remote;
 mod serve;
 mod supervisor;

@@ -13,7 +13,7 @@ use crate::{
     error::{ErrorCode, Problem},
     hub::Hub,
     journal::JournalError,
-    metrics::Metrics,
+    metrics::{ConnectionLabel, Metrics, OpenConnection},
     model::{Class, Cursor, Mark, Timestamp, TopicKey},
     sse::{Control, Frame, GoAway},
     subscribe::{Follow, Item, Subscription},
@@ -30,6 +30,15 @@ pub enum Format {
     Sse,
     /// `application/x-ndjson`: each line an object, its cursor a member.
     Ndjson,
+}
+
+impl Format {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sse => "sse",
+            Self::Ndjson => "ndjson",
+        }
+    }
 }
 
 /// What of an event is written.
@@ -52,6 +61,35 @@ pub struct ConnectionOptions {
     pub expires_at: Option<Timestamp>,
 }
 
+/// What a connection is carried by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// Whatever the application around the hub serves with.
+    #[default]
+    Unknown,
+    /// HTTP/1.1 or HTTP/2, with TLS or without.
+    Http {
+        /// Whether it is HTTP/2.
+        is_http2: bool,
+        /// Whether it is encrypted.
+        is_tls: bool,
+    },
+}
+
+impl Carrier {
+    /// What such a connection is counted as.
+    pub(crate) fn label(self, format: &'static str) -> ConnectionLabel {
+        let yes = |is: bool| if is { "yes" } else { "no" };
+        match self {
+            Self::Unknown => ConnectionLabel { format, protocol: "none", tls: "no" },
+            Self::Http { is_http2, is_tls } => {
+                let protocol = if is_http2 { "http2" } else { "http1" };
+                ConnectionLabel { format, protocol, tls: yes(is_tls) }
+            }
+        }
+    }
+}
+
 /// A reader's connection: a source of bytes until it ends.
 #[derive(Debug)]
 pub struct Connection {
@@ -66,7 +104,9 @@ pub struct Connection {
     /// What was found and may not be delivered before the grant was asked again.
     found: Vec<Item>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
-    _counted: Counted,
+    /// When its bytes were asked for the first time, until it is up to date.
+    asked_at: Option<Instant>,
+    counted: Counted,
 }
 
 #[derive(Debug)]
@@ -85,7 +125,7 @@ impl Connection {
         let settings = hub.settings();
         let age = jitter(settings.connection_age_max, 10);
         let timers = Timers::new(hub, jitter(settings.heartbeat, 20), age, options.expires_at);
-        hub.metrics().connections.inc();
+        let counted = Counted::new(hub, Carrier::default().label(options.format.as_str()));
         Self {
             hub: hub.clone(),
             id: uuid::Uuid::now_v7().simple().to_string(),
@@ -96,7 +136,8 @@ impl Connection {
             grant: None,
             found: Vec::new(),
             draining: Box::pin(hub.draining().clone().cancelled_owned()),
-            _counted: Counted(hub.clone()),
+            asked_at: None,
+            counted,
         }
     }
 
@@ -105,6 +146,14 @@ impl Connection {
     #[must_use]
     pub fn guarded_by(self, grant: Grant) -> Self {
         Self { grant: Some(grant), ..self }
+    }
+
+    /// Counts it among those that are carried so.
+    #[must_use]
+    pub fn carried_by(mut self, carrier: Carrier) -> Self {
+        let label = carrier.label(self.options.format.as_str());
+        self.counted.open = self.hub.metrics().connections.open(label);
+        self
     }
 
     /// The connection's id, as its first frame tells it.
@@ -117,9 +166,17 @@ impl Connection {
     ///
     /// Cancel-safe.
     pub async fn next(&mut self) -> Option<Bytes> {
+        self.counted.handed_at = None;
+        let bytes = self.found_next().await;
+        self.counted.handed_at = bytes.is_some().then_some(self.timers.wrote_at);
+        bytes
+    }
+
+    async fn found_next(&mut self) -> Option<Bytes> {
         loop {
             match std::mem::replace(&mut self.phase, Phase::Ended) {
                 Phase::New(follow) => {
+                    self.asked_at = Some(Instant::now());
                     // Before any storage access: the reader learns that the way is clear.
                     let first = follow.tag.map(|tag| first_cursor(follow.cursor.as_deref(), tag));
                     self.phase = Phase::Start(follow);
@@ -230,8 +287,18 @@ impl Connection {
             }
         }
         let delivered = self.encoder.items(std::mem::take(found), subscription);
-        self.hub.metrics().events_delivered.inc_by(delivered);
-        self.timers.wrote();
+        let now = self.timers.wrote();
+        let metrics = self.hub.metrics();
+        metrics.events_delivered.inc_by(delivered.events);
+        metrics.delivered.inc_by(self.encoder.out.len() as u64);
+        if let Some(taken_at) = delivered.oldest {
+            metrics.delivery_latency.observe_duration(now.duration_since(taken_at));
+        }
+        if delivered.is_caught_up
+            && let Some(asked_at) = self.asked_at.take()
+        {
+            metrics.catch_up_duration.observe_duration(now.duration_since(asked_at));
+        }
         if subscription.is_finished() {
             self.go_away(GoAway::Closed, self.hub.settings().retry);
         }
@@ -248,7 +315,7 @@ impl Connection {
         let control = Control::GoAway { reason, retry_ms: millis(retry) };
         self.encoder.control(&Control::Checkpoint, Cursored::Yes, None);
         self.encoder.control(&control, Cursored::No, Some(retry));
-        Metrics::count(&self.hub.metrics().connections_ended, reason.as_str());
+        self.counted.end(reason);
         self.phase = Phase::Ended;
     }
 
@@ -258,7 +325,7 @@ impl Connection {
         let retry = self.hub.settings().retry.mul_f64(0.5 + random());
         let control = Control::GoAway { reason: GoAway::Unavailable, retry_ms: millis(retry) };
         self.encoder.control(&control, Cursored::No, Some(retry));
-        Metrics::count(&self.hub.metrics().connections_ended, GoAway::Unavailable.as_str());
+        self.counted.end(GoAway::Unavailable);
         self.phase = Phase::Ended;
         self.encoder.take()
     }
@@ -300,9 +367,10 @@ impl Timers {
         Self { timer, heartbeat, wrote_at: now, notice, ends, is_draining: false }
     }
 
-    fn wrote(&mut self) {
+    fn wrote(&mut self) -> Instant {
         // The timer is not touched: it looks when it fires, and fires later if it must.
         self.wrote_at = Instant::now();
+        self.wrote_at
     }
 
     fn drain(&mut self, after: Duration) {
@@ -349,6 +417,15 @@ enum Cursored {
     No,
 }
 
+/// What was among the items that were written.
+#[derive(Default)]
+struct Delivered {
+    events: u64,
+    /// When the hub took the first event that the reader did not come too late for.
+    oldest: Option<Instant>,
+    is_caught_up: bool,
+}
+
 /// Writes frames in a connection's format with the connection's own cursor.
 #[derive(Debug)]
 struct Encoder {
@@ -358,6 +435,8 @@ struct Encoder {
     cursor: Cursor,
     /// Gaps at the start that the reader has not been told yet: until then it gets no cursor.
     gaps_untold: usize,
+    /// Whether the reader was told that it is up to date, and has missed nothing since.
+    is_live: bool,
     out: BytesMut,
     text: String,
 }
@@ -370,6 +449,7 @@ impl Encoder {
             topics: Vec::new(),
             cursor: Cursor::default(),
             gaps_untold: 0,
+            is_live: false,
             out: BytesMut::new(),
             text: String::new(),
         }
@@ -379,18 +459,22 @@ impl Encoder {
         self.out.split().freeze()
     }
 
-    /// Writes items and returns how many events were among them.
-    fn items(&mut self, items: Vec<Item>, subscription: &Subscription) -> u64 {
-        let mut events = 0;
+    /// Writes items and returns what was among them.
+    fn items(&mut self, items: Vec<Item>, subscription: &Subscription) -> Delivered {
+        let mut delivered = Delivered::default();
         for item in items {
             match item {
                 Item::Event { place, frame, mark } => {
-                    events += 1;
+                    delivered.events += 1;
+                    if self.is_live && delivered.oldest.is_none() {
+                        delivered.oldest = frame.taken_at;
+                    }
                     self.event(place, &frame, mark);
                 }
                 Item::Gap { place, gap, mark } => {
                     self.cursor.set(place, mark);
                     self.gaps_untold = self.gaps_untold.saturating_sub(1);
+                    self.is_live = false;
                     let Some(topic) = self.topics.get(place).cloned() else { continue };
                     self.control(&Control::Gap(&topic, gap), Cursored::Yes, None);
                 }
@@ -400,6 +484,8 @@ impl Encoder {
                 }
                 Item::Changed { .. } => {}
                 Item::CaughtUp => {
+                    self.is_live = true;
+                    delivered.is_caught_up = true;
                     let offsets = subscription.offsets().collect();
                     self.control(&Control::CaughtUp(offsets), Cursored::No, None);
                 }
@@ -409,7 +495,7 @@ impl Encoder {
                 }
             }
         }
-        events
+        delivered
     }
 
     fn event(&mut self, place: usize, frame: &Frame, mark: Option<Mark>) {
@@ -599,13 +685,40 @@ async fn may_read(
     Ok(true)
 }
 
-/// Counts the connection as open until it is dropped.
+/// How long bytes may lie before their reader, which then is cut off, is taken for one that reads
+/// nothing. What a reader that reads leaves behind when it goes is younger.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+
+/// Counts the connection as open until it is dropped, and why it ended.
 #[derive(Debug)]
-struct Counted(Hub);
+struct Counted {
+    hub: Hub,
+    open: OpenConnection,
+    has_ended: bool,
+    /// Since when bytes wait for their reader to ask for more.
+    handed_at: Option<Instant>,
+}
+
+impl Counted {
+    fn new(hub: &Hub, label: ConnectionLabel) -> Self {
+        let open = hub.metrics().connections.open(label);
+        Self { hub: hub.clone(), open, has_ended: false, handed_at: None }
+    }
+
+    fn end(&mut self, reason: GoAway) {
+        self.has_ended = true;
+        Metrics::count(&self.hub.metrics().connections_ended, reason.as_str());
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.metrics().connections.dec();
+        if self.has_ended {
+            return;
+        }
+        let is_slow = self.handed_at.is_some_and(|at| at.elapsed() >= SLOW_AFTER);
+        let reason = if is_slow { GoAway::Slow.as_str() } else { "left" };
+        Metrics::count(&self.hub.metrics().connections_ended, reason);
     }
 }
 

@@ -67,6 +67,7 @@ pub struct HubBuilder {
     settings: Settings,
     journal: Option<Arc<dyn Journal>>,
     clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
 }
 
 impl HubBuilder {
@@ -91,6 +92,13 @@ impl HubBuilder {
         self
     }
 
+    /// Counts here what happens, beside others who do.
+    #[must_use]
+    pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
     /// Starts the hub's background work. Needs a running Tokio runtime.
     #[must_use]
     pub fn start(self) -> Hub {
@@ -106,9 +114,9 @@ impl HubBuilder {
             frames: self.settings.ring_frames_max,
             bytes: self.settings.ring_bytes_max,
         };
-        let metrics = Arc::new(Metrics::new());
+        let (clock, metrics) = (self.clock, self.metrics);
         let quotas = Quotas::new(&self.settings, Arc::clone(&metrics));
-        let shared = Shared { journal, clock: self.clock, metrics, ring, appended };
+        let shared = Shared { journal, clock, metrics, ring, appended };
         let tasks = TaskTracker::new();
         let stopped = CancellationToken::new();
         let hub = Hub(Arc::new(Inner {
@@ -130,7 +138,12 @@ impl Hub {
     /// Begins to put a hub together.
     #[must_use]
     pub fn builder() -> HubBuilder {
-        HubBuilder { settings: Settings::default(), journal: None, clock: Arc::new(SystemClock) }
+        HubBuilder {
+            settings: Settings::default(),
+            journal: None,
+            clock: Arc::new(SystemClock),
+            metrics: Arc::default(),
+        }
     }
 
     /// Runs work until the hub stops.
@@ -266,6 +279,13 @@ impl Hub {
 
     pub(crate) fn shared_metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.0.topics.shared().metrics)
+    }
+
+    /// What the hub counts, as it is now, in OpenMetrics text.
+    #[must_use]
+    pub fn metrics_text(&self) -> String {
+        self.metrics().ready.set(self.unready().is_none().into());
+        self.metrics().encode()
     }
 
     /// The hub's clock.

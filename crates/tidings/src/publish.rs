@@ -11,7 +11,6 @@ use crate::{
     error::{ErrorCode, Problem},
     hub::Hub,
     journal::{Append, Dedup, Outcome, Properties},
-    metrics::Metrics,
     model::{
         Class, Cursor, EventId, EventType, JsonText, NewEvent, Offset, Position, StateKey, Tenant,
         Topic, TopicKey, limits::DEDUP_WINDOW,
@@ -111,6 +110,7 @@ impl Hub {
                 *slot = answer;
             }
         }
+        self.count_published(&results);
         results
     }
 
@@ -144,15 +144,8 @@ impl Hub {
             Ok(())
         };
         match announced.and_then(|()| self.topics().announce(&key, append.event)) {
-            Ok(()) => {
-                self.count("ephemeral");
-                Ok(Published { id, topic, position: None, duplicate: false })
-            }
-            Err(refusal) => {
-                let problem = Problem::from(&refusal);
-                self.count(problem.code.as_str());
-                Err(problem)
-            }
+            Ok(()) => Ok(Published { id, topic, position: None, duplicate: false }),
+            Err(refusal) => Err(Problem::from(&refusal)),
         }
     }
 
@@ -163,34 +156,45 @@ impl Hub {
         let (epoch, outcomes) = match outcomes {
             Ok(outcomes) => outcomes,
             Err(error) => {
-                let failed = |number: usize| {
-                    self.count(ErrorCode::Unavailable.as_str());
-                    (number, Err(Problem::from(error.clone())))
-                };
+                let failed = |number: usize| (number, Err(Problem::from(error.clone())));
                 return numbers.into_iter().map(failed).collect();
             }
         };
         let answer = |((number, id), outcome): ((usize, EventId), Outcome)| {
-            let published = |position, duplicate| {
-                self.count(if duplicate { "duplicate" } else { "stored" });
-                Published { id, topic: topic.topic.clone(), position: Some(position), duplicate }
+            let published = |position, duplicate| Published {
+                id,
+                topic: topic.topic.clone(),
+                position: Some(position),
+                duplicate,
             };
             let answer = match outcome {
                 Outcome::Stored(position) => Ok(published(position, false)),
                 Outcome::Duplicate(position) => Ok(published(position, true)),
-                Outcome::Refused(refusal) => {
-                    let problem = problem(&refusal, &topic, epoch);
-                    self.count(problem.code.as_str());
-                    Err(problem)
-                }
+                Outcome::Refused(refusal) => Err(problem(&refusal, &topic, epoch)),
             };
             (number, answer)
         };
         numbers.into_iter().zip(ids).zip(outcomes).map(answer).collect()
     }
 
-    fn count(&self, result: &'static str) {
-        Metrics::count(&self.metrics().events_published, result);
+    /// Counts what became of events, each result once: a request may hold thousands.
+    fn count_published(&self, results: &[Result<Published, Problem>]) {
+        let mut counts: Vec<(&'static str, u64)> = Vec::new();
+        for result in results {
+            let result = match result {
+                Ok(Published { duplicate: true, .. }) => "duplicate",
+                Ok(Published { position: None, .. }) => "ephemeral",
+                Ok(_) => "stored",
+                Err(problem) => problem.code.as_str(),
+            };
+            match counts.iter_mut().find(|(counted, _)| *counted == result) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((result, 1)),
+            }
+        }
+        for (result, count) in counts {
+            self.metrics().events_published.get_or_create(&result.into()).inc_by(count);
+        }
     }
 
     /// Makes a request repeatable as a whole: its events get ids that follow from the key, and the

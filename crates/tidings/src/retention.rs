@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 
 use crate::{
     hub::Hub,
-    journal::{DeleteIf, JournalError, Retention, TopicInfo, TopicQuery},
-    model::TopicKey,
+    journal::{DeleteIf, JournalError, PageLimit, Retention, TopicInfo, TopicQuery},
+    model::{Timestamp, TopicKey},
 };
 
 /// A topic is trimmed after this share of what it may keep was appended: bounds the excess.
@@ -26,6 +26,8 @@ pub(crate) async fn run(hub: Hub, mut appended: mpsc::Receiver<(TopicKey, u64)>)
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let result = tokio::select! {
+            // Not by chance: a simulated run repeated is the same run.
+            biased;
             _ = sweep.tick() => {
                 counts.clear();
                 hub.sweep().await
@@ -68,6 +70,7 @@ impl Hub {
     /// The journal's; the rest is done next time.
     pub async fn sweep(&self) -> Result<(), JournalError> {
         let mut after = None;
+        let mut oldest = self.clock().now();
         let mut counted = self.quotas().holdings.begin_count();
         loop {
             let query =
@@ -76,14 +79,24 @@ impl Hub {
             for info in &page {
                 counted.add(info);
                 self.retain(info).await?;
+                oldest = oldest.min(self.oldest(info).await?.unwrap_or(oldest));
             }
             match page.into_iter().next_back() {
                 Some(last) => after = Some(last.topic),
                 None => break,
             }
         }
+        let age = oldest.until(self.clock().now()).as_secs();
+        self.metrics().oldest_event_age.set(i64::try_from(age).unwrap_or(i64::MAX));
         self.quotas().holdings.end_count(counted);
         Ok(())
+    }
+
+    /// When the first event of the topic's log was recorded that is still held.
+    async fn oldest(&self, info: &TopicInfo) -> Result<Option<Timestamp>, JournalError> {
+        let first = PageLimit { events: 1, bytes: 0 };
+        let page = self.journal().read(&info.topic, info.head.floor().offset, first).await?;
+        Ok(page.events.first().map(|event| event.recorded_at))
     }
 
     async fn retain(&self, info: &TopicInfo) -> Result<(), JournalError> {

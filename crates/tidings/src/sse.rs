@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::{
     error::Problem,
@@ -32,6 +33,8 @@ pub struct Frame {
     pub is_tombstone: bool,
     /// What happened.
     pub event_type: EventType,
+    /// When this hub took the event; `None` for one that is replayed.
+    pub taken_at: Option<Instant>,
     bytes: Bytes,
     json: Range<usize>,
     data: Range<usize>,
@@ -69,10 +72,17 @@ impl Frame {
             key: event.body.key.clone(),
             is_tombstone: event.body.delete,
             event_type: event.body.event_type.clone(),
+            taken_at: None,
             bytes: Bytes::from(out),
             json,
             data,
         }
+    }
+
+    /// Says when this hub took the event.
+    #[must_use]
+    pub fn taken_at(self, at: Option<Instant>) -> Self {
+        Self { taken_at: at, ..self }
     }
 
     /// The whole frame with the cursor of a connection that follows this topic alone.

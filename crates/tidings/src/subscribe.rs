@@ -7,6 +7,8 @@
 
 use std::{collections::HashSet, future::poll_fn, sync::Arc};
 
+use tokio::time::Instant;
+
 use crate::{
     error::{ErrorCode, Problem},
     journal::{Journal, JournalError, Locate, Page, PageLimit, StateQuery},
@@ -366,6 +368,11 @@ impl Subscription {
     /// The journal's; the cursor has not moved past what was handed out, so coming back with it
     /// loses nothing.
     pub async fn next(&mut self) -> Result<Vec<Item>, JournalError> {
+        // Gaps at the start, before anything is waited for: the cursor is behind them already. And
+        // what was found before this was dropped.
+        if !self.items.is_empty() {
+            return Ok(self.hand_out());
+        }
         loop {
             // Also while one topic has much: the others get their turn.
             self.dirty |= self.waker.take();
@@ -596,7 +603,10 @@ impl Reader {
                 }
                 Ok(false)
             }
-            Look::Frames => {
+            Look::Frames(lag) => {
+                metrics.reader_lag.ring.observe(lag);
+                // Only a look that finds nothing, and checkpoints what was filtered, is the end.
+                self.at_end = false;
                 self.page = None;
                 Ok(true)
             }
@@ -636,7 +646,10 @@ impl Reader {
             Some(page) => page,
             None => {
                 let after = self.mark.position.offset;
-                journal.read(&self.key, after, PageLimit::default()).await?
+                let asked_at = Instant::now();
+                let page = journal.read(&self.key, after, PageLimit::default()).await?;
+                metrics.replay_read_duration.observe_duration(asked_at.elapsed());
+                page
             }
         };
         if self.judge(&page, metrics, policy, found) {
@@ -644,6 +657,10 @@ impl Reader {
         }
         let before = self.mark;
         metrics.events_replayed.inc_by(page.events.len() as u64);
+        if !page.events.is_empty() {
+            let end = page.head.tail.previous().0;
+            metrics.reader_lag.journal.observe(end.saturating_sub(before.position.offset.0));
+        }
         for event in &page.events {
             let frame = Arc::new(Frame::of(&self.key, page.head.epoch, event));
             self.take(&frame, found);
@@ -656,6 +673,9 @@ impl Reader {
         // A page that has nothing, although the ring thought so: the topic will wake this reader
         // when it has heard of it.
         self.at_end = self.mark == before;
+        if self.at_end && self.filtered > 0 {
+            self.checkpoint(found);
+        }
         Ok(!self.at_end)
     }
 
@@ -670,7 +690,9 @@ impl Reader {
     ) -> Result<(), JournalError> {
         let until = self.mark.position.offset;
         let query = StateQuery { after, until, ..StateQuery::all() };
+        let asked_at = Instant::now();
         let page = journal.states(&self.key, query).await?;
+        metrics.replay_read_duration.observe_duration(asked_at.elapsed());
         if page.head.epoch != self.mark.position.epoch {
             self.judge(&page, metrics, policy, found);
             return Ok(());

@@ -15,7 +15,10 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, task::AtomicWaker};
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::{
+    sync::{OnceCell, mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -92,8 +95,8 @@ struct State {
 pub(crate) enum Look {
     /// It has everything there is.
     End,
-    /// It was given frames, or skipped what it does not need.
-    Frames,
+    /// It was given frames, or skipped what it does not need; so many offsets were ahead of it.
+    Frames(u64),
     /// It must ask the journal.
     Behind,
 }
@@ -157,7 +160,7 @@ impl Live {
             return Look::End;
         }
         if state.ring.end() == end && state.ring.read(after, take) {
-            return Look::Frames;
+            return Look::Frames(end.0 - after.0);
         }
         Look::Behind
     }
@@ -191,15 +194,15 @@ impl Live {
         }
     }
 
-    /// Takes in what an append stored.
-    fn advance(&self, appended: &Appended, limit: RingLimit) {
-        let frames: Vec<(Offset, Arc<Frame>)> = appended
-            .events
-            .iter()
-            .map(|event| {
-                (event.offset, Arc::new(Frame::of(&self.topic, appended.head.epoch, event)))
-            })
-            .collect();
+    /// Takes in what an append stored. `taken` says when the hub took each event, by offset.
+    fn advance(&self, appended: &Appended, taken: &[(Offset, Instant)], limit: RingLimit) {
+        let frame = |event: &Event| {
+            let place = taken.binary_search_by_key(&event.offset, |(offset, _)| *offset).ok();
+            let at = place.and_then(|place| taken.get(place)).map(|(_, at)| *at);
+            let frame = Frame::of(&self.topic, appended.head.epoch, event).taken_at(at);
+            (event.offset, Arc::new(frame))
+        };
+        let frames: Vec<(Offset, Arc<Frame>)> = appended.events.iter().map(frame).collect();
         let mut state = self.state();
         let moved = state.head != Some(appended.head);
         if state.head.is_none_or(|head| head.epoch != appended.head.epoch) {
@@ -270,9 +273,10 @@ enum Command {
     Append {
         events: Vec<Append>,
         close: bool,
+        taken_at: Instant,
         reply: Reply,
     },
-    Ephemeral(Arc<NewEvent>),
+    Ephemeral(Arc<NewEvent>, Instant),
     SetProperties {
         change: Change,
         reply: oneshot::Sender<Result<Judged<TopicInfo>, JournalError>>,
@@ -388,7 +392,8 @@ impl Topics {
         close: bool,
     ) -> Result<(Epoch, Vec<Outcome>), JournalError> {
         let (reply, answer) = oneshot::channel();
-        self.send(topic, Command::Append { events, close, reply }).await;
+        let taken_at = Instant::now();
+        self.send(topic, Command::Append { events, close, taken_at, reply }).await;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
@@ -401,7 +406,7 @@ impl Topics {
             return Err(Refusal::Closed);
         }
         // A full queue drops it: that is what its class allows.
-        if handle.commands.try_send(Command::Ephemeral(event)).is_err() {
+        if handle.commands.try_send(Command::Ephemeral(event, Instant::now())).is_err() {
             self.shared.metrics.ephemeral_dropped.inc();
         }
         Ok(())
@@ -512,25 +517,26 @@ async fn serve(shared: &Shared, live: &Live, queue: &mut Vec<Command>) {
     let mut pending = Pending::default();
     for command in queue.drain(..) {
         match command {
-            Command::Append { events, close, reply } => {
+            Command::Append { events, close, taken_at, reply } => {
                 if pending.is_full_with(&events) {
                     pending.commit(shared, live).await;
                 }
-                pending.add(events, close, reply);
+                pending.add(events, close, taken_at, reply);
                 if close {
                     // What is queued behind it must find the topic closed.
                     pending.commit(shared, live).await;
                 }
             }
-            Command::Ephemeral(event) => {
+            Command::Ephemeral(event, taken_at) => {
                 let event = Event {
                     offset: Offset::ZERO,
                     fingerprint: Fingerprint(0),
                     recorded_at: shared.clock.now(),
                     body: event,
                 };
+                let frame = Frame::ephemeral(&live.topic, &event).taken_at(Some(taken_at));
                 let mut state = live.state();
-                state.ring.push_ephemeral(Arc::new(Frame::ephemeral(&live.topic, &event)));
+                state.ring.push_ephemeral(Arc::new(frame));
                 Live::wake_all(&state);
             }
             Command::SetProperties { change, reply } => {
@@ -566,7 +572,14 @@ async fn delete(
 struct Pending {
     batch: Batch,
     bytes: usize,
-    replies: Vec<(usize, Reply)>,
+    asked: Vec<Asked>,
+}
+
+/// Who waits for the outcomes of how many of the appends, and since when.
+struct Asked {
+    count: usize,
+    taken_at: Instant,
+    reply: Reply,
 }
 
 impl Pending {
@@ -576,22 +589,22 @@ impl Pending {
                 || self.bytes + bytes(events) > COMMIT_BYTES_MAX)
     }
 
-    fn add(&mut self, events: Vec<Append>, close: bool, reply: Reply) {
+    fn add(&mut self, events: Vec<Append>, close: bool, taken_at: Instant, reply: Reply) {
         self.bytes += bytes(&events);
-        self.replies.push((events.len(), reply));
+        self.asked.push(Asked { count: events.len(), taken_at, reply });
         self.batch.events.extend(events);
         self.batch.close |= close;
     }
 
     async fn commit(&mut self, shared: &Shared, live: &Live) {
-        let Self { mut batch, replies, .. } = std::mem::take(self);
-        if replies.is_empty() {
+        let Self { mut batch, asked, .. } = std::mem::take(self);
+        if asked.is_empty() {
             return;
         }
         batch.now = shared.clock.now();
         match shared.journal.append(&live.topic, batch).await {
             Ok(appended) => {
-                live.advance(&appended, shared.ring);
+                live.advance(&appended, &taken(&appended.outcomes, &asked), shared.ring);
                 let count = appended.events.len() as u64;
                 if count > 0 && shared.appended.try_send((live.topic.clone(), count)).is_err() {
                     // The sweep finds the topic later.
@@ -599,18 +612,28 @@ impl Pending {
                 }
                 let epoch = appended.head.epoch;
                 let mut outcomes = appended.outcomes.into_iter();
-                for (count, reply) in replies {
+                for Asked { count, reply, .. } in asked {
                     let _ = reply.send(Ok((epoch, outcomes.by_ref().take(count).collect())));
                 }
             }
             Err(error) => {
                 tracing::error!(%error, "append failed");
-                for (_, reply) in replies {
+                for Asked { reply, .. } in asked {
                     let _ = reply.send(Err(error.clone()));
                 }
             }
         }
     }
+}
+
+/// When each event that was stored was taken, by ascending offset.
+fn taken(outcomes: &[Outcome], asked: &[Asked]) -> Vec<(Offset, Instant)> {
+    let times = asked.iter().flat_map(|asked| std::iter::repeat_n(asked.taken_at, asked.count));
+    let stored = outcomes.iter().zip(times).filter_map(|(outcome, at)| match outcome {
+        Outcome::Stored(position) => Some((position.offset, at)),
+        Outcome::Duplicate(_) | Outcome::Refused(_) => None,
+    });
+    stored.collect()
 }
 
 fn bytes(events: &[Append]) -> usize {

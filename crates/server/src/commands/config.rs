@@ -6,6 +6,7 @@ use crate::{
     cli_reference,
     config::{reference_page, schema_text, serving_problems, show},
     exit::{Exit, Failure},
+    metrics_reference,
 };
 
 /// Runs the command.
@@ -27,6 +28,7 @@ pub(crate) fn run(command: &ConfigCommand) -> Result<Exit, Failure> {
         ConfigCommand::Show(layers) => print(&show(&load_config(layers)?)),
         ConfigCommand::Docs { page: DocsPage::Configuration } => print(&reference_page()),
         ConfigCommand::Docs { page: DocsPage::Cli } => print(&cli_reference::page()),
+        ConfigCommand::Docs { page: DocsPage::Metrics } => print(&metrics_reference::page()),
         ConfigCommand::Schema => print(&schema_text()),
     }
 }

@@ -29,6 +29,11 @@ fn the_command_line_page_is_what_the_code_says() {
 }
 
 #[test]
+fn the_metrics_page_is_what_the_code_says() {
+    compare("metrics.md", &["config", "docs", "metrics"]);
+}
+
+#[test]
 fn the_schema_is_what_the_code_says() {
     compare("tidings.schema.json", &["config", "schema"]);
 }

@@ -53,10 +53,12 @@ fn numbers(text: &str) -> (Vec<u64>, Option<String>) {
     (found, last_id)
 }
 
+/// A metric, all of its labels together.
 async fn metric(admin: &str, name: &str) -> f64 {
     let text = client().get(format!("{admin}/metrics")).send().await.unwrap().text().await.unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
-    line.unwrap().parse().unwrap()
+    let is_it = |line: &&str| line.split([' ', '{']).next() == Some(name);
+    let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+    text.lines().filter(is_it).map(value).sum()
 }
 
 async fn publish(url: &str, key: &str, events: &[Value]) -> reqwest::Response {

@@ -1,11 +1,11 @@
 //! Who is calling, and what they may touch.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
     extract::{FromRequestParts, Request},
-    http::{HeaderMap, header, request::Parts},
+    http::{HeaderMap, Version, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -13,9 +13,10 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::Instant;
 
-use super::router::App;
+use super::{router::App, serve::Peer};
 use crate::{
     auth::{Access, Grant},
+    connection::Carrier,
     error::{ErrorCode, Problem},
     journal::Refusal,
     model::Topic,
@@ -30,6 +31,19 @@ impl FromRequestParts<App> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         authenticate(app, &parts.headers).await.map(Self)
+    }
+}
+
+/// What carries the request, as far as this hub's own listener knows.
+pub(super) struct Carried(pub(super) Carrier);
+
+impl<S: Sync> FromRequestParts<S> for Carried {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let is_http2 = parts.version == Version::HTTP_2;
+        let http = |peer: &Peer| Carrier::Http { is_http2, is_tls: peer.is_tls };
+        Ok(Self(parts.extensions.get::<Peer>().map_or(Carrier::Unknown, http)))
     }
 }
 

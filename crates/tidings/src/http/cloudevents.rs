@@ -8,7 +8,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 
 use super::ingest::{
-    Bounds, Draft, DraftParts, Fields, data, fits, malformed, members, named, read, strict,
+    Bounds, Draft, DraftParts, Fields, data, fits, malformed, media_type, members, read, strict,
 };
 use crate::{
     error::Problem,
@@ -48,7 +48,8 @@ pub(super) fn structured(
         match &*name {
             "specversion" => version = Some(read::<String>(json, &at, "must be a string")?),
             "datacontenttype" if json != "null" => {
-                content_type = Some(named(json, &at, Attribute::parse)?);
+                let text: String = read(json, &at, "must be a string")?;
+                content_type = Some(media_type(&text, &at)?);
             }
             "data_base64" if json != "null" => {
                 let text: String = read(json, &at, "must be a string")?;
@@ -96,6 +97,9 @@ pub(super) fn binary(
     let mut version = None;
     for (name, value) in headers {
         let Some(attribute_name) = name.as_str().strip_prefix(PREFIX) else { continue };
+        if headers.get_all(name).iter().nth(1).is_some() {
+            return Err(malformed("this header is there twice").at(name.as_str()));
+        }
         let text = value.to_str().ok().and_then(percent_decode);
         let text = text.ok_or_else(|| {
             malformed("must be ASCII with percent-encoded UTF-8").at(name.as_str())
@@ -303,6 +307,10 @@ mod tests {
         let problem = binary(&headers, Bytes::new(), BOUNDS, None).unwrap_err();
         assert_eq!(problem.pointer.as_deref(), Some("ce-subject"));
         headers.remove("ce-subject");
+        headers.append("ce-id", "2".parse().unwrap());
+        let problem = binary(&headers, Bytes::new(), BOUNDS, None).unwrap_err();
+        assert_eq!(problem.pointer.as_deref(), Some("ce-id"));
+        headers.insert("ce-id", "1".parse().unwrap());
         for name in ["ce-data", "ce-datacontenttype"] {
             headers.insert(name, "text/plain".parse().unwrap());
             let problem = binary(&headers, Bytes::new(), BOUNDS, None).unwrap_err();

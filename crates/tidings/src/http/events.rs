@@ -5,7 +5,7 @@ use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 use axum::{
     body::Body,
     extract::{RawQuery, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
@@ -26,12 +26,13 @@ use super::{
 use crate::{
     auth::Grant,
     error::{ErrorCode, Problem},
+    metrics::Metrics,
     model::{Tenant, Topic},
     publish::{Publish, Published},
     quota::Place,
 };
 
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 /// Longest idempotency key, bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// What a line of NDJSON may have besides its data, bytes.
@@ -44,10 +45,10 @@ pub(super) async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let content_type = match headers.get(header::CONTENT_TYPE) {
+    let content_type = match once(&headers, "Content-Type")? {
         Some(value) => Some(value.to_str().map_err(|_| {
             let detail = "the content type is not ASCII";
-            Problem::new(ErrorCode::UnsupportedMediaType, detail)
+            Problem::new(ErrorCode::UnsupportedMediaType, detail).at("Content-Type")
         })?),
         None => None,
     };
@@ -62,7 +63,7 @@ pub(super) async fn publish(
         query::parameters(query.as_deref(), &[])?;
         if headers.contains_key(IDEMPOTENCY_KEY) {
             let detail = "a stream cannot be repeated as a whole; give its events ids";
-            return Err(Problem::new(ErrorCode::Malformed, detail).at("Idempotency-Key"));
+            return Err(Problem::new(ErrorCode::Malformed, detail).at(IDEMPOTENCY_KEY));
         }
         let place = app.hub.quotas().publisher(&grant)?;
         return Ok(publish_stream(app.clone(), grant, place, bounds, body));
@@ -70,7 +71,8 @@ pub(super) async fn publish(
     let key = idempotency_key(&headers)?;
     app.hub.quotas().may_publish(&grant)?;
     let _room = admission::room_for_body(&app.hub, &headers).await?;
-    let body = read_body(settings, body, settings.publish_bytes_max).await?;
+    let body = read_body(settings, body, settings.publish_bytes_max).await;
+    let body = body.map_err(|problem| problem.at(""))?;
     let drafts = read(&essence, content_type, query.as_deref(), &headers, body.clone(), bounds)?;
     let key = key.map(|key| (key, whole_request(content_type, query.as_deref(), &headers, &body)));
     app.hub.quotas().publish(&grant, drafts.events.len())?;
@@ -123,15 +125,25 @@ fn topic_parameter(query: Option<&str>) -> Result<Option<Topic>, Problem> {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    let Some(value) = once(headers, IDEMPOTENCY_KEY)? else { return Ok(None) };
     // A structured-fields string may come in quotes; both spellings are one key.
     let key = value.to_str().ok().map(|text| text.trim_matches('"'));
     let fits = |key: &&str| (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len());
     let key = key.filter(fits).ok_or_else(|| {
         let detail = "must be 1 to 256 bytes of ASCII";
-        Problem::new(ErrorCode::Malformed, detail).at("Idempotency-Key")
+        Problem::new(ErrorCode::Malformed, detail).at(IDEMPOTENCY_KEY)
     })?;
     Ok(Some(key.to_owned()))
+}
+
+/// A header of which two would be a question that nobody can answer.
+fn once<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next();
+    if values.next().is_some() {
+        return Err(Problem::new(ErrorCode::Malformed, "this header is there twice").at(name));
+    }
+    Ok(value)
 }
 
 /// Everything that a request publishes: an idempotency key stands for all of it, not for its body
@@ -211,6 +223,9 @@ async fn authorize_and_publish(
                 }
             }
         }
+    }
+    for problem in results.iter().flatten().filter_map(|result| result.as_ref().err()) {
+        Metrics::count(&app.hub.metrics().events_published, problem.code.as_str());
     }
     let storing = async {
         if let Some((key, body)) = key

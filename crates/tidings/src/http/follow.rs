@@ -14,14 +14,14 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 
 use super::{
-    caller::authenticate,
+    caller::{Carried, authenticate},
     proxy::BehindProxy,
     query::{self, Parameter, duration},
     router::App,
 };
 use crate::{
     auth::{Grant, Secret},
-    connection::{Connection, ConnectionOptions, Envelope, Format},
+    connection::{Carrier, Connection, ConnectionOptions, Envelope, Format},
     error::{ErrorCode, Problem},
     model::{
         Class, Cursor, Timestamp, Topic,
@@ -73,11 +73,12 @@ enum Answer {
 pub(super) async fn follow(
     State(app): State<App>,
     method: Method,
+    Carried(carrier): Carried,
     behind_proxy: BehindProxy,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    match answer(&app, &method, &behind_proxy, query.as_deref(), &headers).await {
+    match answer(&app, &method, carrier, &behind_proxy, query.as_deref(), &headers).await {
         Ok(response) => response,
         Err(problem) => refusal(&headers, &problem, None),
     }
@@ -103,6 +104,7 @@ pub(super) fn refusal(headers: &HeaderMap, problem: &Problem, first: Option<Curs
 async fn answer(
     app: &App,
     method: &Method,
+    carrier: Carrier,
     behind_proxy: &BehindProxy,
     query: Option<&str>,
     headers: &HeaderMap,
@@ -146,8 +148,9 @@ async fn answer(
             // A page that is waited for is not delivered after the credential's end either.
             let left = grant.expires_at().map(|end| app.hub.clock().now().until(end));
             let wait = left.map_or(request.wait, |left| request.wait.min(left));
+            let open = app.hub.metrics().connections.open(carrier.label("long_poll"));
             let page = page(app, &grant, follow, request.envelope, wait).await?;
-            drop(places);
+            drop((places, open));
             use_up(app, ticket.as_ref()).await?;
             Ok(page)
         }
@@ -163,7 +166,8 @@ async fn answer(
                 envelope: request.envelope,
                 expires_at: grant.expires_at(),
             };
-            let connection = Connection::open(&app.hub, follow, options).guarded_by(grant);
+            let connection =
+                Connection::open(&app.hub, follow, options).carried_by(carrier).guarded_by(grant);
             // The places are given back with the body, however that ends.
             let bytes = stream::unfold((connection, places), async |(mut connection, places)| {
                 let bytes = connection.next().await?;
@@ -340,9 +344,11 @@ fn parse(query: Option<&str>, headers: &HeaderMap, now: Timestamp) -> Result<Req
         return Err(Problem::new(ErrorCode::TooLarge, detail).at("type"));
     }
     // The header wins: an EventSource sends its newest position there, the query is its first.
-    if let Some(id) = headers.get("last-event-id") {
-        // Longer than any cursor, or not text: still answered in the stream, as a gap.
-        request.cursor = Some(id.to_str().unwrap_or("?").to_owned());
+    let mut ids = headers.get_all("last-event-id").iter();
+    if let Some(id) = ids.next() {
+        // Two of them, longer than any cursor, or not text: still answered in the stream, as a gap.
+        let id = id.to_str().ok().filter(|_| ids.next().is_none());
+        request.cursor = Some(id.unwrap_or("?").to_owned());
     }
     request.cursor = request.cursor.filter(|cursor| !cursor.is_empty());
     Ok(request)
@@ -473,5 +479,8 @@ mod tests {
         headers.insert("last-event-id", HeaderValue::from_static("new"));
         let request = parse(Some("last_event_id=old"), &headers, Timestamp::default()).unwrap();
         assert_eq!(request.cursor.as_deref(), Some("new"));
+        headers.append("last-event-id", HeaderValue::from_static("newer"));
+        let request = parse(None, &headers, Timestamp::default()).unwrap();
+        assert!(request.cursor.is_some_and(|cursor| Cursor::decode(&cursor).is_err()));
     }
 }

@@ -30,5 +30,5 @@ pub(super) async fn ready(State(app): State<App>) -> Result<Response, Problem> {
 /// Counters in OpenMetrics text.
 pub(super) async fn metrics(State(app): State<App>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], app.hub.metrics().encode()).into_response()
+    ([(header::CONTENT_TYPE, kind)], app.hub.metrics_text()).into_response()
 }

@@ -113,9 +113,11 @@ pub(super) fn json(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
         return Ok(Drafts { is_single: false, events: array(text, "", bounds, event)? });
     }
     let members = members(text, "")?;
-    if let [(name, events)] = &*members
-        && name == "events"
-    {
+    if let Some((_, events)) = members.iter().find(|(name, _)| name == "events") {
+        if let Some((other, _)) = members.iter().find(|(name, _)| name != "events") {
+            let rule = "stands beside `events`, which must be alone";
+            return Err(malformed(rule).at(format!("/{}", pointer_part(other))));
+        }
         let events = array(events.get(), "/events", bounds, event)?;
         return Ok(Drafts { is_single: false, events });
     }
@@ -165,6 +167,7 @@ pub(super) fn data(
     // What curl says of any `-d`; a form is text too.
     let content_type = content_type.unwrap_or("text/plain");
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let content_type = media_type(content_type, "Content-Type")?;
     let data = if essence == "application/json" || essence.ends_with("+json") {
         let text = json_text(&body, "/data")?;
         Data::Json(JsonText::parse(text).map_err(|error| body_problem(text, &error, "/data"))?)
@@ -172,12 +175,23 @@ pub(super) fn data(
         let text = std::str::from_utf8(&body).map_err(|error| not_utf8(&error).at("/data"))?;
         Data::Json(JsonText::string(text))
     } else {
-        let content_type = Attribute::parse(content_type)
-            .map_err(|error| Problem::from(error).at("content-type"))?;
         Data::Binary { content_type, bytes: body }
     };
     fits(&data, "/data", bounds)?;
     Ok(data)
+}
+
+/// Reads a media type: type and subtype are tokens (RFC 9110 §8.3.1), and parameters are anything.
+pub(super) fn media_type(text: &str, at: &str) -> Result<Attribute, Problem> {
+    let is_token = |text: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        !text.is_empty() && text.bytes().all(allowed)
+    };
+    let essence = text.split(';').next().unwrap_or_default().trim();
+    if !essence.split_once('/').is_some_and(|(kind, sub)| is_token(kind) && is_token(sub)) {
+        return Err(malformed("must be a media type, like image/png").at(at));
+    }
+    Attribute::parse(text).map_err(|error| Problem::from(error).at(at))
 }
 
 /// The fields of an event, while they are read.
@@ -427,8 +441,9 @@ pub(super) fn strict(text: &str, at: &str) -> Result<JsonText, Problem> {
 fn not_read(text: &str, at: &str, must: &str) -> Problem {
     match mistake(text) {
         Some(error) if at.is_empty() => body_problem(text, &error, at),
-        Some(error) => json_problem(&error, at),
-        None => malformed(must).at(at),
+        Some(error) if at.starts_with('/') => json_problem(&error, at),
+        // Parameters and headers are not JSON to who writes them.
+        _ => malformed(must).at(at),
     }
 }
 
@@ -507,6 +522,7 @@ mod tests {
             ("{", 400, ""),
             ("[]", 400, ""),
             (r#"{"events":{}}"#, 400, "/events"),
+            (r#"{"events":[{"topic":"a","type":"x"}],"topic":"a"}"#, 400, "/topic"),
             (r#"{"type":"x"}"#, 400, "/topic"),
             (r#"{"topic":"a"}"#, 400, "/type"),
             (r#"{"topic":"a b","type":"x"}"#, 400, "/topic"),
@@ -641,6 +657,10 @@ mod tests {
         assert!(matches!(read(Some("image/png"), b"\xff").unwrap(), Data::Binary { .. }));
         assert!(read(Some("text/plain"), b"\xff").is_err());
         assert!(read(Some("application/json"), b"{").is_err());
+        for bad in ["", "/", "image", "image/", "image/p ng", "a/b/c", "image/png,"] {
+            let problem = read(Some(bad), b"x").unwrap_err();
+            assert_eq!(problem.pointer.as_deref(), Some("Content-Type"), "{bad}");
+        }
     }
 
     proptest! {

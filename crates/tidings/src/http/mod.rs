@@ -11,6 +11,7 @@ mod events;
 mod follow;
 mod health;
 mod ingest;
+mod observe;
 mod openapi;
 mod problem;
 mod properties;

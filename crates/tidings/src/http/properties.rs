@@ -97,7 +97,9 @@ fn retention(value: &Value, at: &str) -> Result<Retention, Problem> {
         if value.is_null() {
             continue;
         }
-        let count = || value.as_u64().ok_or_else(|| wrong(&at, "must be a whole number"));
+        // In the configuration 0 is no bound; here it would be all of a topic, taken at once.
+        let rule = "must be a whole number above zero; without it there is no bound";
+        let count = || value.as_u64().filter(|count| *count > 0).ok_or_else(|| wrong(&at, rule));
         match &**name {
             "age" => retention.age = Some(time(value, &at)?),
             "events" => retention.events = Some(count()?),
@@ -129,6 +131,8 @@ mod tests {
             (r#"{"ttl":"soon"}"#, "/ttl"),
             (r#"{"ttl":0}"#, "/ttl"),
             (r#"{"retention":{"evnts":1}}"#, "/retention/evnts"),
+            (r#"{"retention":{"events":0}}"#, "/retention/events"),
+            (r#"{"retention":{"bytes":0}}"#, "/retention/bytes"),
             (r#"{"x":1}"#, "/x"),
         ] {
             let problem = parse(text, "/p").unwrap_err();

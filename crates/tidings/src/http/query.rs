@@ -100,7 +100,7 @@ pub(super) async fn refuse_all(request: Request, next: Next) -> Response {
 pub(super) fn unknown(what: &str, name: &str, known: &[&str]) -> String {
     match nearest(name, known) {
         Some(nearest) => format!("there is no such {what}; did you mean `{nearest}`?"),
-        None if known.is_empty() => format!("there is no such {what}: this resource has none"),
+        None if known.is_empty() => format!("there is no such {what}: none is known here"),
         None => format!("there is no such {what}; known are {}", known.join(", ")),
     }
 }
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(told, "there is no such member; known are a, b");
         assert_eq!(
             unknown("parameter", "a", &[]),
-            "there is no such parameter: this resource has none"
+            "there is no such parameter: none is known here"
         );
     }
 

@@ -12,8 +12,8 @@ use axum::{
 use ipnet::IpNet;
 
 use super::{
-    caller, cors::Cors, events, follow, health, openapi, problem, query, rest, state, tickets,
-    topics,
+    caller, cors::Cors, events, follow, health, observe, openapi, problem, query, rest, state,
+    tickets, topics,
 };
 use crate::{
     auth::Authenticator,
@@ -100,6 +100,7 @@ impl Hub {
             .layer(middleware::from_fn(caller::refuse_encoded_bodies))
             .layer(middleware::from_fn_with_state(app.clone(), rest::read))
             .layer(middleware::from_fn_with_state(Arc::new(cors), super::cors::apply))
+            .layer(middleware::from_fn_with_state(self.shared_metrics(), observe::observe))
             .layer(middleware::from_fn(problem::identify))
             // Handlers bound their bodies themselves, each by its own limit.
             .layer(DefaultBodyLimit::disable())

@@ -117,10 +117,11 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     app.hub.quotas().publish(&grant, 1)?;
-    let body = read_body(app.hub.settings(), body, BODY_BYTES_MAX).await?;
+    let body = read_body(app.hub.settings(), body, BODY_BYTES_MAX).await;
+    let body = body.map_err(|problem| problem.at(""))?;
     let PropertiesText { properties, closed } = properties::parse(json_text(&body, "")?, "")?;
     let key = TopicKey::new(grant.tenant().clone(), topic);
-    let owner = may_write(&grant, &key.topic)?;
+    let owner = may_write(&grant, &key.topic).map_err(at_topic)?;
     let before = app.hub.describe(&key).await?;
     let is_theirs = owner.is_none() || owner.as_deref() == before.properties.owner.as_deref();
     if is_theirs && closed == Some(false) && before.head.closed {
@@ -133,7 +134,7 @@ pub(super) async fn put(
     };
     let change = Change { properties, close: closed == Some(true), owner };
     let changed = app.hub.set_properties(&key, change).await?;
-    let info = changed.map_err(|refusal| Problem::from(&refusal))?;
+    let info = changed.map_err(|refusal| at_topic(Problem::from(&refusal)))?;
     if let Some(room) = &mut room {
         room.made_one();
     }
@@ -147,7 +148,8 @@ pub(super) async fn delete(
     TopicPath(topic): TopicPath,
 ) -> Result<Response, Problem> {
     app.hub.quotas().publish(&grant, 1)?;
-    let condition = may_write(&grant, &topic)?.map_or(DeleteIf::Always, DeleteIf::OwnedBy);
+    let owner = may_write(&grant, &topic).map_err(at_topic)?;
+    let condition = owner.map_or(DeleteIf::Always, DeleteIf::OwnedBy);
     let key = TopicKey::new(grant.tenant().clone(), topic);
     match app.hub.delete(&key, condition).await? {
         Ok(true) => {
@@ -155,8 +157,13 @@ pub(super) async fn delete(
             Ok(StatusCode::NO_CONTENT.into_response())
         }
         Ok(false) => Err(not_found()),
-        Err(refusal) => Err(Problem::from(&refusal)),
+        Err(refusal) => Err(at_topic(Problem::from(&refusal))),
     }
+}
+
+/// A refusal that is about the topic of the path.
+fn at_topic(problem: Problem) -> Problem {
+    problem.at("topic")
 }
 
 fn describe(info: &TopicInfo) -> Value {

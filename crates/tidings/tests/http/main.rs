@@ -15,6 +15,7 @@ mod follow;
 mod frames;
 mod interface;
 mod limits;
+mod metrics;
 mod publish;
 mod resume;
 mod support;

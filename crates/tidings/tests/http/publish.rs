@@ -163,6 +163,15 @@ async fn what_cannot_be_taken_is_a_problem_and_nothing_is_stored() {
         ("", json, &big, 413, "too_large", "/data"),
         ("", json, &many, 413, "too_large", ""),
         ("", json, &huge, 413, "too_large", ""),
+        ("?topic=t&type=x", "/", "x", 400, "malformed", "Content-Type"),
+        (
+            "?topic=t&type=x&class=state&key=k&if_offset=01",
+            "text/plain",
+            "x",
+            400,
+            "malformed",
+            "if_offset",
+        ),
         ("", "application/cloudevents+json", "{}", 400, "malformed", "/specversion"),
         ("", "text/plain", "x", 400, "malformed", "topic"),
         ("?topic=t", "text/plain", "x", 400, "malformed", "type"),
@@ -237,6 +246,23 @@ async fn a_refusal_points_at_its_field_in_every_form_of_body() {
     }
     let (status, problem) = problem_of(binary.send().await.unwrap()).await;
     assert_eq!((status, &problem["pointer"]), (409, &json!("topic")));
+}
+
+#[tokio::test]
+async fn a_header_that_is_there_twice_is_refused() {
+    let server = Server::start().await;
+    let event = json!({ "topic": "t", "type": "x" }).to_string();
+    for (name, values) in
+        [("Content-Type", ["application/json", "text/plain"]), ("Idempotency-Key", ["a", "b"])]
+    {
+        let mut request = server.post("/v1/events").body(event.clone());
+        for value in values {
+            request = request.header(name, value);
+        }
+        let (status, problem) = problem_of(request.send().await.unwrap()).await;
+        assert_eq!((status, &problem["pointer"]), (400, &json!(name)), "{problem}");
+    }
+    assert_eq!(held(&server, "t").await, Vec::<Value>::new());
 }
 
 #[tokio::test]

@@ -111,5 +111,6 @@ async fn mistakes_are_pointed_at() {
         assert_eq!((status, &problem["pointer"]), (400, &json!(pointer)), "{query}");
     }
     let reserved = server.request(Method::PUT, "/v1/topics/$hub/x").body("{}");
-    assert_eq!(problem_of(reserved.send().await.unwrap()).await.0, 403);
+    let (status, problem) = problem_of(reserved.send().await.unwrap()).await;
+    assert_eq!((status, &problem["pointer"]), (403, &json!("topic")));
 }

@@ -9,6 +9,7 @@
 
 mod connection;
 mod follow;
+mod metrics;
 mod publish;
 mod seam;
 mod support;

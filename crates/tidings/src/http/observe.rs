@@ -1,0 +1,73 @@
+//! What is counted and logged of each request: its route, its status and how long its answer took.
+//!
+//! The rule: a stream of events is no slow answer, so it is logged and not timed; and nothing of a
+//! request is logged but its method and path, as a ticket may be in the query.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{Method, StatusCode, header},
+    middleware::Next,
+    response::Response,
+};
+use tokio::time::Instant;
+
+use crate::metrics::{Metrics, RequestLabel};
+
+/// Counts and logs a request, within its span.
+pub(super) async fn observe(
+    State(metrics): State<Arc<Metrics>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let asked_at = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let label = RequestLabel {
+        route: route.unwrap_or("none").to_owned(),
+        method: method(request.method()),
+        status: "",
+    };
+    let response = next.run(request).await;
+    let took = asked_at.elapsed();
+    let (status, is_stream) = (response.status(), is_stream(&response));
+    if !is_stream {
+        let label = RequestLabel { status: class(status), ..label };
+        metrics.request_duration.get_or_create(&label).observe_duration(took);
+    }
+    let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    if status.is_server_error() {
+        tracing::warn!(status = status.as_u16(), took_us, "request failed");
+    } else {
+        tracing::debug!(status = status.as_u16(), took_us, is_stream, "request answered");
+    }
+    response
+}
+
+fn is_stream(response: &Response) -> bool {
+    let kind = response.headers().get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
+    matches!(kind, Some(b"text/event-stream" | b"application/x-ndjson"))
+}
+
+/// A label's value: clients can make up methods.
+fn method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+fn class(status: StatusCode) -> &'static str {
+    match status.as_u16() / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    }
+}
