@@ -66,8 +66,7 @@ async fn publish(url: &str, key: &str, events: &[Value]) -> reqwest::Response {
     request.send().await.unwrap()
 }
 
-/// Broken on purpose, it failed: without the small buffers, by 2.5 MB a reader, and with the place
-/// of a reader that stalls kept for ever.
+/// Broken on purpose, it failed: without the small buffers, a reader cost 2.3 MB of kernel memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_that_stop_reading_cost_little_lose_nothing_and_hold_up_nobody() {
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -160,7 +159,7 @@ async fn readers_that_stop_reading_cost_little_lose_nothing_and_hold_up_nobody()
     assert_eq!(hub.terminate(), Some(0));
 }
 
-/// Broken on purpose, it failed: with `Place` forgotten instead of dropped.
+/// Broken on purpose, it failed: with the places of a stream forgotten instead of dropped.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_come_and_go_leave_nothing_behind() {
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -232,7 +231,6 @@ async fn clients_that_come_and_go_leave_nothing_behind() {
     assert_eq!(hub.terminate(), Some(0));
 }
 
-/// Broken on purpose, it failed: with an answer given before the events were stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_events_is_refused_by_name_and_what_was_taken_is_stored() {
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -17,7 +17,6 @@ use crate::{
 
 const ROUNDS: usize = 3;
 
-/// Broken on purpose, it failed: with publishes that were accepted dropped at the first signal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_under_load_lose_and_double_nothing_and_end_in_time() {
     let _ = rustls::crypto::ring::default_provider().install_default();
