@@ -178,7 +178,8 @@ mod tests {
         let (_, index) = page.split_once("## Clause index").unwrap();
         // Rows are ranges: `P-1 to P-12`, one behind the other.
         let mut ranges: Vec<(u32, u32)> = Vec::new();
-        for range in index.lines().filter(|line| line.starts_with("| ")).flat_map(|l| l.split(',')) {
+        for range in index.lines().filter(|line| line.starts_with("| ")).flat_map(|l| l.split(','))
+        {
             let numbers = range.split("P-").skip(1).map(|words| {
                 words.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse::<u32>().unwrap()
             });

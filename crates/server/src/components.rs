@@ -12,7 +12,7 @@ use std::{
 use tidings::{
     Hub,
     auth::Authenticator,
-    http::{HttpSettings, ServeSettings, Tls},
+    http::{ServeSettings, Tls},
     journal::{Journal, JournalError, embedded::EmbeddedJournal, memory::MemoryJournal},
 };
 
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Where the journal is within the data directory; the rest of it is for keys and the like.
-const JOURNAL_DIRECTORY: &str = "journal";
+pub(crate) const JOURNAL_DIRECTORY: &str = "journal";
 /// The file that a process locks while it has the journal open.
 const LOCK_FILE: &str = "TIDINGS";
 
@@ -55,14 +55,9 @@ impl Components {
         };
         let journal = open_journal(config)?;
         let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
-        let settings = HttpSettings {
-            cors_origins: config.cors.origins.clone(),
-            trusted_proxies: config.proxies(),
-            metrics: config.metrics.public,
-        };
         let router = hub
-            .router(Arc::new(authenticator), &settings)
-            .map_err(|problem| refused(format!("cors.origins: {problem}")))?;
+            .router(Arc::new(authenticator), &config.http_settings())
+            .map_err(|p| refused(format!("{}: {p}", p.pointer.as_deref().unwrap_or_default())))?;
         let serve = config.serve_settings();
         Ok(Self { hub, router, serve, tls, drain_grace: config.drain_grace.0 })
     }
@@ -97,7 +92,7 @@ fn unusable(data: &Path, journal: &Path, error: &JournalError) -> Failure {
 }
 
 /// Whether some process holds the lock of a journal.
-fn is_in_use(journal: &Path) -> bool {
+pub(crate) fn is_in_use(journal: &Path) -> bool {
     let lock = File::open(journal.join(LOCK_FILE));
     lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }

@@ -60,6 +60,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Token(command) => commands::token::run(&command),
         Command::Key(KeyCommand::Create(args)) => commands::key::create(&args),
         Command::Config(command) => commands::config::run(&command),
+        Command::Journal(command) => commands::journal::run(&command),
     }
 }
 

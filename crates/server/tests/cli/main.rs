@@ -6,6 +6,7 @@ mod docs;
 mod drain;
 mod follow;
 mod hub;
+mod journal;
 mod keys;
 mod publish;
 mod startup;

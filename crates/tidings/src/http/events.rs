@@ -377,6 +377,7 @@ async fn end_of_stream(app: &App, grant: &Grant) -> Problem {
             let detail = "the hub is draining; send the rest again";
             Problem::new(ErrorCode::Unavailable, detail).after(Duration::from_secs(1))
         }
+        problem = app.hub.until_revoked(grant) => problem,
         () = expired => {
             let detail = "the credential expired; send the rest with a new one";
             Problem::new(ErrorCode::CredentialExpired, detail)

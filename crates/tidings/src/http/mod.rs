@@ -6,6 +6,8 @@
 mod admission;
 mod caller;
 mod cloudevents;
+mod connections;
+mod cookie;
 mod cors;
 mod events;
 mod follow;
@@ -18,6 +20,7 @@ mod properties;
 mod proxy;
 mod query;
 mod rest;
+mod revocations;
 mod router;
 mod serve;
 mod socket;
@@ -27,6 +30,7 @@ mod tls;
 mod topics;
 mod transport;
 
+pub use cookie::CookieSettings;
 pub use router::HttpSettings;
 pub use serve::{Peer, ServeSettings, serve};
 pub use tls::{Tls, TlsError};

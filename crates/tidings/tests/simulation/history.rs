@@ -146,6 +146,18 @@ impl History {
         self.lines[topic].len() > 1
     }
 
+    /// Whether a state that was stored at the offset was replaced in one of the histories that had
+    /// it. One that was lost since may have been read from when it was.
+    pub(crate) fn was_replaced(&self, topic: &str, line: &Line, offset: u64) -> bool {
+        let state = &line.events[&offset];
+        self.lines[topic].iter().filter(|line| line.events.get(&offset) == Some(state)).any(
+            |line| {
+                let mut later = line.events.range(offset + 1..);
+                later.any(|(_, event)| event.key == state.key)
+            },
+        )
+    }
+
     /// Whether a history that holds the position was trimmed up to an offset.
     pub(crate) fn was_trimmed(&self, topic: &str, position: Position, floor: u64) -> bool {
         self.lines[topic].iter().any(|line| line.holds(position) && line.floor >= floor)

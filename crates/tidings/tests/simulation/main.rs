@@ -13,6 +13,8 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::needless_pass_by_value,
+    clippy::print_stdout,
     reason = "a test fails by panicking, and reads better short"
 )]
 
@@ -116,5 +118,5 @@ fn a_run_repeated_is_identical() {
     let once = hashes();
     assert_eq!(once, hashes());
     assert!(once.windows(2).all(|two| two[0] != two[1]), "two seeds are one run: {once:?}");
-    assert!(once.iter().all(|(lines, _)| *lines > 200), "hardly anything happens: {once:?}");
+    assert!(once.iter().all(|(lines, _)| *lines > 300), "hardly anything happens: {once:?}");
 }

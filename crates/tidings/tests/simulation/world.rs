@@ -185,7 +185,7 @@ impl World {
         self.start();
         let (readers, reading) = self.readers(&mut chance);
         let publishing = self.publishers(&mut chance);
-        let until = Instant::now() + chance.millis(15_000..45_000);
+        let until = Instant::now() + chance.millis(10_000..30_000);
         while Instant::now() < until && !self.has_failed() {
             sleep(chance.millis(100..4000)).await;
             self.mishap(&mut chance).await;
@@ -482,6 +482,7 @@ fn auth() -> AuthSettings {
             read: vec!["**".to_owned()],
             write: vec!["**".to_owned()],
             expires_at: None,
+            revoke: false,
         }],
         ..AuthSettings::default()
     }
