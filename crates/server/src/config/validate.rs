@@ -294,7 +294,7 @@ fn readable_secrets(loaded: &Loaded) -> Vec<ServeProblem> {
     let open_to_all = files.into_iter().filter_map(|(file, what)| {
         let mode = std::fs::metadata(&file).ok()?.permissions().mode() & 0o777;
         (mode & 0o006 != 0).then(|| {
-            let file = file.display();
+            let file = file.strip_prefix(".").unwrap_or(&file).display();
             ServeProblem(format!(
                 "every user of this machine can read or change {file} (mode {mode:03o}), which \
                  holds {what}: chmod 600 {file}. Where the platform decides its mode and nobody \

@@ -3,9 +3,11 @@
 
 mod config;
 mod docs;
+mod drain;
 mod follow;
 mod hub;
 mod journal;
 mod keys;
 mod publish;
+mod startup;
 mod support;

@@ -21,6 +21,7 @@ mod problem;
 mod properties;
 mod proxy;
 mod query;
+mod rest;
 mod revocations;
 mod router;
 mod serve;

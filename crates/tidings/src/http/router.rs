@@ -15,7 +15,8 @@ use super::{
     caller, connections,
     cookie::{Cookie, CookieSettings},
     cors::Cors,
-    events, follow, health, observe, openapi, problem, query, revocations, state, tickets, topics,
+    events, follow, health, observe, openapi, problem, query, rest, revocations, state, tickets,
+    topics,
 };
 use crate::{
     auth::Authenticator,
@@ -120,6 +121,7 @@ impl Hub {
                 Problem::new(ErrorCode::MethodNotAllowed, detail)
             })
             .layer(middleware::from_fn(caller::refuse_encoded_bodies))
+            .layer(middleware::from_fn_with_state(app.clone(), rest::read))
             .layer(middleware::from_fn_with_state(Arc::new(cors), super::cors::apply))
             .layer(middleware::from_fn_with_state(self.shared_metrics(), observe::observe))
             .layer(middleware::from_fn(problem::identify))
