@@ -204,6 +204,7 @@ pub(crate) fn check_event(topic: &Topic, event: NewEvent) {
     let (fingerprint, bytes) = record::encode(&event, offset, recorded_at);
     if event.class != Class::Ephemeral {
         assert_eq!(*record::decode(&bytes, offset).unwrap().body, event);
+        assert!(record::decode(&bytes, Offset(8)).is_err(), "another offset's record is accepted");
     }
     let key = TopicKey::new(Tenant::parse("t").unwrap(), topic.clone());
     let event = Event { offset, fingerprint, recorded_at, body: Arc::new(event) };
@@ -326,25 +327,34 @@ mod tests {
         paths.iter().map(|path| fs::read(path).unwrap()).collect()
     }
 
+    /// The first input near a target's corpus on which it does not hold.
+    fn broken_by(name: &str, target: fn(&[u8])) -> Option<Vec<u8>> {
+        let corpus = corpus(name);
+        assert!(!corpus.is_empty(), "{name} has no corpus");
+        let mut chance = Chance(1);
+        let near = corpus.iter().flat_map(|input| {
+            let mutations = (0..MUTATIONS).map(|_| mutate(&mut chance, &corpus, input));
+            std::iter::once(input.clone()).chain(mutations.collect::<Vec<_>>())
+        });
+        near.collect::<Vec<_>>()
+            .into_iter()
+            .find(|input| std::panic::catch_unwind(|| target(input)).is_err())
+    }
+
+    /// Broken on purpose, the targets in brackets noticed: overlong numbers in cursors (cursor), line
+    /// ends not escaped (frame), `*` for no segment (topic), checksums without their offset (frame),
+    /// the rest of a line that was too long taken for a line (ndjson), keys with more behind them
+    /// (token), letters decoded as others (query), data up to twice its limit (json_body).
     #[test]
     fn every_target_holds_on_its_corpus_and_what_is_near_it() {
-        for (name, target) in TARGETS {
-            let corpus = corpus(name);
-            assert!(!corpus.is_empty(), "{name} has no corpus");
-            let mut chance = Chance(1);
-            for input in &corpus {
-                target(input);
-                for _ in 0..MUTATIONS {
-                    let input = mutate(&mut chance, &corpus, input);
-                    let held = std::panic::catch_unwind(|| target(&input));
-                    assert!(
-                        held.is_ok(),
-                        "{name} does not hold on {:?}",
-                        input.escape_ascii().to_string()
-                    );
-                }
-            }
-        }
+        let broken: Vec<String> = TARGETS
+            .iter()
+            .filter_map(|(name, target)| {
+                let input = broken_by(name, *target)?;
+                Some(format!("{name}: {}", input.escape_ascii()))
+            })
+            .collect();
+        assert!(broken.is_empty(), "{}", broken.join("\n"));
     }
 
     #[test]

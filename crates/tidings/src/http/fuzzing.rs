@@ -93,9 +93,13 @@ fn lines(input: &[u8], piece: usize) -> Vec<(u64, String)> {
 pub fn query(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     let read = |text: &str| parameters::repeatable(Some(text), follow::PARAMETERS, &["topic"]);
+    let encode = |text: &str| text.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
+    let value = |text: &str| read(&format!("topic={text}")).ok()?.pop().map(|pair| pair.value);
+    assert_eq!(value(&encode(text)).as_deref(), Some(text));
+    if !text.contains(['&', '%', '+']) {
+        assert_eq!(value(text).as_deref(), Some(text));
+    }
     if let Ok(pairs) = read(text) {
-        let encode =
-            |text: &str| text.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
         let again: Vec<String> =
             pairs.iter().map(|pair| format!("{}={}", pair.name, encode(&pair.value))).collect();
         assert_eq!(read(&again.join("&")).ok(), Some(pairs));
