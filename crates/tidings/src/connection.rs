@@ -611,7 +611,7 @@ impl Hub {
         let (mut subscription, _) = self.subscribe(follow).await?;
         let mut page =
             LongPoll { events: Vec::new(), gaps: Vec::new(), cursor: String::new(), closed: false };
-        let mut is_judged = false;
+        let (mut is_judged, mut is_caught_up) = (false, false);
         let revoked = async {
             match grant {
                 Some(grant) => self.until_revoked(grant).await,
@@ -624,7 +624,8 @@ impl Hub {
                 biased;
                 problem = &mut revoked => return Err(problem),
                 items = subscription.next() => items?,
-                () = tokio::time::sleep_until(deadline) => break,
+                // The time is for what is to come: what is there already is read first.
+                () = tokio::time::sleep_until(deadline), if is_caught_up => break,
                 () = self.draining().cancelled() => break,
             };
             is_judged &= !items.iter().any(|item| matches!(item, Item::Changed { .. }));
@@ -641,6 +642,7 @@ impl Hub {
                             Envelope::None => frame.data(),
                         });
                     }
+                    Item::CaughtUp => is_caught_up = true,
                     Item::Gap { place, gap, .. } => {
                         if let Some(topic) = subscription.topics().nth(*place) {
                             page.gaps.push(Control::Gap(topic, *gap).data());
