@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     hub::Hub,
-    journal::{DeleteIf, JournalError, PageLimit, Retention, TopicInfo, TopicQuery},
+    journal::{DeleteIf, Head, JournalError, PageLimit, Retention, TopicInfo, TopicQuery},
     model::{Timestamp, TopicKey},
 };
 
@@ -97,6 +97,21 @@ impl Hub {
         Ok(page.events.first().map(|event| event.recorded_at))
     }
 
+    /// Trims a topic now, to what this retention allows; readers that come later learn of it.
+    /// Returns where the topic stands then.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn trim(
+        &self,
+        topic: &TopicKey,
+        retention: &Retention,
+    ) -> Result<Head, JournalError> {
+        let head = self.journal().trim(topic, retention, self.clock().now()).await?;
+        self.topics().trimmed(topic, head);
+        Ok(head)
+    }
+
     async fn retain(&self, info: &TopicInfo) -> Result<(), JournalError> {
         let now = self.clock().now();
         let ttl = info.properties.ttl.filter(|ttl| info.written_at.plus(*ttl) <= now);
@@ -109,11 +124,7 @@ impl Hub {
         if info.head.earliest == info.head.tail || !exceeds(info, &retention) {
             return Ok(());
         }
-        let head = self.journal().trim(&info.topic, &retention, now).await?;
-        if head != info.head {
-            self.topics().trimmed(&info.topic, head);
-        }
-        Ok(())
+        self.trim(&info.topic, &retention).await.map(drop)
     }
 }
 

@@ -237,7 +237,7 @@ fn while_it_drains_a_hub_is_not_ready_and_a_second_signal_ends_it_at_once() {
 }
 
 /// Starts `tidings serve` with these settings, and a key that may do everything under `a/`.
-fn serve(
+pub(crate) fn serve(
     directory: &std::path::Path,
     settings: &str,
 ) -> (std::process::Child, BufReader<std::process::ChildStderr>, String) {
@@ -257,7 +257,7 @@ fn serve(
     (child, log, made["key"].as_str().unwrap().to_owned())
 }
 
-fn log_line(log: &mut impl BufRead) -> serde_json::Value {
+pub(crate) fn log_line(log: &mut impl BufRead) -> serde_json::Value {
     let mut line = String::new();
     log.read_line(&mut line).unwrap();
     serde_json::from_str(&line).unwrap()

@@ -1,10 +1,12 @@
 //! Runs the real binary: every command, its exit codes, and what survives a killed hub.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on ends")]
 
+mod admin;
 mod config;
 mod docs;
 mod follow;
 mod hub;
 mod keys;
 mod publish;
+mod secrets;
 mod support;

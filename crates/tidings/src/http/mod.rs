@@ -26,6 +26,7 @@ mod tls;
 mod topics;
 mod transport;
 
+pub use problem::identify;
 pub use router::HttpSettings;
 pub use serve::{Peer, ServeSettings, serve};
 pub use tls::{Tls, TlsError};
