@@ -17,6 +17,7 @@ mod examples;
 mod markdown;
 mod pages;
 mod setup;
+mod simulate;
 mod step;
 mod suite;
 
@@ -32,6 +33,8 @@ cargo xtask <command>
   test              sets up, then runs every check and every test of the repository
   test --fast       only formatting, lints, Rust tests
   test NAME…        only the Rust tests whose names contain one of the words
+  simulate [--seeds N] [--seed X]
+                    runs the simulation with N seeds (2000), or one and tells what happens in it
   bench [R] [E]     builds for release and measures R readers of E events beside a floor
   docs              writes the pages under docs/ that are generated from the code
   docs --check      says which of them are out of date
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.as_slice() {
         ["setup"] => setup::run(),
         ["test", options @ ..] => return suite::run(options),
+        ["simulate", options @ ..] => simulate::run(options),
         ["bench", arguments @ ..] => bench(arguments),
         ["docs"] => pages::write(),
         ["docs", "--check"] => pages::check(),

@@ -167,7 +167,9 @@ mod tests {
         let clause = |line: &str| -> Option<u32> {
             line.strip_prefix("**P-")?.split_once("**")?.0.parse().ok()
         };
-        let numbers: Vec<u32> = page.lines().filter_map(clause).collect();
+        // A clause keeps its number for ever, so a new one among old ones has the next free number.
+        let mut numbers: Vec<u32> = page.lines().filter_map(clause).collect();
+        numbers.sort_unstable();
         for number in &numbers {
             assert!(page.contains(&format!("<a id=\"p-{number}\"></a>\n**P-{number}** ")));
         }
@@ -176,14 +178,16 @@ mod tests {
         let (_, index) = page.split_once("## Clause index").unwrap();
         // Rows are ranges: `P-1 to P-12`, one behind the other.
         let mut ranges: Vec<(u32, u32)> = Vec::new();
-        for row in index.lines().filter(|line| line.starts_with("| ")) {
-            let numbers = row.split("P-").skip(1).map(|words| {
+        for range in index.lines().filter(|line| line.starts_with("| ")).flat_map(|l| l.split(','))
+        {
+            let numbers = range.split("P-").skip(1).map(|words| {
                 words.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse::<u32>().unwrap()
             });
             let numbers: Vec<u32> = numbers.collect();
             ranges.extend(numbers.first().copied().zip(numbers.last().copied()));
         }
-        let covered: Vec<u32> = ranges.iter().flat_map(|(from, to)| *from..=*to).collect();
+        let mut covered: Vec<u32> = ranges.iter().flat_map(|(from, to)| *from..=*to).collect();
+        covered.sort_unstable();
         assert_eq!(covered, expected);
     }
 }

@@ -312,6 +312,9 @@ pub(crate) struct KeyArgs {
     /// Topics that it may read, a pattern; repeat it for more
     #[arg(long, value_name = "PATTERN")]
     pub(crate) read: Vec<String>,
+    /// Let it revoke credentials of its tenant
+    #[arg(long)]
+    pub(crate) revoke: bool,
     /// Its tenant [default: that of the configuration]
     #[arg(long)]
     pub(crate) tenant: Option<String>,
@@ -396,6 +399,33 @@ pub(crate) struct AdminArgs {
 pub(crate) enum AdminCommand {
     /// The node: version, uptime, readiness
     Nodes,
+    /// Open connections of readers
+    Connections {
+        /// Of this tenant
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Of this subject
+        #[arg(long)]
+        subject: Option<String>,
+        /// That follow this topic
+        #[arg(long)]
+        topic: Option<String>,
+        /// How many at most, up to 1000 [default: 100]
+        #[arg(long, value_name = "NUMBER")]
+        limit: Option<usize>,
+    },
+    /// Send readers away: they come back with their cursor and lose nothing
+    Kick {
+        /// This connection
+        #[arg(long, required_unless_present = "subject")]
+        id: Option<String>,
+        /// All of this subject; needs --tenant
+        #[arg(long, requires = "tenant", conflicts_with = "id")]
+        subject: Option<String>,
+        /// The subject's tenant
+        #[arg(long)]
+        tenant: Option<String>,
+    },
     /// Topics of all tenants
     Topics {
         /// Of this tenant only

@@ -12,7 +12,7 @@ use std::{
 use tidings::{
     Hub,
     auth::Authenticator,
-    http::{HttpSettings, ServeSettings, Tls},
+    http::{ServeSettings, Tls},
     journal::{Journal, JournalError, embedded::EmbeddedJournal, memory::MemoryJournal},
 };
 
@@ -55,14 +55,9 @@ impl Components {
         };
         let journal = open_journal(config)?;
         let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
-        let settings = HttpSettings {
-            cors_origins: config.cors.origins.clone(),
-            trusted_proxies: config.proxies(),
-            metrics: config.metrics.public,
-        };
         let router = hub
-            .router(Arc::new(authenticator), &settings)
-            .map_err(|problem| refused(format!("cors.origins: {problem}")))?;
+            .router(Arc::new(authenticator), &config.http_settings())
+            .map_err(|p| refused(format!("{}: {p}", p.pointer.as_deref().unwrap_or_default())))?;
         let serve = config.serve_settings();
         Ok(Self { hub, router, serve, tls, drain_grace: config.drain_grace.0 })
     }

@@ -137,7 +137,7 @@ impl Credentials {
             reader_token: mint(&signer, &claims).map_err(|error| software(&error))?,
             token_secret: token_secret.expose().to_owned(),
             publisher_key: key.expose().to_owned(),
-            publisher: ApiKeySettings { write: vec!["**".to_owned()], ..publisher },
+            publisher: ApiKeySettings { write: vec!["**".to_owned()], revoke: true, ..publisher },
         })
     }
 

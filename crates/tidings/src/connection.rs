@@ -10,6 +10,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::{
     auth::Grant,
+    connections::{Leave, Told},
     error::{ErrorCode, Problem},
     hub::Hub,
     journal::JournalError,
@@ -17,7 +18,7 @@ use crate::{
     model::{Class, Cursor, Mark, Timestamp, TopicKey},
     sse::{Control, Frame, GoAway},
     subscribe::{Follow, Item, Subscription},
-    ticket::first_cursor,
+    ticket::{UsedTicket, first_cursor},
 };
 
 /// Before a credential ends, its reader is told so this early, to refresh it in time.
@@ -101,6 +102,9 @@ pub struct Connection {
     options: ConnectionOptions,
     /// Whose leave it reads by; `None`: nobody need be asked.
     grant: Option<Grant>,
+    leave: Option<Leave>,
+    /// Whose leave it is to read by, once it is sure that it allows all of it.
+    renewed: Option<Grant>,
     /// What was found and may not be delivered before the grant was asked again.
     found: Vec<Item>,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -134,6 +138,8 @@ impl Connection {
             timers,
             options,
             grant: None,
+            leave: None,
+            renewed: None,
             found: Vec::new(),
             draining: Box::pin(hub.draining().clone().cancelled_owned()),
             asked_at: None,
@@ -141,11 +147,18 @@ impl Connection {
         }
     }
 
-    /// Has this grant asked again whenever the properties of a topic change by whose leave it reads:
-    /// the connection ends before it delivers what the grant does not allow any more.
+    /// Has this grant asked again whenever the properties of a topic change by whose leave it reads,
+    /// and lets it be revoked and renewed: the connection ends before it delivers what the grant does
+    /// not allow any more. It is one of [`Hub::connections`] from here on.
     #[must_use]
-    pub fn guarded_by(self, grant: Grant) -> Self {
-        Self { grant: Some(grant), ..self }
+    pub fn guarded_by(mut self, grant: Grant, ticket: Option<UsedTicket>) -> Self {
+        let topics = match &self.phase {
+            Phase::New(follow) | Phase::Start(follow) => follow.topics.as_slice(),
+            Phase::Run(_) | Phase::Ended => &[],
+        };
+        self.leave = Some(Leave::take(&self.hub, &self.id, topics, ticket, grant.clone()));
+        self.grant = Some(grant);
+        self
     }
 
     /// Counts it among those that are carried so.
@@ -199,6 +212,9 @@ impl Connection {
                     self.encoder.gaps_untold = started.gaps;
                     self.encoder.topics = subscription.topics().cloned().collect();
                     // Asked before, but changes are told from here on only.
+                    if self.leave.as_ref().is_some_and(Leave::is_revoked) {
+                        return Some(self.revoke());
+                    }
                     match may_read(&self.hub, self.grant.as_ref(), &subscription).await {
                         Ok(true) => {}
                         Ok(false) => return Some(self.revoke()),
@@ -227,20 +243,27 @@ impl Connection {
     }
 
     async fn run(&mut self) -> Bytes {
+        if self.renewed.is_some() {
+            return self.renew().await;
+        }
         if !self.found.is_empty() {
             return self.deliver().await;
         }
-        let Self { phase: Phase::Run(subscription), timers, draining, .. } = self else {
+        let Self { phase: Phase::Run(subscription), timers, draining, leave, .. } = self else {
             return Bytes::new();
         };
+        // Before the end by time: the credential may have been renewed in time.
+        let order = leave.as_mut().and_then(Leave::told_now);
         // The end first, and its notice: a reader that is behind always has events waiting, and a
         // credential that has ended must not deliver them.
         let now = Instant::now();
-        let happening = match (timers.ended(now), timers.noticed(now)) {
-            (Some(reason), _) => Happening::End(reason),
-            (None, Some(expires_at)) => Happening::Notice(expires_at),
-            (None, None) => tokio::select! {
+        let happening = match (order, timers.ended(now), timers.noticed(now)) {
+            (Some(told), ..) => Happening::Told(told),
+            (None, Some(reason), _) => Happening::End(reason),
+            (None, None, Some(expires_at)) => Happening::Notice(expires_at),
+            (None, None, None) => tokio::select! {
                 biased;
+                told = told(leave) => Happening::Told(told),
                 () = draining, if !timers.is_draining => Happening::Drain,
                 items = subscription.next() => Happening::Items(items),
                 happening = timers.next() => happening,
@@ -258,7 +281,17 @@ impl Connection {
                 self.timers.wrote();
             }
             Happening::Notice(expires_at) => {
+                let expires_at = Some(expires_at);
                 self.encoder.control(&Control::Auth { expires_at }, Cursored::No, None);
+            }
+            Happening::Told(Told::Renewed(grant)) => {
+                self.renewed = Some(grant);
+                return self.renew().await;
+            }
+            Happening::Told(Told::End(GoAway::Revoked)) => return self.revoke(),
+            Happening::Told(Told::End(reason)) => {
+                let window = self.hub.settings().retry;
+                self.go_away(reason, window.mul_f64(0.5 + random()));
             }
             Happening::Drain => {
                 // Readers are let go one after the other, in time for the last to be told.
@@ -305,6 +338,24 @@ impl Connection {
         self.encoder.take()
     }
 
+    /// Goes on by another grant, or ends if that does not allow everything.
+    async fn renew(&mut self) -> Bytes {
+        let Self { phase: Phase::Run(subscription), renewed: Some(grant), .. } = self else {
+            return Bytes::new();
+        };
+        // It was asked before, but a topic may have changed since.
+        match may_read(&self.hub, Some(grant), subscription).await {
+            Ok(true) => {}
+            Ok(false) => return self.revoke(),
+            Err(error) => return self.fail(&Problem::from(error)),
+        }
+        let expires_at = grant.expires_at();
+        self.grant = self.renewed.take();
+        self.timers.expire(&self.hub, expires_at);
+        self.encoder.control(&Control::Auth { expires_at }, Cursored::No, None);
+        self.encoder.take()
+    }
+
     fn revoke(&mut self) -> Bytes {
         self.go_away(GoAway::Revoked, self.hub.settings().retry);
         self.encoder.take()
@@ -335,6 +386,7 @@ enum Happening {
     Items(Result<Vec<Item>, JournalError>),
     Ping,
     Notice(Timestamp),
+    Told(Told),
     Drain,
     End(GoAway),
 }
@@ -353,18 +405,28 @@ struct Timers {
 impl Timers {
     fn new(hub: &Hub, heartbeat: Duration, age: Duration, expires_at: Option<Timestamp>) -> Self {
         let now = Instant::now();
-        let mut ends = vec![(now + age, GoAway::MaxAge)];
-        let mut notice = None;
+        let ends = vec![(now + age, GoAway::MaxAge)];
+        let timer = Box::pin(tokio::time::sleep_until(now));
+        let mut timers =
+            Self { timer, heartbeat, wrote_at: now, notice: None, ends, is_draining: false };
+        timers.expire(hub, expires_at);
+        timers
+    }
+
+    /// Ends the connection then, and not when it was to end by its credential before.
+    fn expire(&mut self, hub: &Hub, expires_at: Option<Timestamp>) {
+        let now = Instant::now();
+        self.ends.retain(|(_, reason)| *reason != GoAway::Expired);
+        self.notice = None;
         if let Some(at) = expires_at {
             let left = hub.clock().now().until(at);
             // Beyond a year a timer would overflow, and the connection's age ends it long before.
             if left < Duration::from_secs(366 * 24 * 60 * 60) {
-                ends.push((now + left, GoAway::Expired));
-                notice = left.checked_sub(EXPIRY_NOTICE).map(|left| (now + left, at));
+                self.ends.push((now + left, GoAway::Expired));
+                self.notice = left.checked_sub(EXPIRY_NOTICE).map(|left| (now + left, at));
             }
         }
-        let timer = Box::pin(tokio::time::sleep_until(now));
-        Self { timer, heartbeat, wrote_at: now, notice, ends, is_draining: false }
+        self.timer.as_mut().reset(now);
     }
 
     fn wrote(&mut self) -> Instant {
@@ -617,7 +679,8 @@ impl Hub {
     /// The grant, if there is one, is asked again when the properties of a topic change.
     ///
     /// # Errors
-    /// The journal's, and [`ErrorCode::ForbiddenTopic`]; the reader's cursor is still good.
+    /// The journal's, [`ErrorCode::ForbiddenTopic`] and [`ErrorCode::CredentialRevoked`]; the
+    /// reader's cursor is still good.
     pub async fn poll(
         &self,
         grant: Option<&Grant>,
@@ -630,9 +693,17 @@ impl Hub {
         let mut page =
             LongPoll { events: Vec::new(), gaps: Vec::new(), cursor: String::new(), closed: false };
         let mut is_judged = false;
+        let revoked = async {
+            match grant {
+                Some(grant) => self.until_revoked(grant).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(revoked);
         loop {
             let items = tokio::select! {
                 biased;
+                problem = &mut revoked => return Err(problem),
                 items = subscription.next() => items?,
                 () = tokio::time::sleep_until(deadline) => break,
                 () = self.draining().cancelled() => break,
@@ -683,6 +754,13 @@ async fn may_read(
         }
     }
     Ok(true)
+}
+
+async fn told(leave: &mut Option<Leave>) -> Told {
+    match leave {
+        Some(leave) => leave.told().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// How long bytes may lie before their reader, which then is cut off, is taken for one that reads

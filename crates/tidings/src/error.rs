@@ -55,6 +55,10 @@ codes! {
     CredentialInvalid = "credential_invalid", 401, false, "Credential invalid";
     /// The credential was valid once.
     CredentialExpired = "credential_expired", 401, false, "Credential expired";
+    /// The credential was revoked.
+    CredentialRevoked = "credential_revoked", 401, false, "Credential revoked";
+    /// The grant does not allow this.
+    Forbidden = "forbidden", 403, false, "Not allowed by the grant";
     /// The grant does not cover writing this topic.
     ForbiddenTopic = "forbidden_topic", 403, false, "Topic not covered by the grant";
     /// The browser's origin is not one of those allowed.

@@ -11,6 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     auth::{Access, Grant},
     clock::{Clock, SystemClock},
+    connections::Connections,
     due,
     error::Problem,
     journal::{
@@ -22,6 +23,7 @@ use crate::{
     model::{Cursor, Mark, Topic, TopicKey},
     quota::Quotas,
     retention,
+    revocation::{self, Revocations},
     ring::RingLimit,
     settings::Settings,
     sse::Frame,
@@ -54,6 +56,8 @@ struct Inner {
     settings: Settings,
     topics: Arc<Topics>,
     quotas: Quotas,
+    connections: Connections,
+    revocations: Revocations,
     tasks: TaskTracker,
     /// Nobody new is to be sent here; set before draining.
     withdrawn: AtomicBool,
@@ -123,6 +127,8 @@ impl HubBuilder {
             settings: self.settings,
             topics: Topics::new(Arc::new(shared), tasks.clone(), stopped.clone()),
             quotas,
+            connections: Connections::default(),
+            revocations: Revocations::new(),
             tasks,
             withdrawn: AtomicBool::new(false),
             draining: CancellationToken::new(),
@@ -130,6 +136,7 @@ impl HubBuilder {
         }));
         hub.background(retention::run(hub.clone(), grown));
         hub.background(due::run(hub.clone()));
+        hub.background(revocation::run(hub.clone()));
         hub
     }
 }
@@ -338,6 +345,14 @@ impl Hub {
 
     pub(crate) fn quotas(&self) -> &Quotas {
         &self.0.quotas
+    }
+
+    pub(crate) fn open_connections(&self) -> &Connections {
+        &self.0.connections
+    }
+
+    pub(crate) fn revocations(&self) -> &Revocations {
+        &self.0.revocations
     }
 
     pub(crate) fn topics(&self) -> &Arc<Topics> {

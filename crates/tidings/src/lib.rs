@@ -6,6 +6,7 @@
 pub mod auth;
 pub mod clock;
 pub mod connection;
+pub mod connections;
 mod due;
 pub mod error;
 pub mod http;
@@ -16,6 +17,7 @@ pub mod model;
 pub mod publish;
 mod quota;
 mod retention;
+pub mod revocation;
 mod ring;
 pub mod settings;
 pub mod sse;

@@ -26,6 +26,8 @@ pub(crate) async fn run(hub: Hub, mut appended: mpsc::Receiver<(TopicKey, u64)>)
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let result = tokio::select! {
+            // Not by chance: a simulated run repeated is the same run.
+            biased;
             _ = sweep.tick() => {
                 counts.clear();
                 hub.sweep().await

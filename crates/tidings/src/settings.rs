@@ -47,6 +47,8 @@ pub struct Settings {
     pub retry: Duration,
     /// How long a connection lives, ± 10 %, so that load spreads and grants are looked at anew.
     pub connection_age_max: Duration,
+    /// How long a revocation lasts that does not say it.
+    pub revocation_life: Duration,
     /// How long an orderly shutdown takes at most.
     pub drain_window: Duration,
     /// Connections that one user (one API key) follows over at once. 0: without bound.
@@ -100,6 +102,7 @@ impl Default for Settings {
             heartbeat: Duration::from_secs(15),
             retry: Duration::from_millis(2500),
             connection_age_max: Duration::from_secs(60 * 60),
+            revocation_life: Duration::from_secs(30 * 24 * 60 * 60),
             drain_window: Duration::from_secs(20),
             user_connections_max: limits::USER_CONNECTIONS_MAX,
             tenant_connections_max: limits::CONNECTIONS_MAX,

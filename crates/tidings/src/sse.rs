@@ -228,10 +228,10 @@ pub enum Control<'a> {
     Gap(&'a TopicKey, Gap),
     /// A topic takes no more events and was read to its end.
     Closed(&'a TopicKey),
-    /// The credential ends soon.
+    /// The credential ends soon, or was renewed.
     Auth {
-        /// When.
-        expires_at: Timestamp,
+        /// When it ends; `None`: never.
+        expires_at: Option<Timestamp>,
     },
     /// The hub ends the connection.
     GoAway {
@@ -299,7 +299,9 @@ impl Control<'_> {
                 "to": gap.to.map(|offset| offset.0),
             }),
             Self::Closed(topic) => json!({ "topic": topic.topic.as_str() }),
-            Self::Auth { expires_at } => json!({ "expires_at": expires_at.to_string() }),
+            Self::Auth { expires_at } => {
+                json!({ "expires_at": expires_at.map(|at| at.to_string()) })
+            }
             Self::GoAway { reason, retry_ms } => {
                 json!({ "reason": reason.as_str(), "retry_ms": retry_ms })
             }

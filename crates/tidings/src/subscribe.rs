@@ -368,6 +368,11 @@ impl Subscription {
     /// The journal's; the cursor has not moved past what was handed out, so coming back with it
     /// loses nothing.
     pub async fn next(&mut self) -> Result<Vec<Item>, JournalError> {
+        // Gaps at the start, before anything is waited for: the cursor is behind them already. And
+        // what was found before this was dropped.
+        if !self.items.is_empty() {
+            return Ok(self.hand_out());
+        }
         loop {
             // Also while one topic has much: the others get their turn.
             self.dirty |= self.waker.take();
@@ -600,6 +605,8 @@ impl Reader {
             }
             Look::Frames(lag) => {
                 metrics.reader_lag.ring.observe(lag);
+                // Only a look that finds nothing, and checkpoints what was filtered, is the end.
+                self.at_end = false;
                 self.page = None;
                 Ok(true)
             }
@@ -666,6 +673,9 @@ impl Reader {
         // A page that has nothing, although the ring thought so: the topic will wake this reader
         // when it has heard of it.
         self.at_end = self.mark == before;
+        if self.at_end && self.filtered > 0 {
+            self.checkpoint(found);
+        }
         Ok(!self.at_end)
     }
 

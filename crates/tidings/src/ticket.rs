@@ -56,12 +56,24 @@ pub struct FoundTicket {
     pub grant: Grant,
     /// What the cursors of its connections must carry.
     pub tag: TicketTag,
+    place: Place,
     unused: Option<Unused>,
+}
+
+/// A ticket that a connection was opened with, which stays good as long as the connection's grant.
+#[derive(Debug, Clone)]
+pub struct UsedTicket(Place);
+
+impl FoundTicket {
+    /// What a connection keeps of it.
+    #[must_use]
+    pub fn into_used(self) -> UsedTicket {
+        UsedTicket(self.place)
+    }
 }
 
 /// What is stored with its first use.
 struct Unused {
-    place: Place,
     stored: Stored,
     offset: Offset,
 }
@@ -114,6 +126,7 @@ impl Hub {
         let event = self.ticket_at(&place).await?.ok_or_else(unknown)?;
         let mut stored = read(&event)?;
         let grant = Grant::from_claims(&stored.grant)?;
+        self.check_revoked(&grant).await?;
         let now = self.clock().now();
         if grant.expires_at().is_some_and(|end| end <= now) {
             return Err(Problem::new(ErrorCode::CredentialExpired, "ticket's credential expired"));
@@ -121,7 +134,11 @@ impl Hub {
         if let Some(tag) = stored.tag {
             let shown = cursor.and_then(|text| Cursor::decode(text).ok()).and_then(|c| c.tag());
             let own = shown.is_some_and(|shown| bool::from(shown.ct_eq(&tag)));
-            return if own { Ok(FoundTicket { grant, tag, unused: None }) } else { Err(used()) };
+            return if own {
+                Ok(FoundTicket { grant, tag, place, unused: None })
+            } else {
+                Err(used())
+            };
         }
         if Timestamp::from_millis(stored.issued_at_ms).plus(TICKET_LIFE) < now {
             return Err(Problem::new(ErrorCode::CredentialExpired, "ticket was not used in time"));
@@ -129,8 +146,8 @@ impl Hub {
         let mut tag = TicketTag::default();
         getrandom::fill(&mut tag).map_err(|_| internal())?;
         stored.tag = Some(tag);
-        let unused = Some(Unused { place, stored, offset: event.offset });
-        Ok(FoundTicket { grant, tag, unused })
+        let unused = Some(Unused { stored, offset: event.offset });
+        Ok(FoundTicket { grant, tag, place, unused })
     }
 
     /// Uses a ticket up, unless this is a reconnect of the use that did. Of several at once, one
@@ -140,13 +157,35 @@ impl Hub {
     /// [`ErrorCode::CredentialInvalid`]: another was faster. After [`ErrorCode::Unavailable`] it may
     /// be used up or not; the tag serves either way.
     pub async fn use_ticket(&self, ticket: &FoundTicket) -> Result<(), Problem> {
-        let Some(Unused { place, stored, offset }) = &ticket.unused else { return Ok(()) };
-        let end = ticket.grant.expires_at().unwrap_or(Timestamp::from_millis(u64::MAX));
-        let end = end.min(self.clock().now().plus(RECONNECTS_MAX));
-        match self.put_ticket(place, stored, end, *offset).await {
+        let Some(Unused { stored, offset }) = &ticket.unused else { return Ok(()) };
+        let end = self.reconnects_end(&ticket.grant);
+        match self.put_ticket(&ticket.place, stored, end, *offset).await {
             Err(problem) if problem.code == ErrorCode::Conflict => Err(used()),
             other => other,
         }
+    }
+
+    /// Has a ticket stand for another grant from now on: its connection was renewed, and is to come
+    /// back as that.
+    pub(crate) async fn renew_ticket(
+        &self,
+        UsedTicket(place): &UsedTicket,
+        grant: &Grant,
+    ) -> Result<(), Problem> {
+        // One that has ended meanwhile stays so; its connection goes on.
+        let Some(event) = self.ticket_at(place).await? else { return Ok(()) };
+        let stored = Stored { grant: grant.to_claims(), ..read(&event)? };
+        let end = self.reconnects_end(grant);
+        match self.put_ticket(place, &stored, end, event.offset).await {
+            // Renewed twice at once: the other's grant is as good.
+            Err(problem) if problem.code == ErrorCode::Conflict => Ok(()),
+            other => other,
+        }
+    }
+
+    fn reconnects_end(&self, grant: &Grant) -> Timestamp {
+        let end = grant.expires_at().unwrap_or(Timestamp::from_millis(u64::MAX));
+        end.min(self.clock().now().plus(RECONNECTS_MAX))
     }
 
     async fn ticket_at(&self, place: &Place) -> Result<Option<Event>, Problem> {
@@ -176,6 +215,7 @@ impl Hub {
 }
 
 /// Where a ticket's state is: found by the ticket's hash, so that the journal holds no secret.
+#[derive(Debug, Clone)]
 struct Place {
     topic: TopicKey,
     key: StateKey,

@@ -4,6 +4,7 @@
 //! line of the log with the target `audit`, whatever came of it.
 
 mod audit;
+mod connections;
 mod resources;
 mod token;
 
@@ -15,7 +16,7 @@ use axum::{
     http::{Method, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use serde_json::json;
 use subtle::ConstantTimeEq as _;
@@ -74,6 +75,11 @@ impl Admin {
     pub(crate) fn router(&self) -> Router {
         let guarded = Router::new()
             .route("/admin/v1/nodes", get(resources::nodes))
+            .route(
+                "/admin/v1/connections",
+                get(connections::list).delete(connections::end_of_subject),
+            )
+            .route("/admin/v1/connections/{id}", delete(connections::end))
             .route("/admin/v1/topics", get(resources::topics))
             .route("/admin/v1/trim", post(resources::trim))
             .route("/admin/v1/config", get(resources::config))

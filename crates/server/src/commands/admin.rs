@@ -22,8 +22,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 pub(crate) async fn run(args: &AdminArgs) -> Result<Exit, Failure> {
     let (base, token) = place(args)?;
     let (method, path, query) = request(&args.command);
-    let mut url =
-        base.join(path).map_err(|error| Failure::new(Exit::Usage, format!("{base}: {error}")))?;
+    let mut url = base
+        .join(&format!("admin/v1/{path}"))
+        .map_err(|error| Failure::new(Exit::Usage, format!("{base}: {error}")))?;
     if !query.is_empty() {
         url.query_pairs_mut().extend_pairs(query);
     }
@@ -73,13 +74,31 @@ fn place(args: &AdminArgs) -> Result<(Url, Secret), Failure> {
 
 type Query = Vec<(&'static str, String)>;
 
-fn request(command: &AdminCommand) -> (Method, &'static str, Query) {
+fn request(command: &AdminCommand) -> (Method, String, Query) {
     let given = |parts: Vec<(&'static str, Option<String>)>| {
         parts.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     };
-    match command {
-        AdminCommand::Nodes => (Method::GET, "admin/v1/nodes", Query::new()),
-        AdminCommand::Config => (Method::GET, "admin/v1/config", Query::new()),
+    let (method, path, query) = match command {
+        AdminCommand::Nodes => (Method::GET, "nodes", Query::new()),
+        AdminCommand::Config => (Method::GET, "config", Query::new()),
+        AdminCommand::Connections { tenant, subject, topic, limit } => {
+            let query = given(vec![
+                ("tenant", tenant.clone()),
+                ("subject", subject.clone()),
+                ("topic", topic.clone()),
+                ("limit", limit.map(|limit| limit.to_string())),
+            ]);
+            (Method::GET, "connections", query)
+        }
+        AdminCommand::Kick { id: Some(id), .. } => {
+            // An id is hex digits; anything else is no connection's.
+            let id = id.replace(|character: char| !character.is_ascii_alphanumeric(), "_");
+            return (Method::DELETE, format!("connections/{id}"), Query::new());
+        }
+        AdminCommand::Kick { id: None, subject, tenant } => {
+            let query = given(vec![("tenant", tenant.clone()), ("subject", subject.clone())]);
+            (Method::DELETE, "connections", query)
+        }
         AdminCommand::Topics { tenant, topic, prefix, after, limit } => {
             let query = given(vec![
                 ("tenant", tenant.clone()),
@@ -88,7 +107,7 @@ fn request(command: &AdminCommand) -> (Method, &'static str, Query) {
                 ("after", after.clone()),
                 ("limit", limit.map(|limit| limit.to_string())),
             ]);
-            (Method::GET, "admin/v1/topics", query)
+            (Method::GET, "topics", query)
         }
         AdminCommand::Trim { tenant, topic, keep_events, keep_bytes, keep_age } => {
             let query = given(vec![
@@ -98,7 +117,8 @@ fn request(command: &AdminCommand) -> (Method, &'static str, Query) {
                 ("keep_bytes", keep_bytes.clone()),
                 ("keep_age", keep_age.as_ref().map(ToString::to_string)),
             ]);
-            (Method::POST, "admin/v1/trim", query)
+            (Method::POST, "trim", query)
         }
-    }
+    };
+    (method, path.to_owned(), query)
 }

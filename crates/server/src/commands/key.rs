@@ -16,8 +16,8 @@ use crate::{
 
 /// Runs the command.
 pub(crate) fn create(args: &KeyArgs) -> Result<Exit, Failure> {
-    if args.read.is_empty() && args.write.is_empty() {
-        let message = "the key could do nothing: give --write PATTERN or --read PATTERN";
+    if args.read.is_empty() && args.write.is_empty() && !args.revoke {
+        let message = "the key could do nothing: give --write PATTERN, --read PATTERN or --revoke";
         return Err(Failure::new(Exit::Usage, message));
     }
     for pattern in args.read.iter().chain(&args.write) {
@@ -30,6 +30,7 @@ pub(crate) fn create(args: &KeyArgs) -> Result<Exit, Failure> {
         subject: args.subject.clone(),
         read: args.read.clone(),
         write: args.write.clone(),
+        revoke: args.revoke,
         expires_at: args.expires_at.clone(),
         ..generated
     };
@@ -50,7 +51,7 @@ pub(crate) fn create(args: &KeyArgs) -> Result<Exit, Failure> {
 fn entry_toml(entry: &ApiKeySettings) -> String {
     let mut text = "[[auth.api_keys]]\n".to_owned();
     let entry = serde_json::to_value(entry).unwrap_or_default();
-    for name in ["id", "sha256", "tenant", "subject", "read", "write", "expires_at"] {
+    for name in ["id", "sha256", "tenant", "subject", "read", "write", "revoke", "expires_at"] {
         let value = entry.get(name).filter(|value| **value != Value::Null && **value != json!([]));
         if let Some(value) = value.and_then(|value| toml::Value::try_from(value).ok()) {
             text.push_str(&format!("{name} = {value}\n"));

@@ -21,7 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings::{
     auth::{ApiKeySettings, AuthSettings, JwtSettings, KeySetTimes, Policy, Secret},
-    http::ServeSettings,
+    http::{CookieSettings, HttpSettings, ServeSettings},
     journal::{JournalSettings, Retention},
     model::limits,
     settings::{Rate, Settings as HubSettings},
@@ -289,8 +289,29 @@ pub(crate) struct AuthConfig {
     pub(crate) jwt: JwtSettings,
     /// The API keys that are accepted. `tidings key create` makes one and prints its entry.
     pub(crate) api_keys: Vec<ApiKeySettings>,
+    /// The permission by which the holders of tokens may revoke credentials
+    /// (`POST /v1/revocations`). Default: none may, only API keys that say `revoke`.
+    pub(crate) revocation_permission: Option<String>,
+    /// How long a revocation lasts that names no end. Keep it as long as your tokens live: one that
+    /// lives longer counts again afterwards.
+    pub(crate) revocation_life: Period,
+    /// A token in a cookie, for pages of the hub's own site.
+    pub(crate) cookie: CookieConfig,
     /// Key sets (JWKS) of the issuers in `auth.jwt.issuers`.
     pub(crate) key_sets: KeySetsConfig,
+}
+
+/// A token in a cookie, for pages of the hub's own site.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CookieConfig {
+    /// Name of the cookie that carries the token, such as `__Host-tidings`. Default: no cookie
+    /// counts.
+    pub(crate) name: Option<String>,
+    /// Origins of the pages that may use it: `["https://app.example.com"]`. Each is written out; the
+    /// hub's own origin too, if its pages publish. Pages of another origin also need to be in
+    /// `cors.origins`.
+    pub(crate) origins: Vec<String>,
 }
 
 /// Key sets (JWKS) of the issuers in `auth.jwt.issuers`.
@@ -447,6 +468,9 @@ impl Default for AuthConfig {
             default_tenant: auth.default_tenant,
             jwt: auth.jwt,
             api_keys: auth.api_keys,
+            revocation_permission: auth.revocation_permission,
+            revocation_life: Period(HubSettings::default().revocation_life),
+            cookie: CookieConfig::default(),
             key_sets: KeySetsConfig::default(),
         }
     }
@@ -533,7 +557,20 @@ impl Config {
             body_rate_min: http.body_rate.0,
             replay_reads_max: size(limits.replay_reads),
             tenant_replay_reads_max: size(limits.tenant_replay_reads),
+            revocation_life: self.auth.revocation_life.0,
             ..HubSettings::default()
+        }
+    }
+
+    /// What the HTTP interface is built from.
+    pub(crate) fn http_settings(&self) -> HttpSettings {
+        let CookieConfig { name, origins } = &self.auth.cookie;
+        let cookie = name.clone().map(|name| CookieSettings { name, origins: origins.clone() });
+        HttpSettings {
+            cors_origins: self.cors.origins.clone(),
+            trusted_proxies: self.proxies(),
+            metrics: self.metrics.public,
+            cookie,
         }
     }
 
@@ -547,6 +584,7 @@ impl Config {
                 stale_max: self.auth.key_sets.stale_max.0,
             },
             api_keys: self.auth.api_keys.clone(),
+            revocation_permission: self.auth.revocation_permission.clone(),
             access: self.access.clone(),
         }
     }

@@ -56,6 +56,12 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         ("http.publish_store", config.http.publish_store.0, second, 300 * second),
         ("http.h2_ping", config.http.h2_ping.0, second, 300 * second),
         ("http.h2_pong", config.http.h2_pong.0, second, 300 * second),
+        (
+            "auth.revocation_life",
+            config.auth.revocation_life.0,
+            60 * second,
+            limits::REVOCATION_LIFE_MAX,
+        ),
         ("auth.key_sets.refresh", config.auth.key_sets.refresh.0, 10 * second, 86_400 * second),
         (
             "auth.key_sets.stale_max",
@@ -141,6 +147,14 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
             let reason = "must be an origin as browsers send it, like https://app.example.com";
             wrong(&format!("cors.origins[{index}]"), reason.into());
         }
+    }
+    if let Err(problem) = config.http_settings().check()
+        && let Some(pointer) = problem.pointer.filter(|pointer| pointer.starts_with("auth."))
+    {
+        wrong(&pointer, problem.detail);
+    }
+    if config.auth.cookie.name.is_none() && !config.auth.cookie.origins.is_empty() {
+        wrong("auth.cookie.origins", "needs `auth.cookie.name` beside it".into());
     }
     if let Err(error) = EnvFilter::builder().parse(&config.log.level) {
         wrong("log.level", format!("is no level or list of levels: {error}"));
@@ -351,6 +365,16 @@ mod tests {
         );
         assert_eq!(paths("cors.origins = [\"*\"]"), ["cors.origins[0]"]);
         assert_eq!(paths("cors.origins = [\"https://a.example/\"]"), ["cors.origins[0]"]);
+        assert_eq!(paths("auth.cookie.name = \"t\""), ["auth.cookie.origins"]);
+        assert_eq!(
+            paths("auth.cookie = { name = \"t\", origins = [\"*\"] }"),
+            ["auth.cookie.origins"]
+        );
+        assert_eq!(paths("auth.cookie.origins = [\"https://a.example\"]"), ["auth.cookie.origins"]);
+        assert_eq!(
+            paths("auth.cookie = { name = \"a=b\", origins = [\"https://a.example\"] }"),
+            ["auth.cookie.name"]
+        );
         assert_eq!(paths("log.level = \"a=b=c\""), ["log.level"]);
         assert_eq!(
             paths("[[auth.jwt.keys]]\nalgorithm = \"HS256\"\nsecret = \"short\""),

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     hub::{log_line, serve},
-    support::{Hub, run, send_signal},
+    support::{Client, Hub, run, send_signal},
 };
 
 /// Status and body.
@@ -131,6 +131,54 @@ fn topics_are_listed_across_tenants_and_trimmed_and_every_change_is_audited() {
     let value = |path: &str| settings.iter().find(|setting| setting["path"] == path).unwrap();
     assert_eq!((code, &value("retry")["value"]), (0, &"3s".into()));
     assert_eq!(value("retry")["origin"], "tidings.toml:1");
+    send_signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn readers_are_listed_and_sent_away_and_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut child, mut log, key) = serve(directory.path(), "retry = \"100ms\"\n");
+    let started = log_line(&mut log);
+    let address = |name: &str| format!("http://{}", started[name].as_str().unwrap());
+    let (url, admin) = (address("listen"), address("admin"));
+    let hub = ["--url", &url, "--api-key", &key];
+    let publish =
+        [&["publish", "--topic", "a/1", "--type", "t", "--data", "{}"], &hub[..]].concat();
+    run(directory.path(), &publish).expect(0);
+    let follow = ["follow", "--topic", "a/1", "--since", "earliest"];
+    let follower = Client::start(directory.path(), &[&follow[..], &hub].concat());
+    follower.line();
+    let operate = |args: &[&str]| {
+        let ran = run(directory.path(), &[&["admin", "--url", &admin], args].concat());
+        (ran.code, serde_json::from_str::<Value>(&ran.out).unwrap_or_default(), ran.err)
+    };
+    let (code, listed, err) = operate(&["connections", "--topic", "a/1"]);
+    assert_eq!((code, &listed["all"]), (0, &1.into()), "{err}");
+    let connection = &listed["connections"][0];
+    assert_eq!(connection["topics"], serde_json::json!(["a/1"]));
+    let id = connection["id"].as_str().unwrap().to_owned();
+    for other in [["--topic", "a/2"], ["--subject", "nobody"], ["--tenant", "other"]] {
+        assert_eq!(operate(&[&["connections"], &other[..]].concat()).1["all"], 0, "{other:?}");
+    }
+    let (code, ended, err) = operate(&["kick", "--id", &id]);
+    assert_eq!((code, &ended["ended"]), (0, &1.into()), "{err}");
+    let line = audited(&mut log, "connection.end");
+    assert_eq!((&line["on"], &line["result"]), (&id.as_str().into(), &"ok".into()));
+    // It comes back by itself and goes on where it was.
+    run(directory.path(), &publish).expect(0);
+    follower.line();
+    let (_, listed, _) = operate(&["connections"]);
+    assert_eq!(listed["all"], 1);
+    assert_ne!(listed["connections"][0]["id"], id.as_str());
+    let (code, _, err) = operate(&["kick", "--id", "none"]);
+    assert!(code == 69 && err.contains("no such connection"), "{code} {err}");
+    assert_eq!(audited(&mut log, "connection.end")["result"], "not_found");
+    let tenant = connection["tenant"].as_str().unwrap();
+    let (code, ended, err) = operate(&["kick", "--tenant", tenant, "--subject", "nobody"]);
+    assert_eq!((code, &ended["ended"]), (0, &0.into()), "{err}");
+    assert_eq!(audited(&mut log, "connections.end")["on"], "nobody");
+    drop(follower);
     send_signal(&child, "TERM");
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

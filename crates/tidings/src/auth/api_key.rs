@@ -4,7 +4,11 @@
 //! because a secret is 256 random bits; the checksum tells a typo from a wrong key, and a secret
 //! scanner a key from noise.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -52,6 +56,9 @@ pub struct ApiKeySettings {
     /// Patterns of the topics that it may write.
     #[serde(default)]
     pub write: Vec<String>,
+    /// Whether its holder may revoke credentials (`POST /v1/revocations`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub revoke: bool,
     /// When it ends, RFC 3339 in quotes: `"2027-01-01T00:00:00Z"`. Default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
@@ -127,6 +134,7 @@ impl ApiKey<'static> {
             subject: None,
             read: Vec::new(),
             write: Vec::new(),
+            revoke: false,
             expires_at: None,
         };
         (Secret::new(format!("{PREFIX}{id}_{secret}{}", checksum(&id, &secret))), settings)
@@ -142,12 +150,29 @@ impl fmt::Debug for ApiKey<'_> {
 /// The API keys that are accepted.
 #[derive(Default)]
 pub(super) struct KeyRing {
-    keys: HashMap<Box<str>, Entry>,
+    keys: HashMap<String, Entry>,
 }
 
 struct Entry {
     sha256: [u8; 32],
     grant: Grant,
+    /// Milliseconds since 1970; 0: not since this process began.
+    last_used_ms: AtomicU64,
+}
+
+/// How an API key is being used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKeyStatus {
+    /// Its public part.
+    pub id: String,
+    /// Whose topics it is for.
+    pub tenant: Tenant,
+    /// Who acts with it.
+    pub subject: Option<String>,
+    /// When it ends.
+    pub expires_at: Option<Timestamp>,
+    /// When it was accepted last; `None`: not since this process began.
+    pub last_used: Option<Timestamp>,
 }
 
 impl KeyRing {
@@ -160,7 +185,7 @@ impl KeyRing {
             let entry = key.entry(default_tenant).map_err(|(field, reason)| {
                 SettingsError::new(format!("api_keys[{index}].{field}"), reason)
             })?;
-            if ring.keys.insert(key.id.as_str().into(), entry).is_some() {
+            if ring.keys.insert(key.id.clone(), entry).is_some() {
                 let path = format!("api_keys[{index}].id");
                 return Err(SettingsError::new(path, "is the id of an earlier key"));
             }
@@ -174,13 +199,31 @@ impl KeyRing {
         // Also for an unknown id, so that both refusals take the same time.
         let expected = entry.map_or(&[0; 32], |entry| &entry.sha256);
         let equal = bool::from(digest(key.secret).ct_eq(expected));
-        let Some(Entry { grant, .. }) = entry.filter(|_| equal) else {
+        let Some(entry) = entry.filter(|_| equal) else {
             return Err(invalid("API key is not known here"));
         };
-        if grant.expires_at().is_some_and(|end| now >= end) {
+        if entry.grant.expires_at().is_some_and(|end| now >= end) {
             return Err(Problem::new(ErrorCode::CredentialExpired, "API key has expired"));
         }
-        Ok(grant.clone())
+        entry.last_used_ms.fetch_max(now.as_millis(), Ordering::Relaxed);
+        Ok(entry.grant.clone())
+    }
+
+    /// The keys by id.
+    pub(super) fn status(&self) -> Vec<ApiKeyStatus> {
+        let status = |(id, entry): (&String, &Entry)| {
+            let last_used_ms = entry.last_used_ms.load(Ordering::Relaxed);
+            ApiKeyStatus {
+                id: id.clone(),
+                tenant: entry.grant.tenant().clone(),
+                subject: entry.grant.subject().map(str::to_owned),
+                expires_at: entry.grant.expires_at(),
+                last_used: (last_used_ms > 0).then(|| Timestamp::from_millis(last_used_ms)),
+            }
+        };
+        let mut all: Vec<ApiKeyStatus> = self.keys.iter().map(status).collect();
+        all.sort_by(|one, other| one.id.cmp(&other.id));
+        all
     }
 }
 
@@ -233,10 +276,13 @@ impl ApiKeySettings {
             credential: format!("key:{}", self.id).into(),
             token_id: None,
             expires_at,
+            issued_at: None,
+            teams: Vec::new(),
+            revokes: self.revoke,
             scopes,
             bindings: Bindings::new(),
         });
-        Ok(Entry { sha256, grant })
+        Ok(Entry { sha256, grant, last_used_ms: AtomicU64::new(0) })
     }
 }
 
@@ -325,6 +371,42 @@ mod tests {
         let secret = random(SECRET_CHARS);
         let forged = format!("tdk_{}_{secret}{}", settings.id, checksum(&settings.id, &secret));
         assert_eq!(ring.authenticate(&forged, NOW).unwrap_err(), refusal);
+    }
+
+    #[test]
+    fn two_keys_of_one_subject_serve_while_one_replaces_the_other() {
+        let entry = |keys: &mut Vec<ApiKeySettings>| {
+            let (text, mut settings) = ApiKey::generate();
+            settings.subject = Some("worker".to_owned());
+            keys.push(settings);
+            text
+        };
+        let mut keys = Vec::new();
+        let (old, new) = (entry(&mut keys), entry(&mut keys));
+        let both = ring(&keys).unwrap();
+        let last_used = |ring: &KeyRing| {
+            keys.iter()
+                .map(|key| {
+                    let status = ring.status();
+                    status.iter().find(|status| status.id == key.id).unwrap().last_used
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(last_used(&both), [None, None]);
+        let later = NOW.plus(std::time::Duration::from_secs(60));
+        for (key, at) in [(&old, NOW), (&new, later), (&new, NOW)] {
+            let grant = both.authenticate(key.expose(), at).unwrap();
+            assert_eq!(grant.subject(), Some("worker"));
+        }
+        // Which of them is not used any more, and so can go.
+        assert_eq!(last_used(&both), [Some(NOW), Some(later)]);
+        // What is refused is no use.
+        let forged = old.expose().replace(ApiKey::parse(old.expose()).unwrap().secret, &random(43));
+        assert!(both.authenticate(&forged, later).is_err());
+        assert_eq!(last_used(&both)[0], Some(NOW));
+        let after = ring(&keys[1..]).unwrap();
+        assert!(after.authenticate(old.expose(), later).is_err());
+        assert!(after.authenticate(new.expose(), later).is_ok());
     }
 
     /// Checksum and digest come from another implementation (Python).

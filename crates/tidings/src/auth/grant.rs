@@ -46,6 +46,12 @@ pub(super) struct Parts {
     pub(super) credential: Box<str>,
     pub(super) token_id: Option<Box<str>>,
     pub(super) expires_at: Option<Timestamp>,
+    /// The token's `iat`.
+    pub(super) issued_at: Option<Timestamp>,
+    /// The token's `teams`, whatever rules say of them.
+    pub(super) teams: Vec<Box<str>>,
+    /// Whether its holder may revoke credentials.
+    pub(super) revokes: bool,
     pub(super) scopes: Vec<Scope>,
     pub(super) bindings: Bindings,
 }
@@ -100,6 +106,9 @@ impl Grant {
             credential: credential.into(),
             token_id: None,
             expires_at: None,
+            issued_at: None,
+            teams: Vec::new(),
+            revokes: false,
             scopes: read.iter().map(Scope::reads).chain(write.iter().map(Scope::writes)).collect(),
             bindings: Bindings::new(),
         })
@@ -134,6 +143,23 @@ impl Grant {
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.0.expires_at
+    }
+
+    /// When the token was issued, if it says so.
+    #[must_use]
+    pub fn issued_at(&self) -> Option<Timestamp> {
+        self.0.issued_at
+    }
+
+    /// The teams that the token names.
+    pub fn teams(&self) -> impl Iterator<Item = &str> {
+        self.0.teams.iter().map(|team| &**team)
+    }
+
+    /// Whether its holder may revoke credentials of its tenant.
+    #[must_use]
+    pub fn may_revoke(&self) -> bool {
+        self.0.revokes
     }
 
     /// Whether the topic may be read.
@@ -217,6 +243,8 @@ impl Grant {
             credential: parts.credential.to_string(),
             token_id: parts.token_id.as_deref().map(str::to_owned),
             expires_at_ms: parts.expires_at.map(Timestamp::as_millis),
+            issued_at_ms: parts.issued_at.map(Timestamp::as_millis),
+            teams: texts(&parts.teams),
             bindings: parts
                 .bindings
                 .iter()
@@ -253,6 +281,10 @@ impl Grant {
             credential: claims.credential.as_str().into(),
             token_id: claims.token_id.as_deref().map(Box::from),
             expires_at: claims.expires_at_ms.map(Timestamp::from_millis),
+            issued_at: claims.issued_at_ms.map(Timestamp::from_millis),
+            teams: boxed(&claims.teams),
+            // A ticket is for following.
+            revokes: false,
             scopes,
             bindings: claims
                 .bindings
@@ -286,6 +318,10 @@ pub struct GrantClaims {
     token_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires_at_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    issued_at_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    teams: Vec<String>,
     bindings: std::collections::BTreeMap<String, Vec<String>>,
     scopes: Vec<ScopeClaims>,
 }

@@ -164,6 +164,9 @@ impl Case {
             credential: "test".into(),
             token_id: None,
             expires_at: None,
+            issued_at: None,
+            teams: Vec::new(),
+            revokes: false,
             scopes,
             bindings,
         })

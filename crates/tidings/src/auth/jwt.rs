@@ -60,6 +60,8 @@ pub(super) struct Claims {
     pub(super) name: String,
     /// `exp` and the leeway.
     pub(super) expires_at: Timestamp,
+    pub(super) issued_at: Option<Timestamp>,
+    pub(super) teams: Vec<Box<str>>,
     pub(super) roles: Vec<String>,
     pub(super) permissions: Vec<String>,
     /// What the claim `tidings` grants.
@@ -115,6 +117,7 @@ impl TokenVerifier {
         issuer.verify(&signed(&header, &parts)?)?;
         let all = claims?;
         let expires_at = check_time(&all, now)?;
+        let issued_at = numeric_date(&all, "iat")?;
         check_addressees(issuer, &all)?;
         let (subject, token_id) = (name(&all, "sub")?, name(&all, "jti")?);
         let tenant = match text(&all, "tenant")? {
@@ -132,6 +135,8 @@ impl TokenVerifier {
             subject: subject.map(str::to_owned),
             token_id: token_id.map(str::to_owned),
             expires_at,
+            issued_at,
+            teams: teams(&all),
             roles: texts(&all, "roles")?,
             permissions: texts(&all, "permissions")?,
             scopes: explicit_scopes(&all)?,
@@ -267,6 +272,16 @@ fn texts(claims: &Map<String, Value>, name: &str) -> Result<Vec<String>, Problem
         list.iter().map(|element| element.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
     });
     list.ok_or_else(|| invalid(format!("token's claim `{name}` must be a list of strings")))
+}
+
+/// The teams that it names, to be compared with revocations. What access rules make of the claim is
+/// their affair, so another type of it is no reason to refuse the token.
+fn teams(claims: &Map<String, Value>) -> Vec<Box<str>> {
+    match claims.get("teams") {
+        Some(Value::String(one)) => vec![one.as_str().into()],
+        Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(Box::from).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// What `tidings: {read: […], write: […]}` grants.

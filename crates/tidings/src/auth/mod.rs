@@ -28,7 +28,7 @@ use futures_util::future::join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use api_key::{ApiKey, ApiKeyError, ApiKeySettings, PREFIX as API_KEY_PREFIX};
+pub use api_key::{ApiKey, ApiKeyError, ApiKeySettings, ApiKeyStatus, PREFIX as API_KEY_PREFIX};
 pub use grant::{Access, Grant, GrantClaims};
 pub use issuer::{Connect, IssuerSettings};
 pub use jwt::{JwtSettings, SigningKey};
@@ -63,6 +63,9 @@ pub struct AuthSettings {
     pub key_sets: KeySetTimes,
     /// The API keys that are accepted.
     pub api_keys: Vec<ApiKeySettings>,
+    /// The permission by which the holders of tokens may revoke credentials. Default: none may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revocation_permission: Option<String>,
     /// What the holders of tokens may do, by topic. What no rule allows is denied.
     pub access: Policy,
 }
@@ -74,6 +77,7 @@ impl Default for AuthSettings {
             jwt: JwtSettings::default(),
             key_sets: KeySetTimes::default(),
             api_keys: Vec::new(),
+            revocation_permission: None,
             access: Policy::default(),
         }
     }
@@ -119,6 +123,7 @@ pub struct Authenticator {
     tokens: TokenVerifier,
     api_keys: KeyRing,
     policy: Policy,
+    revocation_permission: Option<String>,
 }
 
 impl Authenticator {
@@ -153,6 +158,7 @@ impl Authenticator {
             tokens: TokenVerifier::new(&settings.jwt, &default_tenant, times, connect)?,
             api_keys: KeyRing::new(&settings.api_keys, &default_tenant)?,
             policy: settings.access.clone(),
+            revocation_permission: settings.revocation_permission.clone(),
         })
     }
 
@@ -204,6 +210,12 @@ impl Authenticator {
         self.tokens.key_sets().map(KeySet::status).collect()
     }
 
+    /// The API keys, and when each was used last.
+    #[must_use]
+    pub fn api_keys(&self) -> Vec<ApiKeyStatus> {
+        self.api_keys.status()
+    }
+
     fn try_authenticate(&self, bearer: &str, now: Timestamp) -> Result<Grant, Refused<'_>> {
         if bearer.is_empty() {
             let detail = "send `Authorization: Bearer` with an API key or a token";
@@ -227,6 +239,12 @@ impl Authenticator {
             subject: claims.subject.map(Into::into),
             token_id: claims.token_id.map(Into::into),
             expires_at: Some(claims.expires_at),
+            issued_at: claims.issued_at,
+            teams: claims.teams,
+            revokes: self
+                .revocation_permission
+                .as_ref()
+                .is_some_and(|permission| claims.permissions.contains(permission)),
             scopes,
             bindings,
         }))

@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{
     body::Body,
     extract::{FromRequestParts, Request},
-    http::{HeaderMap, Version, header, request::Parts},
+    http::{HeaderMap, Method, Version, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -23,14 +23,14 @@ use crate::{
     settings::Settings,
 };
 
-/// A caller with a credential in the `Authorization` header.
+/// A caller with a credential in the `Authorization` header, or in the cookie.
 pub(super) struct Caller(pub(super) Grant);
 
 impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        authenticate(app, &parts.headers).await.map(Self)
+        authenticate(app, &parts.method, &parts.headers).await.map(Self)
     }
 }
 
@@ -47,12 +47,28 @@ impl<S: Sync> FromRequestParts<S> for Carried {
     }
 }
 
-/// What the request's `Authorization: Bearer` allows (RFC 6750 §2.1).
-pub(super) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Grant, Problem> {
-    let missing = || {
-        let detail = "send `Authorization: Bearer` with an API key or a token";
-        Problem::new(ErrorCode::CredentialMissing, detail)
+/// What the request's credential allows: that of `Authorization: Bearer` (RFC 6750 §2.1), and only
+/// without that header the one in the cookie.
+pub(super) async fn authenticate(
+    app: &App,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Grant, Problem> {
+    let bearer = match (&app.cookie, headers.contains_key(header::AUTHORIZATION)) {
+        (Some(cookie), false) => cookie.token(method, headers)?.ok_or_else(missing)?,
+        _ => bearer(headers)?,
     };
+    let grant = app.authenticator.authenticate_fresh(bearer, app.hub.clock()).await?;
+    app.hub.check_revoked(&grant).await?;
+    Ok(grant)
+}
+
+fn missing() -> Problem {
+    let detail = "send `Authorization: Bearer` with an API key or a token";
+    Problem::new(ErrorCode::CredentialMissing, detail)
+}
+
+fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next().ok_or_else(missing)?;
     if values.next().is_some() {
@@ -64,7 +80,7 @@ pub(super) async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Grant
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(missing());
     }
-    app.authenticator.authenticate_fresh(bearer.trim(), app.hub.clock()).await
+    Ok(bearer.trim())
 }
 
 /// Whether the caller may write a topic: yes, or if it belongs to the subject that is returned,

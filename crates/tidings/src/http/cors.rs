@@ -43,7 +43,7 @@ impl Cors {
 }
 
 /// Scheme, host and port as browsers serialise an origin (WHATWG HTML §7.1.1): nothing else fits.
-fn is_origin(text: &str) -> bool {
+pub(super) fn is_origin(text: &str) -> bool {
     let Ok(uri) = text.parse::<Uri>() else { return false };
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return false };
     let default_port =

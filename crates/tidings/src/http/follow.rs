@@ -166,8 +166,10 @@ async fn answer(
                 envelope: request.envelope,
                 expires_at: grant.expires_at(),
             };
-            let connection =
-                Connection::open(&app.hub, follow, options).carried_by(carrier).guarded_by(grant);
+            let ticket = ticket.map(FoundTicket::into_used);
+            let connection = Connection::open(&app.hub, follow, options)
+                .carried_by(carrier)
+                .guarded_by(grant, ticket);
             // The places are given back with the body, however that ends.
             let bytes = stream::unfold((connection, places), async |(mut connection, places)| {
                 let bytes = connection.next().await?;
@@ -200,7 +202,7 @@ async fn credential(
             let ticket = app.hub.find_ticket(ticket.expose(), cursor).await?;
             Ok((ticket.grant.clone(), Some(ticket)))
         }
-        _ => Ok((authenticate(app, headers).await?, None)),
+        _ => Ok((authenticate(app, method, headers).await?, None)),
     }
 }
 
@@ -264,7 +266,7 @@ fn stream_headers(format: Option<Format>) -> HeaderMap {
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
         // nginx buffers answers unless it is told not to.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-        (header::VARY, HeaderValue::from_static("Accept, Authorization")),
+        (header::VARY, HeaderValue::from_static("Accept, Authorization, Cookie")),
         (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     ]);
     let kind = match format {

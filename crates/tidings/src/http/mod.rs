@@ -6,6 +6,8 @@
 mod admission;
 mod caller;
 mod cloudevents;
+mod connections;
+mod cookie;
 mod cors;
 mod events;
 mod follow;
@@ -17,6 +19,7 @@ mod problem;
 mod properties;
 mod proxy;
 mod query;
+mod revocations;
 mod router;
 mod serve;
 mod socket;
@@ -24,8 +27,10 @@ mod state;
 mod tickets;
 mod tls;
 mod topics;
+mod trace;
 mod transport;
 
+pub use cookie::CookieSettings;
 pub use problem::identify;
 pub use router::HttpSettings;
 pub use serve::{Peer, ServeSettings, serve};

@@ -21,7 +21,7 @@ mod tests {
     use super::*;
     use crate::{
         error::ErrorCode,
-        http::{follow, ingest, state, topics},
+        http::{follow, ingest, revocations, state, topics},
     };
 
     const METHODS: [&str; 5] = ["get", "post", "put", "delete", "patch"];
@@ -80,6 +80,10 @@ mod tests {
         let members = document["components"]["schemas"]["NewEvent"]["properties"].as_object();
         let members: BTreeSet<&str> = members.unwrap().keys().map(String::as_str).collect();
         assert_eq!(members, ingest::MEMBERS.iter().copied().collect());
+        let body = &document["paths"]["/v1/revocations"]["post"]["requestBody"]["content"];
+        let members = body["application/json"]["schema"]["properties"].as_object();
+        let members: BTreeSet<&str> = members.unwrap().keys().map(String::as_str).collect();
+        assert_eq!(members, revocations::MEMBERS.iter().copied().collect());
     }
 
     #[test]

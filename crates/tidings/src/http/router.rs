@@ -12,8 +12,10 @@ use axum::{
 use ipnet::IpNet;
 
 use super::{
-    caller, cors::Cors, events, follow, health, observe, openapi, problem, query, state, tickets,
-    topics,
+    caller, connections,
+    cookie::{Cookie, CookieSettings},
+    cors::Cors,
+    events, follow, health, observe, openapi, problem, query, revocations, state, tickets, topics,
 };
 use crate::{
     auth::Authenticator,
@@ -30,6 +32,19 @@ pub struct HttpSettings {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether `/metrics` is here too, for anybody who asks; operators have [`Hub::metrics`].
     pub metrics: bool,
+    /// The cookie that may carry a token; without it, none counts.
+    pub cookie: Option<CookieSettings>,
+}
+
+impl HttpSettings {
+    /// Looks for what cannot be.
+    ///
+    /// # Errors
+    /// A problem whose pointer names the setting.
+    pub fn check(&self) -> Result<(), Problem> {
+        Cors::new(&self.cors_origins)?;
+        self.cookie.as_ref().map(Cookie::new).transpose().map(drop)
+    }
 }
 
 /// What every handler gets.
@@ -38,6 +53,7 @@ pub(super) struct App {
     pub(super) hub: Hub,
     pub(super) authenticator: Arc<Authenticator>,
     pub(super) trusted_proxies: Arc<[IpNet]>,
+    pub(super) cookie: Option<Arc<Cookie>>,
 }
 
 impl Hub {
@@ -56,17 +72,18 @@ impl Hub {
     /// ```
     ///
     /// # Errors
-    /// A problem if an origin is not one: scheme, host and port, nothing else.
+    /// That of [`HttpSettings::check`].
     pub fn router(
         &self,
         authenticator: Arc<Authenticator>,
         settings: &HttpSettings,
     ) -> Result<Router, Problem> {
         let cors = Cors::new(&settings.cors_origins)?;
+        let cookie = settings.cookie.as_ref().map(Cookie::new).transpose()?.map(Arc::new);
         let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
         self.background(async move { keeper.keep_keys(&metrics).await });
         let trusted_proxies = settings.trusted_proxies.as_slice().into();
-        let app = App { hub: self.clone(), authenticator, trusted_proxies };
+        let app = App { hub: self.clone(), authenticator, trusted_proxies, cookie };
         let metrics = if settings.metrics {
             Router::new().route("/metrics", get(health::metrics))
         } else {
@@ -85,6 +102,11 @@ impl Hub {
                     .route_layer(no_parameters()),
             )
             .route("/v1/tickets", post(tickets::issue).route_layer(no_parameters()))
+            .route("/v1/revocations", post(revocations::revoke).route_layer(no_parameters()))
+            .route(
+                "/v1/connections/{id}/auth",
+                post(connections::renew).route_layer(no_parameters()),
+            )
             // Probes and caches add parameters of their own to these.
             .route("/health/live", get(health::live))
             .route("/health/ready", get(health::ready))

@@ -107,6 +107,8 @@ pub const LONG_POLL_WAIT_MAX: Duration = Duration::from_secs(25);
 pub const TOPIC_IDLE: Duration = Duration::from_secs(10);
 /// A ticket is to be used within this time.
 pub const TICKET_LIFE: Duration = Duration::from_secs(30);
+/// The furthest end of a revocation: longer than any credential should live.
+pub const REVOCATION_LIFE_MAX: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 /// Clock difference that token checks forgive.
 pub const TOKEN_LEEWAY: Duration = Duration::from_secs(60);
 /// Bytes of a request's head.

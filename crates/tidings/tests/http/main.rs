@@ -8,12 +8,15 @@
 
 mod access;
 mod connections;
+mod cookies;
 mod cross_origin;
 mod encryption;
 mod expiry;
 mod follow;
 mod frames;
+mod identity;
 mod interface;
+mod isolation;
 mod limits;
 mod metrics;
 mod publish;

@@ -11,7 +11,7 @@ use tidings::{
         jwt,
     },
     clock::{Clock as _, SystemClock},
-    http::{HttpSettings, ServeSettings, Tls, serve},
+    http::{CookieSettings, HttpSettings, ServeSettings, Tls, serve},
     journal::Journal,
     settings::Settings,
 };
@@ -31,6 +31,7 @@ pub(crate) struct Options {
     pub(crate) journal: Option<Arc<dyn Journal>>,
     /// Whether `/metrics` is there for clients.
     pub(crate) metrics: bool,
+    pub(crate) cookie: Option<CookieSettings>,
 }
 
 /// A running server. Dropped, it is not waited for.
@@ -54,9 +55,11 @@ impl Server {
     pub(crate) async fn with(options: Options) -> Self {
         let (key, mut entry) = ApiKey::generate();
         entry.tenant = Some("acme".to_owned());
+        entry.revoke = true;
         (entry.read, entry.write) = (vec!["**".to_owned()], vec!["**".to_owned()]);
         let (other_key, mut other) = ApiKey::generate();
         other.tenant = Some("globex".to_owned());
+        other.revoke = true;
         (other.read, other.write) = (vec!["**".to_owned()], vec!["**".to_owned()]);
         let access: Policy = serde_json::from_value(json!([
             { "topic": "user/{sub}", "read": true, "feed": true },
@@ -78,6 +81,7 @@ impl Server {
             },
             api_keys: vec![entry, other],
             access,
+            revocation_permission: Some("credentials:revoke".to_owned()),
             ..AuthSettings::default()
         };
         let mut hub = Hub::builder().settings(options.settings);
@@ -89,6 +93,7 @@ impl Server {
             cors_origins: vec![ORIGIN.to_owned()],
             trusted_proxies: options.serve.trusted_proxies.clone(),
             metrics: options.metrics,
+            cookie: options.cookie,
         };
         let app = hub.router(Arc::new(Authenticator::new(&auth).unwrap()), &http).unwrap();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();

@@ -9,6 +9,7 @@
 
 mod connection;
 mod follow;
+mod identity;
 mod metrics;
 mod publish;
 mod seam;

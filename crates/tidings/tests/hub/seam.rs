@@ -2,15 +2,17 @@
 //!
 //! Each was seen to fail when the code was broken on purpose; how, stands at each test.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tidings::{
     Hub,
+    connection::Envelope,
     error::ErrorCode,
     journal::{Change, DeleteIf, Journal, JournalSettings, memory::MemoryJournal},
+    model::Class,
     publish::Publish,
     settings::Settings,
-    subscribe::{Follow, Item, Since},
+    subscribe::{Filter, Follow, Item, Since},
 };
 
 use crate::support::{
@@ -271,7 +273,7 @@ async fn a_reader_whose_wait_is_dropped_while_the_journal_reads_goes_on() {
     }
     let mut reader = follow(&hub, earliest()).await;
     let mut got = take(&mut reader, 1).await;
-    let pause = std::time::Duration::from_secs(60);
+    let pause = Duration::from_secs(60);
     journal.at(Seam::BeforeRead, move || tokio::time::sleep(pause));
     // As a connection does when it must send a ping.
     while !journal.is_done(Seam::BeforeRead) {
@@ -299,4 +301,40 @@ async fn a_topic_that_is_behind_does_not_hold_up_the_others() {
         got.extend(take(&mut reader, 1).await);
         assert!(got.len() < 4000, "the other topic waits for the replay's end");
     }
+}
+
+/// Broken on purpose: in `Subscription::next`, do not hand out at once what was found before. The
+/// simulation found it.
+#[tokio::test(start_paused = true)]
+async fn a_long_poll_that_ends_while_the_journal_reads_tells_the_gap_that_its_cursor_is_behind() {
+    let (hub, journal, memory) = hub();
+    for number in 1..=5 {
+        publish(&hub, "a", log(number)).await;
+    }
+    let first = Follow { since: Some(Since::Latest(5)), ..Follow::new(vec![key("a")]) };
+    let cursor = hub.subscribe(first).await.unwrap().0.cursor().encode();
+    trim(&*memory, "a", 2).await;
+    journal.at(Seam::BeforeStates, || tokio::time::sleep(Duration::from_secs(60)));
+    let again = Follow { cursor: Some(cursor), ..Follow::new(vec![key("a")]) };
+    let page = hub.poll(None, again, Envelope::CloudEvents, Duration::from_secs(1)).await.unwrap();
+    let gap = serde_json::json!({ "topic": "a", "reason": "trimmed", "from": 1, "to": 3 });
+    assert_eq!((page.events.len(), page.gaps), (0, vec![gap]));
+}
+
+/// Broken on purpose: in `Reader::advance`, leave `at_end` as it is when frames are found. The
+/// simulation found it: the cursor stayed before the end, so that coming back was not answered 204.
+#[tokio::test]
+async fn a_closed_topic_is_told_after_the_checkpoint_of_what_was_filtered() {
+    let (hub, _, _) = hub();
+    publish(&hub, "a", log(1)).await;
+    let filter = Filter { classes: vec![Class::Log], ..Filter::default() };
+    let mut reader = follow(&hub, Follow { filter, ..earliest() }).await;
+    assert_eq!(catch_up(&mut reader).await, [event("log", 1, 1)]);
+    let last = Publish { close: true, ..Publish::new(topic("a"), state("k", 2)) };
+    hub.publish_one(&tenant(), last).await.unwrap();
+    while !reader.is_finished() {
+        reader.next().await.unwrap();
+    }
+    let mark = reader.cursor().mark(&topic("a")).unwrap();
+    assert_eq!(mark.position.offset.0, 2);
 }

@@ -193,7 +193,11 @@ impl SeamJournal {
         self.slot(seam).lock().unwrap().is_none()
     }
 
-    async fn act(&self, seam: Seam) {
+    /// Not for the topics of the hub itself, which it reads when it likes.
+    async fn act(&self, seam: Seam, topic: &TopicKey) {
+        if topic.tenant.is_reserved() {
+            return;
+        }
         let act = self.slot(seam).lock().unwrap().take();
         if let Some(mut act) = act {
             act().await;
@@ -204,7 +208,7 @@ impl SeamJournal {
 #[async_trait]
 impl Journal for SeamJournal {
     async fn append(&self, topic: &TopicKey, batch: Batch) -> Result<Appended, JournalError> {
-        self.act(Seam::BeforeAppend).await;
+        self.act(Seam::BeforeAppend, topic).await;
         self.inner.append(topic, batch).await
     }
 
@@ -214,22 +218,22 @@ impl Journal for SeamJournal {
         after: Offset,
         limit: PageLimit,
     ) -> Result<Page, JournalError> {
-        self.act(Seam::BeforeRead).await;
+        self.act(Seam::BeforeRead, topic).await;
         let page = self.inner.read(topic, after, limit).await;
-        self.act(Seam::AfterRead).await;
+        self.act(Seam::AfterRead, topic).await;
         page
     }
 
     async fn states(&self, topic: &TopicKey, query: StateQuery) -> Result<Page, JournalError> {
-        self.act(Seam::BeforeStates).await;
+        self.act(Seam::BeforeStates, topic).await;
         let page = self.inner.states(topic, query).await;
-        self.act(Seam::AfterStates).await;
+        self.act(Seam::AfterStates, topic).await;
         page
     }
 
     async fn describe(&self, topic: &TopicKey) -> Result<TopicInfo, JournalError> {
         let info = self.inner.describe(topic).await;
-        self.act(Seam::AfterDescribe).await;
+        self.act(Seam::AfterDescribe, topic).await;
         info
     }
 
