@@ -50,6 +50,9 @@ pub(crate) enum Command {
     /// Check and explain the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Check, save, restore and repair the journal of a hub that is stopped
+    #[command(subcommand)]
+    Journal(JournalCommand),
     /// Look into a running hub, and change what operators may
     Admin(AdminArgs),
     /// Ask a hub whether it is well: exits with 0 or 1, for container health checks
@@ -343,6 +346,52 @@ pub(crate) enum ConfigCommand {
     },
     /// Print the JSON schema of the configuration file
     Schema,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JournalCommand {
+    /// Read everything, and print what is wrong and what to do: exits with 0, or with 65 if
+    /// something is. Changes nothing but what starting the hub changes
+    Check(JournalArgs),
+    /// Write everything as lines of JSON
+    Export(ExportArgs),
+    /// Make a journal of an export, in an empty data directory. If the export was whole, all cursors
+    /// go on; else every topic begins a new epoch
+    Import(ImportArgs),
+    /// Give up what cannot be replayed, so that the hub starts: every topic then begins a new epoch.
+    /// What is cut off is kept in the data directory
+    Repair(JournalArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JournalArgs {
+    /// Data directory of the hub [default: that of the configuration]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// No summary and no progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// File to write, which must not be there [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Leave out what is damaged, saying so, and exit with 65, instead of stopping there
+    #[arg(long)]
+    pub(crate) salvage: bool,
+    #[command(flatten)]
+    pub(crate) journal: JournalArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// File to read [default: stdin]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) journal: JournalArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

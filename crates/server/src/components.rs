@@ -13,7 +13,12 @@ use tidings::{
     Hub,
     auth::Authenticator,
     http::{ServeSettings, Tls},
-    journal::{Journal, JournalError, embedded::EmbeddedJournal, memory::MemoryJournal},
+    journal::{
+        Journal, JournalError,
+        embedded::{EmbeddedJournal, EmbeddedOptions},
+        memory::MemoryJournal,
+    },
+    metrics::Metrics,
 };
 
 use crate::{
@@ -23,7 +28,7 @@ use crate::{
 };
 
 /// Where the journal is within the data directory; the rest of it is for keys and the like.
-const JOURNAL_DIRECTORY: &str = "journal";
+pub(crate) const JOURNAL_DIRECTORY: &str = "journal";
 /// The file that a process locks while it has the journal open.
 const LOCK_FILE: &str = "TIDINGS";
 
@@ -53,8 +58,13 @@ impl Components {
             }
             _ => None,
         };
-        let journal = open_journal(config)?;
-        let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
+        let metrics = Arc::new(Metrics::new());
+        let journal = open_journal(config, &metrics)?;
+        let hub = Hub::builder()
+            .settings(config.hub_settings())
+            .journal(journal)
+            .metrics(metrics)
+            .start();
         let router = hub
             .router(Arc::new(authenticator), &config.http_settings())
             .map_err(|p| refused(format!("{}: {p}", p.pointer.as_deref().unwrap_or_default())))?;
@@ -63,7 +73,7 @@ impl Components {
     }
 }
 
-fn open_journal(config: &Config) -> Result<Arc<dyn Journal>, Failure> {
+fn open_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn Journal>, Failure> {
     let settings = config.journal_settings();
     if config.journal.kind == JournalKind::Memory {
         return Ok(Arc::new(MemoryJournal::new(settings)));
@@ -71,7 +81,8 @@ fn open_journal(config: &Config) -> Result<Arc<dyn Journal>, Failure> {
     let directory = config.data.join(JOURNAL_DIRECTORY);
     std::fs::create_dir_all(&directory)
         .map_err(|error| Failure::output(directory.display(), &error))?;
-    match EmbeddedJournal::open(&directory, settings) {
+    let options = EmbeddedOptions { metrics: Arc::clone(metrics), ..EmbeddedOptions::default() };
+    match EmbeddedJournal::open_with(&directory, settings, options) {
         Ok(journal) => Ok(journal),
         Err(error) => Err(unusable(&config.data, &directory, &error)),
     }
@@ -92,7 +103,7 @@ fn unusable(data: &Path, journal: &Path, error: &JournalError) -> Failure {
 }
 
 /// Whether some process holds the lock of a journal.
-fn is_in_use(journal: &Path) -> bool {
+pub(crate) fn is_in_use(journal: &Path) -> bool {
     let lock = File::open(journal.join(LOCK_FILE));
     lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }

@@ -33,7 +33,7 @@ exits! {
     Ok = 0, "done, or the reader of the output went away";
     Unhealthy = 1, "the hub is not healthy (`health`)";
     Usage = 64, "the command line is wrong";
-    Data = 65, "events were refused, as the messages say; all others were published";
+    Data = 65, "events were refused, and all others published; or a journal or export is damaged; the messages say which";
     NoInput = 66, "an input file cannot be read";
     Unavailable = 69, "the hub cannot be reached or did not answer in time: try again later";
     Software = 70, "an error inside tidings";

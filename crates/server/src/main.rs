@@ -62,6 +62,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Key(KeyCommand::Create(args)) => commands::key::create(&args),
         Command::Admin(args) => client_runtime()?.block_on(commands::admin::run(&args)),
         Command::Config(command) => commands::config::run(&command),
+        Command::Journal(command) => commands::journal::run(&command),
     }
 }
 

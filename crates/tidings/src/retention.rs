@@ -78,8 +78,11 @@ impl Hub {
             let page = self.journal().topics(query).await?;
             for info in &page {
                 counted.add(info);
-                self.retain(info).await?;
-                oldest = oldest.min(self.oldest(info).await?.unwrap_or(oldest));
+                match self.retain_and_date(info).await {
+                    // What is wrong with one topic, which was logged, keeps no other from it.
+                    Err(JournalError::Broken(_)) => {}
+                    dated => oldest = oldest.min(dated?.unwrap_or(oldest)),
+                }
             }
             match page.into_iter().next_back() {
                 Some(last) => after = Some(last.topic),
@@ -89,6 +92,8 @@ impl Hub {
         let age = oldest.until(self.clock().now()).as_secs();
         self.metrics().oldest_event_age.set(i64::try_from(age).unwrap_or(i64::MAX));
         self.quotas().holdings.end_count(counted);
+        let damaged = i64::try_from(self.journal().damaged_places()).unwrap_or(i64::MAX);
+        self.metrics().journal_damaged_places.set(damaged);
         Ok(())
     }
 
@@ -112,6 +117,12 @@ impl Hub {
         let head = self.journal().trim(topic, retention, self.clock().now()).await?;
         self.topics().trimmed(topic, head);
         Ok(head)
+    }
+
+    /// Applies a topic's retention and ttl, and returns when its oldest event was recorded.
+    async fn retain_and_date(&self, info: &TopicInfo) -> Result<Option<Timestamp>, JournalError> {
+        self.retain(info).await?;
+        self.oldest(info).await
     }
 
     async fn retain(&self, info: &TopicInfo) -> Result<(), JournalError> {

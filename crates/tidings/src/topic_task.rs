@@ -391,6 +391,10 @@ impl Topics {
         events: Vec<Append>,
         close: bool,
     ) -> Result<(Epoch, Vec<Outcome>), JournalError> {
+        // Nobody is to wait behind a disk that does not get on.
+        if let Some(reason) = self.shared.journal.failure() {
+            return Err(JournalError::Unavailable(reason));
+        }
         let (reply, answer) = oneshot::channel();
         let taken_at = Instant::now();
         self.send(topic, Command::Append { events, close, taken_at, reply }).await;

@@ -1,8 +1,9 @@
-//! The small commands: tokens, keys, configuration, health.
+//! The small commands: tokens, keys, configuration, health, and the journal's tools.
 
 pub(crate) mod admin;
 pub(crate) mod config;
 pub(crate) mod health;
+pub(crate) mod journal;
 pub(crate) mod key;
 pub(crate) mod token;
 

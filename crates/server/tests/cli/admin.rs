@@ -124,6 +124,12 @@ fn topics_are_listed_across_tenants_and_trimmed_and_every_change_is_audited() {
     assert_eq!((&line["on"], &line["result"]), (&"a/none".into(), &"not_found".into()));
     let (_, after, _) = operate(&["topics", "--tenant", &tenant, "--topic", "a/1"]);
     assert_eq!(after["topics"][0]["events"], 2);
+    // Each publish was a commit of the embedded journal at least, and the trim one more.
+    let curl = Command::new("curl").args(["-s", &format!("{admin}/metrics")]).output().unwrap();
+    let metrics = String::from_utf8(curl.stdout).unwrap();
+    let line = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    assert!(line("tidings_commit_size_events_sum ").parse::<f64>().unwrap() >= 5.0);
+    assert!(line("tidings_commit_duration_seconds_count ").parse::<u64>().unwrap() >= 6);
     let (code, _, err) = operate(&[&trim[..], &["a/1"]].concat());
     assert!(code == 64 && err.contains("keep_events"), "{code} {err}");
     let (code, config, _) = operate(&["config"]);

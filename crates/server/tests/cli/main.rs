@@ -6,6 +6,7 @@ mod config;
 mod docs;
 mod follow;
 mod hub;
+mod journal;
 mod keys;
 mod publish;
 mod secrets;

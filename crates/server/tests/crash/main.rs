@@ -5,6 +5,8 @@
 //! their commit.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
 
+mod faults;
+
 use std::{
     collections::{BTreeMap, HashMap},
     io::{BufRead as _, BufReader},
@@ -33,13 +35,14 @@ struct Hub {
 
 impl Hub {
     fn start(listen: &str, data: &std::path::Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tidings"))
-            .args(["dev", "--json", "--listen", listen, "--data"])
-            .arg(data)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+        command.args(["dev", "--json", "--listen", listen, "--data"]).arg(data);
+        command.stderr(Stdio::null());
+        Self::of(command)
+    }
+
+    fn of(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let facts = serde_json::from_str(&line).unwrap();

@@ -104,6 +104,11 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
     /// Why the journal takes no appends now; `None` while it works.
     fn failure(&self) -> Option<String>;
 
+    /// Damaged places that were met since the start; each was logged, with its topic, once.
+    fn damaged_places(&self) -> usize {
+        0
+    }
+
     /// Finishes what was accepted and releases the store.
     async fn close(&self);
 }
@@ -502,11 +507,12 @@ pub enum DueKind {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum JournalError {
-    /// It may work later: ask again after a moment, nothing needs mending here.
+    /// It may work later: ask again after a moment, nothing needs mending here. Another process may
+    /// have it open.
     #[error("journal is unavailable: {0}")]
     Unavailable(String),
-    /// It will not work until a person acts: the data directory is damaged, foreign, locked, from a
-    /// newer version or not permitted. The message names the file and the remedy.
+    /// It will not work until a person acts: the data directory is damaged, foreign, from a newer
+    /// version or not permitted. The message names the file and the remedy.
     #[error("{0}")]
     Broken(String),
 }

@@ -233,6 +233,8 @@ metrics! {
     key_sets_read: Family<ResultLabel, Counter> = Family::default(), None, KEY_SETS;
     /// Issuers whose key set could not be read the last time.
     key_sets_failing: Gauge = Gauge::default(), None, NONE;
+    /// Places of the journal that were met since the start and cannot be read.
+    journal_damaged_places: Gauge = Gauge::default(), None, NONE;
     /// Answering a request, streams of events excluded.
     request_duration: RequestTimes = Family::new_with_constructor(latencies as fn() -> Histogram),
         Some(Unit::Seconds), REQUEST;

@@ -95,6 +95,15 @@ pub const COMMIT_BYTES_MAX: usize = 1024 * 1024;
 /// A commit that takes longer aborts the process: the store is stuck and a restart heals it
 /// (fjall issue 257), while a hub that hangs helps nobody.
 pub const COMMIT_STALL_MAX: Duration = Duration::from_secs(10);
+/// A commit that takes longer makes the hub not ready, and publishers are refused, until it is done:
+/// flushes of a healthy store take 110 ms at most (measured 2026-11).
+pub const COMMIT_SLOW: Duration = Duration::from_secs(1);
+/// How often the high-water mark of commits is synced: a power cut may leave it so far behind.
+pub const HIGH_WATER_SYNC: Duration = Duration::from_secs(1);
+/// How long closing the journal waits for the disk, well within any grace period.
+pub const JOURNAL_CLOSE_MAX: Duration = Duration::from_secs(3);
+/// How long closing the journal waits for a compaction to end; one that is cut short is begun anew.
+pub const COMPACTION_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long a repeated event id is recognised at least.
 pub const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 /// How many of a topic's last events are recognised by id at least, however old.

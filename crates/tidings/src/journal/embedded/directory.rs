@@ -3,35 +3,49 @@
 //! | file | holds |
 //! |---|---|
 //! | `TIDINGS` | the format's version; locked while the journal is open |
-//! | `commits` | the high-water mark: how many commits were durable |
+//! | `commits` | the high-water mark: how many commits were durable, and a checksum |
 //! | `store/` | the store's own files |
 //! | `store.new/` | a store that is being made, never one that was written to |
+//! | `damaged/` | what a repair cut off |
+//!
+//! The mark is written after each commit, before anybody is told of it, and synced once a second:
+//! a process that is killed leaves it exact, a power cut a second behind at most.
 //!
 //! The rule: nothing is ever deleted or overwritten that this program did not write, and what
 //! cannot be used is refused with the file's name and what to do.
 
 use std::{
-    fs::{self, File, TryLockError},
-    io::{self, Write as _},
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use crate::journal::JournalError;
 
 const FORMAT_FILE: &str = "TIDINGS";
-const FORMAT: &str = "tidings journal 1\n";
+const FORMAT: &str = "tidings journal 2\n";
+const VERSION: u32 = 2;
 const HIGH_WATER_FILE: &str = "commits";
 const STORE: &str = "store";
 const NEW_STORE: &str = "store.new";
+const DAMAGED: &str = "damaged";
 
 /// A directory that holds, or will hold, a journal of this version; locked.
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
     lock: File,
-    /// The high-water mark as it is on disk; `None` once the directory is given up.
-    high_water: Mutex<Option<u64>>,
+    /// The high-water mark's file; `None` once the directory is given up.
+    mark: Mutex<Option<File>>,
+    /// The high-water mark as it was written, and as it was synced.
+    written: AtomicU64,
+    synced: AtomicU64,
+    /// Whether it was said that it cannot be written or synced.
+    complained: AtomicBool,
 }
 
 impl Directory {
@@ -39,30 +53,64 @@ impl Directory {
     pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
         fs::create_dir_all(path).map_err(|error| failed("created", path, &error))?;
         let format = path.join(FORMAT_FILE);
-        match fs::read(&format) {
-            Ok(text) if text == FORMAT.as_bytes() => {}
-            Ok(text) => return Err(unknown(&format, &text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => begin(path)?,
-            Err(error) => return Err(failed("read", &format, &error)),
+        if !check_format(&format)? {
+            begin(path)?;
         }
-        let lock = File::open(&format).map_err(|error| failed("opened", &format, &error))?;
+        Self::locked(path, &format)
+    }
+
+    /// Checks and locks a directory that holds a journal.
+    pub(super) fn existing(path: &Path) -> Result<Self, JournalError> {
+        let format = path.join(FORMAT_FILE);
+        if !check_format(&format)? || !path.join(STORE).exists() {
+            return Err(JournalError::Broken(format!(
+                "{}: there is no journal here; name the data directory of a hub",
+                path.display()
+            )));
+        }
+        Self::locked(path, &format)
+    }
+
+    fn locked(path: &Path, format: &Path) -> Result<Self, JournalError> {
+        let lock = File::open(format).map_err(|error| failed("opened", format, &error))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => locked(path),
-            TryLockError::Error(error) => failed("locked", &format, &error),
+            TryLockError::Error(error) => failed("locked", format, &error),
         })?;
-        let high_water = read_high_water(&path.join(HIGH_WATER_FILE))?;
-        Ok(Self { path: path.to_owned(), lock, high_water: Mutex::new(Some(high_water)) })
+        let file = path.join(HIGH_WATER_FILE);
+        let found = read_high_water(&file)?;
+        if found.is_none() {
+            let begun = replace(path, HIGH_WATER_FILE, mark_line(0).as_bytes());
+            begun.map_err(|error| failed("written", &file, &error))?;
+        }
+        let mark = OpenOptions::new().write(true).open(&file);
+        let mark = mark.map_err(|error| failed("opened", &file, &error))?;
+        let commits = found.unwrap_or(0);
+        Ok(Self {
+            path: path.to_owned(),
+            lock,
+            mark: Mutex::new(Some(mark)),
+            written: AtomicU64::new(commits),
+            synced: AtomicU64::new(commits),
+            complained: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Where the store's own files are. If there are none yet, they are made by `make` under
     /// another name, so that a crash meanwhile leaves no store that cannot be opened.
+    ///
+    /// Returns whether they were.
     pub(super) fn store(
         &self,
         make: impl FnOnce(&Path) -> Result<(), JournalError>,
-    ) -> Result<PathBuf, JournalError> {
+    ) -> Result<(PathBuf, Made), JournalError> {
         let (store, new) = (self.path.join(STORE), self.path.join(NEW_STORE));
         if store.exists() {
-            return Ok(store);
+            return Ok((store, Made::Before));
         }
         if self.high_water() > 0 {
             return Err(JournalError::Broken(format!(
@@ -78,30 +126,93 @@ impl Directory {
         make(&new)?;
         let moved = fs::rename(&new, &store).and_then(|()| File::open(&self.path)?.sync_all());
         moved.map_err(|error| failed("created", &store, &error))?;
-        Ok(store)
+        Ok((store, Made::Now))
+    }
+
+    /// Where the files of a store are that is there.
+    pub(super) fn store_files(&self) -> PathBuf {
+        self.path.join(STORE)
+    }
+
+    /// Whether there is a store.
+    pub(super) fn has_store(&self) -> bool {
+        self.store_files().exists()
+    }
+
+    /// Where what a repair cut off is kept.
+    pub(super) fn damaged(&self) -> PathBuf {
+        self.path.join(DAMAGED)
     }
 
     /// How many commits were durable when it was last written down.
     pub(super) fn high_water(&self) -> u64 {
-        self.high_water.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(0)
+        self.written.load(Ordering::SeqCst)
     }
 
-    /// Writes the number of durable commits down, unless that or more is written already.
-    pub(super) fn set_high_water(&self, commits: u64) -> io::Result<()> {
-        let mut high_water = self.high_water.lock().unwrap_or_else(PoisonError::into_inner);
-        if high_water.is_some_and(|written| written < commits) {
-            replace(&self.path, HIGH_WATER_FILE, format!("{commits}\n").as_bytes())?;
-            *high_water = Some(commits);
+    /// Writes the number of durable commits down, unless that or more is written already. A killed
+    /// process has written it; a power cut may lose what [`Self::sync`] did not follow.
+    pub(super) fn reach(&self, commits: u64) {
+        let mut mark = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = mark.as_mut().filter(|_| self.high_water() < commits) else { return };
+        // In place and of one length: there is room for it on a disk that is full.
+        let written = file.seek(SeekFrom::Start(0));
+        let written = written.and_then(|_| file.write_all(mark_line(commits).as_bytes()));
+        if self.succeeded(&written) {
+            self.written.store(commits, Ordering::SeqCst);
         }
-        Ok(())
+    }
+
+    /// Makes what was written certain.
+    pub(super) fn sync(&self) {
+        let written = self.high_water();
+        if self.synced.load(Ordering::SeqCst) == written {
+            return;
+        }
+        // Not under the lock: a disk that is slow here must not hold up a commit.
+        let file = match &*self.mark.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(file) => file.try_clone(),
+            None => return,
+        };
+        if self.succeeded(&file.and_then(|file| file.sync_all())) {
+            self.synced.fetch_max(written, Ordering::SeqCst);
+        }
+    }
+
+    /// Says that the mark fails, once until it does not.
+    fn succeeded(&self, result: &io::Result<()>) -> bool {
+        let complained = self.complained.swap(result.is_err(), Ordering::SeqCst);
+        if let Err(error) = result
+            && !complained
+        {
+            let file = self.path.join(HIGH_WATER_FILE);
+            tracing::error!(%error, file = %file.display(), "the high-water mark was not written");
+        }
+        result.is_ok()
     }
 
     /// Gives the directory up: another may open it now, and nothing is written to it any more.
     pub(super) fn release(&self) {
-        *self.high_water.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if let Err(error) = self.lock.unlock() {
             tracing::warn!(%error, "the data directory stays locked until the process ends");
         }
+    }
+}
+
+/// When a store was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Made {
+    Before,
+    Now,
+}
+
+/// Whether the directory is marked as a journal of this version.
+fn check_format(format: &Path) -> Result<bool, JournalError> {
+    match fs::read(format) {
+        Ok(text) if text == FORMAT.as_bytes() => Ok(true),
+        Ok(text) => Err(unknown(format, &text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed("read", format, &error)),
     }
 }
 
@@ -123,16 +234,23 @@ fn begin(path: &Path) -> Result<(), JournalError> {
     begun.map_err(|error| failed("written", &path.join(FORMAT_FILE), &error))
 }
 
-fn read_high_water(file: &Path) -> Result<u64, JournalError> {
-    let text = match fs::read_to_string(file) {
+/// The high-water mark as it is written: always as long.
+fn mark_line(commits: u64) -> String {
+    let digits = format!("{commits:020}");
+    format!("{digits} {:08x}\n", crc32c::crc32c(digits.as_bytes()))
+}
+
+fn read_high_water(file: &Path) -> Result<Option<u64>, JournalError> {
+    let text = match fs::read(file) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed("read", file, &error)),
     };
-    let number = text.strip_suffix('\n').and_then(|number| number.parse().ok());
-    number.ok_or_else(|| {
+    let number = std::str::from_utf8(&text).ok().and_then(|text| text.get(..20)?.parse().ok());
+    number.filter(|number| mark_line(*number).as_bytes() == text).map(Some).ok_or_else(|| {
         JournalError::Broken(format!(
-            "{}: is damaged: it must hold one number; delete it to accept the store as it is",
+            "{}: is damaged: it must hold the number of commits and its checksum; restore it from \
+             a backup, or delete it to accept the store as it is",
             file.display()
         ))
     })
@@ -140,13 +258,13 @@ fn read_high_water(file: &Path) -> Result<u64, JournalError> {
 
 /// Another process has it.
 pub(super) fn locked(path: &Path) -> JournalError {
-    JournalError::Broken(format!(
+    JournalError::Unavailable(format!(
         "{}: another process has this journal open; stop it, or choose another data directory",
         path.display()
     ))
 }
 
-fn failed(what: &str, at: &Path, error: &io::Error) -> JournalError {
+pub(super) fn failed(what: &str, at: &Path, error: &io::Error) -> JournalError {
     let at = at.display();
     let remedy = match error.kind() {
         io::ErrorKind::PermissionDenied => {
@@ -156,7 +274,9 @@ fn failed(what: &str, at: &Path, error: &io::Error) -> JournalError {
         io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
             "; choose a data directory that is a directory"
         }
-        _ => "",
+        io::ErrorKind::StorageFull => "; make room on the disk",
+        io::ErrorKind::ReadOnlyFilesystem => "; mount the file system so that it can be written",
+        _ => "; see to the disk",
     };
     JournalError::Broken(format!("{at}: cannot be {what}: {error}{remedy}"))
 }
@@ -168,7 +288,7 @@ fn unknown(file: &Path, text: &[u8]) -> JournalError {
     });
     JournalError::Broken(match version {
         Some(version) => format!(
-            "{file}: the journal has version {version}, this program knows version 1; run the \
+            "{file}: the journal has version {version}, this program knows version {VERSION}; run the \
              version of Tidings that wrote it, or a newer one"
         ),
         None => format!(

@@ -10,7 +10,11 @@
 //! | `dedup` | topic id, event id | position and time of the first |
 //! | `due` | kind, time, topic id, key | offset, tenant, 0, topic |
 //! | `floors` | topic id | everything of this topic up to here may be reclaimed |
-//! | `meta` | `store` | store epoch, next topic id, commits |
+//! | `meta` | `store` | what the store knows of itself, under a checksum; in every commit |
+//! | `meta` | `deleted`, tenant, 0, slot | how often topics of this slot were deleted, under a checksum |
+//!
+//! A deleted topic leaves nothing behind but its slot's count, which is where the next history of
+//! any topic of that slot begins: so an epoch never comes back, and there are so many counts at most.
 //!
 //! Each keyspace also has the key `\0`, so that one whose files were lost, and which the store
 //! would take for an empty one, is told from it.
@@ -26,7 +30,7 @@ use crate::{
 };
 
 /// Bytes of one keyspace's memtable: 16-32 MiB kept flush hiccups short (measured 2026-11).
-const MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
+pub(super) const MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
 /// Of keyspaces whose keys are replaced or removed all the time, and scanned: what was replaced is
 /// passed over in the memtable, one by one, until it is flushed.
 const CHURNING_MEMTABLE_BYTES: u64 = 2 * 1024 * 1024;
@@ -47,9 +51,12 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn open(db: Database) -> Result<Self, fjall::Error> {
-        let open = |name, memtable_bytes| {
-            db.keyspace(name, || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes))
+    /// Opens the keyspaces. Memtables take so many bytes at most in a store that is new; one that
+    /// is there keeps what it was made with.
+    pub(super) fn open(db: Database, memtable_bytes: u64) -> Result<Self, fjall::Error> {
+        let open = |name, bytes: u64| {
+            let bytes = bytes.min(memtable_bytes);
+            db.keyspace(name, || KeyspaceCreateOptions::default().max_memtable_size(bytes))
         };
         Ok(Self {
             topics: open("topics", CHURNING_MEMTABLE_BYTES)?,
@@ -76,27 +83,22 @@ impl Store {
         batch.commit()
     }
 
-    /// A keyspace whose files were lost.
-    pub(super) fn lost_keyspace(&self) -> Result<Option<&Keyspace>, fjall::Error> {
-        for keyspace in self.keyspaces() {
-            if !keyspace.contains_key(SENTINEL)? {
-                return Ok(Some(keyspace));
-            }
-        }
-        Ok(None)
-    }
-
-    fn keyspaces(&self) -> [&Keyspace; 9] {
+    pub(super) fn keyspaces(&self) -> [&Keyspace; 9] {
         let Self { db: _, topics, log, states, places, marks, dedup, due, floors, meta } = self;
         [topics, log, states, places, marks, dedup, due, floors, meta]
     }
 }
 
 /// In every keyspace, before all other keys; no id, name or kind begins with it.
-const SENTINEL: [u8; 1] = [0];
+pub(super) const SENTINEL: [u8; 1] = [0];
 
 /// Where the topics of all tenants begin.
 pub(super) const FIRST_TOPIC: [u8; 1] = [1];
+
+/// Whether a key is a keyspace's own.
+pub(super) fn is_sentinel(key: &[u8]) -> bool {
+    key == SENTINEL
+}
 
 /// The key of a topic's record.
 pub(super) fn topic_key(topic: &TopicKey) -> Vec<u8> {
@@ -149,6 +151,32 @@ const fn due_kind(kind: DueKind) -> u8 {
     }
 }
 
+/// An entry of the due index.
+#[derive(Debug)]
+pub(super) struct DueEntry {
+    pub(super) at: Timestamp,
+    /// The state's key in `states`.
+    pub(super) state_key: Vec<u8>,
+    pub(super) offset: Offset,
+    pub(super) topic: TopicKey,
+}
+
+/// Writes where a state in the due index is.
+pub(super) fn write_due(topic: &TopicKey, offset: Offset) -> Vec<u8> {
+    [&offset.0.to_be_bytes()[..], &topic_key(topic)].concat()
+}
+
+pub(super) fn read_due(key: &[u8], value: &[u8]) -> Option<DueEntry> {
+    let (at, state_key) = split_u64(key.get(1..)?)?;
+    let (offset, topic) = split_u64(value)?;
+    Some(DueEntry {
+        at: Timestamp::from_millis(at),
+        state_key: state_key.to_vec(),
+        offset: Offset(offset),
+        topic: read_topic_key(topic)?,
+    })
+}
+
 /// Reads a big-endian number and what follows it.
 pub(super) fn split_u64(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (number, rest) = bytes.split_first_chunk()?;
@@ -186,35 +214,76 @@ pub(super) fn read_mark(bytes: &[u8]) -> Option<(Fingerprint, Timestamp)> {
 /// What the whole store knows of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meta {
+    /// Drawn once and told to nobody: what begins with it is a commit of this store, and nothing
+    /// that a publisher wrote.
+    pub(super) secret: u64,
     pub(super) store_epoch: u32,
     pub(super) next_id: u64,
     pub(super) commits: u64,
 }
 
-/// The one key of `meta`.
+/// The key of what the store knows of itself.
 pub(super) const META: &str = "store";
 
 impl Meta {
+    /// Bytes of a written one.
+    pub(super) const BYTES: usize = 32;
+
     pub(super) fn write(&self) -> Vec<u8> {
         let numbers = [self.next_id.to_be_bytes(), self.commits.to_be_bytes()].concat();
-        [&self.store_epoch.to_be_bytes()[..], &numbers].concat()
+        let body =
+            [&self.secret.to_be_bytes()[..], &self.store_epoch.to_be_bytes(), &numbers].concat();
+        [&crc32c::crc32c(&body).to_be_bytes()[..], &body].concat()
     }
 
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
-        let (store_epoch, rest) = split_u32(bytes)?;
+        let (sum, body) = split_u32(bytes)?;
+        if bytes.len() != Self::BYTES || crc32c::crc32c(body) != sum {
+            return None;
+        }
+        let (secret, rest) = split_u64(body)?;
+        let (store_epoch, rest) = split_u32(rest)?;
         let (next_id, rest) = split_u64(rest)?;
         let (commits, _) = split_u64(rest)?;
-        Some(Self { store_epoch, next_id, commits })
+        Some(Self { secret, store_epoch, next_id, commits })
     }
+}
+
+/// Slots of each tenant that deletions are counted in: a million counts take some 20 MB, and the
+/// deletion of a topic gives one in a million others that were never written another epoch.
+const DELETION_SLOTS: u32 = 1 << 20;
+
+/// Begins the keys of all counts of deletions.
+pub(super) const DELETIONS: &str = "deleted";
+
+/// The key of the count that a topic's deletions are in: one of its tenant, so that no tenant can
+/// tell what another deletes.
+pub(super) fn deletions_key(topic: &TopicKey) -> Vec<u8> {
+    let slot = crc32c::crc32c(topic.topic.as_str().as_bytes()) % DELETION_SLOTS;
+    let tenant = topic.tenant.as_str().as_bytes();
+    [DELETIONS.as_bytes(), tenant, &[0], &slot.to_be_bytes()].concat()
+}
+
+/// Writes a count of deletions, which belongs to its key.
+pub(super) fn write_deletions(key: &[u8], count: u32) -> Vec<u8> {
+    let count = count.to_be_bytes();
+    let sum = crc32c::crc32c_append(crc32c::crc32c(key), &count);
+    [sum.to_be_bytes(), count].concat()
+}
+
+pub(super) fn read_deletions(key: &[u8], bytes: &[u8]) -> Option<u32> {
+    let (sum, count) = split_u32(bytes)?;
+    let is_sound = crc32c::crc32c_append(crc32c::crc32c(key), count) == sum;
+    split_u32(count).filter(|(_, rest)| is_sound && rest.is_empty()).map(|(count, _)| count)
 }
 
 /// A topic as the store keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TopicRecord {
     pub(super) id: u64,
-    /// How often the name was deleted before.
+    /// The count of its deletions when it was created.
     pub(super) incarnation: u32,
-    /// Not there: deleted, and remembered so that its next history has another epoch.
+    /// Not there, and so in no store: never written, or deleted.
     pub(super) is_deleted: bool,
     pub(super) closed: bool,
     pub(super) tail: Offset,
@@ -224,7 +293,7 @@ pub(super) struct TopicRecord {
     pub(super) events: u64,
     pub(super) bytes: u64,
     pub(super) states: u64,
-    /// When it was created, or the last event recorded, or it was deleted.
+    /// When it was created, or the last event recorded.
     pub(super) written_at: Timestamp,
     /// Whether it ever had an event, so that `written_at` is one's time.
     pub(super) has_events: bool,
@@ -232,7 +301,6 @@ pub(super) struct TopicRecord {
 }
 
 const RECORD_VERSION: u8 = 1;
-const DELETED: u8 = 1;
 const CLOSED: u8 = 1 << 1;
 const HAS_EVENTS: u8 = 1 << 2;
 
@@ -254,6 +322,17 @@ impl TopicRecord {
             has_events: false,
             properties,
         }
+    }
+
+    /// What a topic is that is not there.
+    pub(super) fn absent(incarnation: u32) -> Self {
+        let none = Self::new(0, incarnation, Timestamp::default(), Properties::default());
+        Self { is_deleted: true, ..none }
+    }
+
+    /// The fingerprint of what is missing at an offset.
+    pub(super) fn stand_in(&self, offset: Offset) -> Fingerprint {
+        if offset.next() == self.tail { self.tail_fingerprint } else { Fingerprint(0) }
     }
 
     pub(super) fn head(&self, store_epoch: u32) -> Head {
@@ -286,7 +365,6 @@ impl TopicRecord {
 
     pub(super) fn write(&self) -> Result<Vec<u8>, JournalError> {
         let mut flags = 0;
-        flags |= if self.is_deleted { DELETED } else { 0 };
         flags |= if self.closed { CLOSED } else { 0 };
         flags |= if self.has_events { HAS_EVENTS } else { 0 };
         let mut out = vec![0, 0, 0, 0, RECORD_VERSION, flags];
@@ -333,7 +411,7 @@ impl TopicRecord {
         Some(Self {
             id,
             incarnation,
-            is_deleted: flags & DELETED != 0,
+            is_deleted: false,
             closed: flags & CLOSED != 0,
             tail: Offset(tail),
             tail_fingerprint: Fingerprint(tail_fingerprint),
@@ -374,6 +452,27 @@ mod tests {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(TopicRecord::read(&damaged), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn the_stores_own_record_and_counts_come_back_or_not_at_all() {
+        let meta = Meta { secret: 9, store_epoch: 7, next_id: 3, commits: 1 << 40 };
+        let key = deletions_key(&read_topic_key(b"a\0b").unwrap());
+        let (meta_bytes, count_bytes) = (meta.write(), write_deletions(&key, 5));
+        assert_eq!(Meta::read(&meta_bytes), Some(meta));
+        assert_eq!(meta_bytes.len(), Meta::BYTES);
+        assert_eq!(read_deletions(&key, &count_bytes), Some(5));
+        assert_eq!(read_deletions(b"another", &count_bytes), None);
+        for bit in 0..meta_bytes.len() * 8 {
+            let flip = |bytes: &[u8]| {
+                let mut bytes = bytes.to_vec();
+                let place = bit / 8 % bytes.len();
+                bytes[place] ^= 1 << (bit % 8);
+                bytes
+            };
+            assert_eq!(Meta::read(&flip(&meta_bytes)), None, "bit {bit}");
+            assert_eq!(read_deletions(&key, &flip(&count_bytes)), None, "bit {bit}");
         }
     }
 

@@ -3,32 +3,49 @@
 //! The rule: one thread writes (`writer.rs`); readers see snapshots, check every record's checksum,
 //! and compare the floor before and after, so that a page is whole or is read again.
 
+mod check;
+mod commit_log;
+mod damage;
 mod directory;
 mod due_start;
 mod layout;
+mod mend;
+mod progress;
 mod reads;
 mod reclaim;
+mod repair;
+mod store;
+mod transfer;
+mod walk;
+mod watch;
 mod writer;
+
+pub use check::{CheckReport, Finding, Step, check};
+pub use repair::{Repaired, repair};
+pub use transfer::{OnDamage, Transferred, export, import};
 
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering},
-    thread,
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
-use fjall::{Database, PersistMode};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::timeout,
+};
 
 use self::{
+    damage::{Damage, describe},
     directory::Directory,
     due_start::DueStart,
-    layout::{META, Meta, Store, split_u64},
+    layout::MEMTABLE_BYTES,
+    progress::{Progress, Witness},
     reads::Reader,
     reclaim::{Reclaimable, Reclaimer},
-    writer::{Progress, Request, Writer, unreadable},
+    watch::{Shared, spawn},
+    writer::{Request, Writer},
 };
 use super::{
     Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError, JournalSettings,
@@ -36,30 +53,42 @@ use super::{
 };
 use crate::{
     clock::{Clock, SystemClock},
-    model::{Offset, Timestamp, TopicKey, limits::COMMIT_STALL_MAX},
+    metrics::Metrics,
+    model::{Offset, Timestamp, TopicKey, limits::JOURNAL_CLOSE_MAX},
 };
 
-/// fjall's own journal files: more would make opening after a crash slow (measured: 512 MiB take
-/// above a second).
-const STORE_JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
-/// Blocks that are kept in memory for reads.
-const STORE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// Requests that wait for the writer; more wait at their sender.
 const REQUESTS_MAX: usize = 4096;
 /// Reads at once: each blocks a thread.
 const READS_MAX: usize = 16;
-/// How often the high-water mark is written down.
-const HIGH_WATER_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How much was trimmed or deleted before the store is compacted, once it is idle …
-const RECLAIM_IDLE_BYTES: u64 = 64 * 1024 * 1024;
-/// … and before it is compacted although it is busy.
-const RECLAIM_BUSY_BYTES: u64 = 1024 * 1024 * 1024;
+/// What a journal in a directory is opened with beside the deployment's settings.
+#[derive(Debug, Clone)]
+pub struct EmbeddedOptions {
+    /// Says when topics are created and deleted.
+    pub clock: Arc<dyn Clock>,
+    /// Bytes that a keyspace of a store that is new holds in memory before it writes them as a
+    /// table: 16 MiB. Little makes for many tables, which tests want.
+    pub memtable_bytes: u64,
+    /// Where commits and the size on disk are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Default for EmbeddedOptions {
+    fn default() -> Self {
+        Self {
+            clock: Arc::new(SystemClock),
+            memtable_bytes: MEMTABLE_BYTES,
+            metrics: Arc::default(),
+        }
+    }
+}
 
 /// A journal in a directory of this machine. One process at a time.
 pub struct EmbeddedJournal {
     open: Mutex<Option<Open>>,
     shared: Arc<Shared>,
+    damage: Arc<Damage>,
     reads: Arc<Semaphore>,
     /// Trims are found by reading and applied by the writer: one at a time, so that none counts
     /// what another removed.
@@ -70,14 +99,6 @@ pub struct EmbeddedJournal {
 struct Open {
     reader: Reader,
     requests: mpsc::Sender<Request>,
-}
-
-/// What the journal and its watch both use.
-struct Shared {
-    directory: Directory,
-    progress: Arc<Progress>,
-    reclaimer: Arc<Reclaimer>,
-    started: tokio::time::Instant,
 }
 
 impl std::fmt::Debug for EmbeddedJournal {
@@ -94,8 +115,8 @@ impl EmbeddedJournal {
     /// Blocks while it recovers: a second at most after a crash.
     ///
     /// # Errors
-    /// [`JournalError::Broken`] names the file and what to do: it is another program's, locked by
-    /// another process, from a newer version, damaged or not permitted.
+    /// [`JournalError::Broken`] names the file and what to do: it is another program's, from a newer
+    /// version, damaged or not permitted. [`JournalError::Unavailable`]: another process has it.
     pub fn open(path: &Path, settings: JournalSettings) -> Result<Arc<Self>, JournalError> {
         Self::open_with_clock(path, settings, Arc::new(SystemClock))
     }
@@ -109,32 +130,24 @@ impl EmbeddedJournal {
         settings: JournalSettings,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, JournalError> {
-        let directory = Directory::open(path)?;
+        Self::open_with(path, settings, EmbeddedOptions { clock, ..EmbeddedOptions::default() })
+    }
+
+    /// Opens it with options.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(
+        path: &Path,
+        settings: JournalSettings,
+        options: EmbeddedOptions,
+    ) -> Result<Arc<Self>, JournalError> {
+        let EmbeddedOptions { clock, memtable_bytes, metrics } = options;
+        let directory = Arc::new(Directory::open(path)?);
         let reclaimable = Arc::new(Reclaimable::default());
-        let files = directory.store(|new| {
-            let store = open_store(new, &reclaimable, settings)?;
-            store.mark_keyspaces().map_err(|error| unopened(new, &error))
-        })?;
-        let store = open_store(&files, &reclaimable, settings)?;
-        if let Some(lost) = store.lost_keyspace().map_err(|error| unopened(&files, &error))? {
-            return Err(JournalError::Broken(format!(
-                "{}: files of `{}` are missing; restore a backup, or choose an empty directory to \
-                 begin with an empty journal",
-                files.display(),
-                lost.name(),
-            )));
-        }
-        for entry in store.floors.iter() {
-            let (id, floor) = entry.into_inner().map_err(|error| unopened(&files, &error))?;
-            if let (Some((id, _)), Some((floor, _))) = (split_u64(&id), split_u64(&floor)) {
-                reclaimable.set_floor(id, floor);
-            }
-        }
-        let meta = meta(&store, &directory, &files)?;
-        let progress = Arc::new(Progress::default());
-        progress.commits.store(meta.commits, Ordering::SeqCst);
+        let (store, meta) = store::open(&directory, &reclaimable, settings, memtable_bytes)?;
+        let progress = Arc::new(Progress::after(meta.commits, metrics));
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
-        let started = tokio::time::Instant::now();
         let due_start = Arc::new(DueStart::default());
         let writer = Writer {
             store: store.clone(),
@@ -142,21 +155,28 @@ impl EmbeddedJournal {
             settings,
             clock,
             reclaimable: Arc::clone(&reclaimable),
+            directory: Arc::clone(&directory),
             progress: Arc::clone(&progress),
             meta,
-            started,
             records: HashMap::new(),
+            deletions: HashMap::new(),
         };
-        spawn("journal-writer", move || writer.run(receiver))?;
-        let reclaimer = Reclaimer::new(store.clone(), reclaimable, requests.clone());
-        let reclaimer = Arc::new(reclaimer);
-        let shared = Arc::new(Shared { directory, progress, reclaimer, started });
-        let watched = Arc::downgrade(&shared);
-        spawn("journal-watch", move || watch(&watched))?;
-        let reader = Reader { store, store_epoch: meta.store_epoch, due_start };
+        let witness = Witness(Arc::clone(&progress));
+        spawn("journal-writer", move || {
+            let _witness = witness;
+            writer.run(receiver);
+        })?;
+        let files = directory.store_files();
+        let reclaimer = Reclaimer::new(store.clone(), reclaimable, requests.clone(), files);
+        let shared = Arc::new(Shared::new(directory, progress, reclaimer, store.clone()));
+        Shared::watch(&shared)?;
+        let damage = Arc::new(Damage::default());
+        let found = Arc::clone(&damage);
+        let reader = Reader { store, store_epoch: meta.store_epoch, due_start, damage: found };
         Ok(Arc::new(Self {
             open: Mutex::new(Some(Open { reader, requests })),
             shared,
+            damage,
             reads: Arc::new(Semaphore::new(READS_MAX)),
             trimming: tokio::sync::Mutex::default(),
         }))
@@ -168,28 +188,37 @@ impl EmbeddedJournal {
     /// # Errors
     /// [`JournalError::Unavailable`] if the store cannot be compacted; nothing is lost.
     pub async fn reclaim(&self) -> Result<(), JournalError> {
-        let reclaimer = Arc::clone(&self.shared.reclaimer);
-        let run = tokio::task::spawn_blocking(move || reclaimer.run());
+        let shared = Arc::clone(&self.shared);
+        let run = tokio::task::spawn_blocking(move || shared.reclaimer.run());
         match run.await {
-            Ok(result) => result.map_err(|error| unreadable(&error)),
+            Ok(result) => result.map_err(|error| {
+                let directory = self.shared.directory.path().display();
+                let error = describe(&error);
+                JournalError::Unavailable(format!("{directory}: was not compacted: {error}"))
+            }),
             Err(error) => Err(JournalError::Unavailable(error.to_string())),
         }
     }
 
     fn opened(&self) -> Result<Open, JournalError> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        open.ok_or_else(|| JournalError::Unavailable("the journal was closed".to_owned()))
+        open.ok_or_else(|| JournalError::Unavailable(closed()))
     }
 
     async fn ask<T>(
         &self,
         request: impl FnOnce(oneshot::Sender<Result<T, JournalError>>) -> Request,
     ) -> Result<T, JournalError> {
-        let closed = || JournalError::Unavailable("the journal was closed".to_owned());
+        // Nobody waits behind a disk that does not get on.
+        if let Some(reason) = self.failure() {
+            return Err(JournalError::Unavailable(reason));
+        }
+        let ended = || JournalError::Unavailable(self.failure().unwrap_or_else(closed));
         let (reply, answer) = oneshot::channel();
         let requests = self.opened()?.requests;
-        requests.send(request(reply)).await.map_err(|_| closed())?;
-        answer.await.map_err(|_| closed())?
+        requests.send(request(reply)).await.map_err(|_| ended())?;
+        let answer = answer.await.map_err(|_| ended())?;
+        answer.inspect_err(|error| self.damage.met(error))
     }
 
     /// Reads on a thread that may block.
@@ -198,15 +227,24 @@ impl EmbeddedJournal {
         read: impl FnOnce(&Reader) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
         let reader = self.opened()?.reader;
-        let stopped = || JournalError::Unavailable("the journal was closed".to_owned());
+        let stopped = || JournalError::Unavailable(closed());
         let permit = Arc::clone(&self.reads).acquire_owned().await.map_err(|_| stopped())?;
-        let read = tokio::task::spawn_blocking(move || {
-            let result = read(&reader);
-            drop(permit);
-            result
-        });
-        read.await.map_err(|_| stopped())?
+        let lease = Lease { reader, _permit: permit };
+        let read = tokio::task::spawn_blocking(move || read(&lease.reader));
+        let result = read.await.map_err(|_| stopped())?;
+        result.inspect_err(|error| self.damage.met(error))
     }
+}
+
+/// A reader for as long as it is permitted: closing waits for the permits, so the reader, which
+/// holds the store open, goes first. Fields are dropped in this order.
+struct Lease {
+    reader: Reader,
+    _permit: OwnedSemaphorePermit,
+}
+
+fn closed() -> String {
+    "the journal was closed".to_owned()
 }
 
 #[async_trait]
@@ -291,169 +329,52 @@ impl Journal for EmbeddedJournal {
     }
 
     fn failure(&self) -> Option<String> {
-        let closed = self.open.lock().unwrap_or_else(PoisonError::into_inner).is_none();
-        closed
-            .then(|| "the journal was closed".to_owned())
-            .or_else(|| self.shared.progress.failure())
+        let failure = self.shared.progress.failure();
+        failure.or_else(|| match &*self.open.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Some(closed()),
+            Some(open) if open.requests.is_closed() => {
+                Some("the writer has ended; start the hub anew".to_owned())
+            }
+            Some(_) => None,
+        })
+    }
+
+    fn damaged_places(&self) -> usize {
+        self.damage.count()
     }
 
     async fn close(&self) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(open) = open else { return };
-        let (reply, closed) = oneshot::channel();
-        if open.requests.send(Request::Close { reply }).await.is_ok() {
-            // An error means that the writer is gone, which is what was asked for.
-            let _ = closed.await;
-        }
-        // Reads that run hold the store open: wait for them.
-        let reads = u32::try_from(READS_MAX).unwrap_or(u32::MAX);
-        let _ = self.reads.acquire_many(reads).await;
-        self.reads.close();
-        let shared = Arc::clone(&self.shared);
-        // Closing the store's files blocks.
-        let closed = tokio::task::spawn_blocking(move || {
-            shared.reclaimer.close();
-            drop(open);
-            let commits = shared.progress.commits.load(Ordering::SeqCst);
-            if let Err(error) = shared.directory.set_high_water(commits) {
-                tracing::error!(%error, "the high-water mark was not written");
-            }
-            shared.directory.release();
-        });
-        let _ = closed.await;
-    }
-}
-
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), JournalError> {
-    let spawned = thread::Builder::new().name(name.to_owned()).spawn(run);
-    spawned.map(drop).map_err(|error| {
-        JournalError::Broken(format!("cannot start the thread {name}: {error}; raise its limit"))
-    })
-}
-
-fn open_store(
-    files: &Path,
-    reclaimable: &Arc<Reclaimable>,
-    settings: JournalSettings,
-) -> Result<Store, JournalError> {
-    let filtered = Arc::clone(reclaimable);
-    let filters = move |keyspace: &str| reclaim::filter(keyspace, &filtered, settings);
-    let open = || {
-        let db = Database::builder(files)
-            .max_journaling_size(STORE_JOURNAL_BYTES)
-            .cache_size(STORE_CACHE_BYTES)
-            .manual_journal_persist(true)
-            .with_compaction_filter_factories(Arc::new(filters))
-            .open();
-        db.and_then(Store::open)
-    };
-    // Some damage is met by an assertion of the store instead of an error.
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(open)) {
-        Ok(opened) => opened.map_err(|error| unopened(files, &error)),
-        Err(_) => Err(unopened(files, &fjall::Error::Unrecoverable)),
-    }
-}
-
-/// Reads what the store knows of itself, and whether it has lost its end.
-fn meta(store: &Store, directory: &Directory, files: &Path) -> Result<Meta, JournalError> {
-    let stored = store.meta.get(META).map_err(|error| unopened(files, &error))?;
-    let high_water = directory.high_water();
-    let fresh_epoch = || {
-        let failed = |error| JournalError::Broken(format!("no randomness: {error}"));
-        getrandom::u32().map_err(failed)
-    };
-    let is_new = stored.is_none();
-    let mut meta = match stored {
-        // Nothing was ever committed, or all of it was lost.
-        None => Meta { store_epoch: fresh_epoch()?, next_id: 1, commits: high_water },
-        Some(bytes) => Meta::read(&bytes).ok_or_else(|| {
-            let at = files.display();
-            JournalError::Broken(format!(
-                "{at}: the store's own record is damaged; restore a backup"
-            ))
-        })?,
-    };
-    if !is_new && meta.commits >= high_water {
-        return Ok(meta);
-    }
-    if meta.commits < high_water {
-        tracing::error!(
-            stored = meta.commits,
-            known = high_water,
-            "the journal has lost its newest commits: every topic begins a new epoch"
-        );
-        meta.store_epoch = fresh_epoch()?;
-        meta.commits = high_water;
-        // Ids of topics that were lost must not be used again.
-        meta.next_id = meta.next_id.saturating_add(1 << 32);
-    }
-    // Before anybody is told of an epoch, it is the one that the next start finds.
-    let mut batch = store.db.batch().durability(Some(PersistMode::SyncAll));
-    batch.insert(&store.meta, META, meta.write());
-    batch.commit().map_err(|error| unopened(files, &error))?;
-    Ok(meta)
-}
-
-fn unopened(files: &Path, error: &fjall::Error) -> JournalError {
-    let at = files.display();
-    JournalError::Broken(match error {
-        fjall::Error::Locked => return directory::locked(files),
-        fjall::Error::Io(io) if io.kind() == std::io::ErrorKind::PermissionDenied => format!(
-            "{at}: cannot be opened: {io}; give the hub's user read and write permission on it"
-        ),
-        fjall::Error::InvalidVersion(_) => {
-            format!("{at}: the store has another version; run the version of Tidings that wrote it")
-        }
-        other => format!(
-            "{at}: the store cannot be opened: {other}; restore a backup, or choose an empty \
-             directory to begin with an empty journal"
-        ),
-    })
-}
-
-/// Looks after the journal from outside: writes the high-water mark down now and then, ends the
-/// process if a commit hangs, and has the store compacted when that is worth it.
-fn watch(shared: &Weak<Shared>) {
-    let mut commits_before = 0;
-    for seconds in 1.. {
-        // Nothing is waited for here: this is the clock by which the writer is watched.
-        thread::sleep(Duration::from_secs(1));
-        let Some(shared) = shared.upgrade() else { return };
-        abort_if_stuck(&shared);
-        let commits = shared.progress.commits.load(Ordering::SeqCst);
-        if seconds % HIGH_WATER_INTERVAL.as_secs() == 0
-            && let Err(error) = shared.directory.set_high_water(commits)
-        {
-            tracing::warn!(%error, "the high-water mark was not written");
-        }
-        let is_idle = commits == commits_before;
-        commits_before = commits;
-        let worthwhile = if is_idle { RECLAIM_IDLE_BYTES } else { RECLAIM_BUSY_BYTES };
-        if shared.reclaimer.is_idle() && shared.reclaimer.bytes() >= worthwhile {
-            let reclaimer = Arc::clone(&shared.reclaimer);
-            let reclaim = move || {
-                if let Err(error) = reclaimer.run() {
-                    tracing::error!(%error, "the store was not compacted, and keeps growing");
+        let Some(Open { reader, requests }) = open else { return };
+        let (shared, reads) = (Arc::clone(&self.shared), Arc::clone(&self.reads));
+        let closing = async move {
+            let ended = tokio::task::spawn_blocking(move || {
+                let (reply, closed) = oneshot::channel();
+                // An error means that the writer is gone, which is what is asked for.
+                if requests.blocking_send(Request::Close { reply }).is_ok() {
+                    let _ = closed.blocking_recv();
                 }
-            };
-            // On its own thread: it takes long, and the writer is to be watched meanwhile.
-            if let Err(error) = spawn("journal-reclaim", reclaim) {
-                tracing::warn!(%error, "the store was not compacted");
-            }
+            });
+            let _ = ended.await;
+            // Reads that run hold the store open.
+            let running = u32::try_from(READS_MAX).unwrap_or(u32::MAX);
+            let _ = reads.acquire_many(running).await;
+            reads.close();
+            drop(reader);
+            let _ = tokio::task::spawn_blocking(move || shared.close()).await;
+        };
+        if timeout(JOURNAL_CLOSE_MAX, closing).await.is_err() {
+            tracing::error!(
+                directory = %self.shared.directory.path().display(),
+                "the disk does not get on: the journal was not closed in order; what was \
+                 acknowledged is in it"
+            );
         }
     }
 }
 
-/// Ends the process if a commit hangs: the store is stuck, and starting again mends it.
-fn abort_if_stuck(shared: &Shared) {
-    let since = shared.progress.committing_since.load(Ordering::SeqCst);
-    let now = u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let limit = u64::try_from(COMMIT_STALL_MAX.as_millis()).unwrap_or(u64::MAX);
-    if since > 0 && now.saturating_sub(since) > limit {
-        tracing::error!("a commit takes longer than {limit} ms: the process ends to start anew");
-        std::process::abort();
-    }
-}
+#[cfg(test)]
+mod failures;
 
 #[cfg(test)]
 mod tests {
@@ -527,9 +448,9 @@ mod tests {
         let after = journal.read(&kept, Offset::ZERO, everything).await.unwrap();
         assert_eq!((after.head, after.events), (before.head, before.events));
         assert!(!journal.describe(&gone).await.unwrap().exists);
-        // The floors of what is wholly gone need not be remembered.
+        // What is gone is told by the log, and may be in memory again; its floor lets it go anew.
         let floors = journal.opened().unwrap().reader.store.floors.len().unwrap();
-        assert_eq!(floors, 2, "the floor of `kept`, and the keyspace's own key");
+        assert_eq!(floors, 3, "the floors of both, and the keyspace's own key");
         journal.close().await;
     }
 }

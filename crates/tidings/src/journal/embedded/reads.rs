@@ -2,20 +2,22 @@
 
 use std::{ops::Bound, sync::Arc};
 
-use fjall::{Readable as _, Snapshot};
+use fjall::{Keyspace, Readable as _, Slice, Snapshot};
 
 use super::{
+    damage::{Damage, damaged, unreadable},
     due_start::DueStart,
     layout::{
-        FIRST_TOPIC, Store, TopicRecord, due_begin, due_end, named_key, offset_key, read_mark,
-        read_topic_key, split_u64, topic_key, topic_prefix,
+        DueEntry, FIRST_TOPIC, Store, TopicRecord, deletions_key, due_begin, due_end, named_key,
+        offset_key, read_deletions, read_due, read_mark, read_topic_key, split_u64, topic_key,
+        topic_prefix,
     },
-    writer::{Trim, damaged, unreadable},
+    writer::Trim,
 };
 use crate::{
     journal::{
-        Due, DueKind, Head, JournalError, Locate, Page, PageLimit, Properties, Retention,
-        StateQuery, TopicInfo, TopicQuery, page::Paging, record,
+        Due, DueKind, Head, JournalError, Locate, Page, PageLimit, Retention, StateQuery,
+        TopicInfo, TopicQuery, page::Paging, record,
     },
     model::{Event, Fingerprint, Offset, Timestamp, TopicKey},
 };
@@ -25,10 +27,12 @@ pub(super) struct Reader {
     pub(super) store: Store,
     pub(super) store_epoch: u32,
     pub(super) due_start: Arc<DueStart>,
+    pub(super) damage: Arc<Damage>,
 }
 
 /// A topic in a snapshot.
 struct View<'a> {
+    topic: &'a TopicKey,
     store: &'a Store,
     snapshot: Snapshot,
     record: TopicRecord,
@@ -38,20 +42,24 @@ struct View<'a> {
 type EventIter<'a> = Box<dyn Iterator<Item = Result<Event, JournalError>> + 'a>;
 
 impl Reader {
-    fn view(&self, topic: &TopicKey) -> Result<View<'_>, JournalError> {
+    fn view<'a>(&'a self, topic: &'a TopicKey) -> Result<View<'a>, JournalError> {
         let snapshot = self.store.db.snapshot();
-        let bytes = snapshot
-            .get(&self.store.topics, topic_key(topic))
-            .map_err(|error| unreadable(&error))?;
-        let record = match bytes {
-            Some(bytes) => TopicRecord::read(&bytes).ok_or_else(|| damaged(topic))?,
-            None => TopicRecord {
-                is_deleted: true,
-                ..TopicRecord::new(0, 0, Timestamp::default(), Properties::default())
-            },
+        let record = match get(&snapshot, &self.store.topics, topic_key(topic))? {
+            Some(bytes) => {
+                TopicRecord::read(&bytes).ok_or_else(|| damaged(topic, "its record is damaged"))?
+            }
+            None => {
+                let key = deletions_key(topic);
+                let count = match get(&snapshot, &self.store.meta, &key)? {
+                    Some(bytes) => read_deletions(&key, &bytes)
+                        .ok_or_else(|| damaged(topic, "the count of its deletions is damaged"))?,
+                    None => 0,
+                };
+                TopicRecord::absent(count)
+            }
         };
         let head = record.head(self.store_epoch);
-        Ok(View { store: &self.store, snapshot, record, head })
+        Ok(View { topic, store: &self.store, snapshot, record, head })
     }
 
     /// Reads from a view until the floor is after the reading what it was before.
@@ -141,6 +149,12 @@ impl Reader {
         })
     }
 
+    /// The number that a topic is kept under.
+    #[cfg(test)]
+    pub(super) fn id_of(&self, topic: &TopicKey) -> Result<u64, JournalError> {
+        Ok(self.view(topic)?.record.id)
+    }
+
     /// How far a topic is to be trimmed; its head, if not at all.
     pub(super) fn excess(
         &self,
@@ -169,17 +183,20 @@ impl Reader {
             if due.len() == limit {
                 break;
             }
-            let (entry, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
-            let wrong = || JournalError::Broken("an entry of the due index is damaged".to_owned());
-            let (at, state_key) = entry.get(1..).and_then(split_u64).ok_or_else(wrong)?;
-            first = first.or(Some(at));
-            let (offset, topic) = split_u64(&value).ok_or_else(wrong)?;
-            let topic = read_topic_key(topic).ok_or_else(wrong)?;
-            let state =
-                snapshot.get(&self.store.states, state_key).map_err(|error| unreadable(&error))?;
-            let event = state.map(|state| read_state(&state)).transpose()?;
-            if let Some(event) = event.filter(|event| event.offset == Offset(offset)) {
-                due.push(Due { topic, event, why: kind });
+            let (key, value) =
+                entry.into_inner().map_err(|error| unreadable(&self.store.due, &error))?;
+            let Some(entry) = read_due(&key, &value) else {
+                let wrong = format!("an entry of the due index is damaged: {key:?}");
+                self.damage.met(&JournalError::Broken(wrong));
+                continue;
+            };
+            first = first.or(Some(entry.at.as_millis()));
+            match self.due_state(&snapshot, &entry) {
+                Ok(Some(event)) => due.push(Due { topic: entry.topic, event, why: kind }),
+                Ok(None) => {}
+                // What is wrong with one topic must not keep the others from what is due.
+                Err(error @ JournalError::Broken(_)) => self.damage.met(&error),
+                Err(error) => return Err(error),
             }
         }
         if limit > 0 {
@@ -187,6 +204,17 @@ impl Reader {
             self.due_start.found(kind, start, Timestamp::from_millis(first.unwrap_or(after)));
         }
         Ok(due)
+    }
+
+    /// The state of a due entry, if it is still the one that was entered.
+    fn due_state(
+        &self,
+        snapshot: &Snapshot,
+        entry: &DueEntry,
+    ) -> Result<Option<Event>, JournalError> {
+        let state = get(snapshot, &self.store.states, &entry.state_key)?;
+        let event = state.map(|state| read_state(&entry.topic, &state)).transpose()?;
+        Ok(event.filter(|event| event.offset == entry.offset))
     }
 
     pub(super) fn topics(&self, query: &TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
@@ -199,15 +227,22 @@ impl Reader {
         };
         let mut topics = Vec::new();
         for entry in snapshot.range(&self.store.topics, (start, Bound::Unbounded)) {
-            let (key, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
+            let (key, value) =
+                entry.into_inner().map_err(|error| unreadable(&self.store.topics, &error))?;
             if topics.len() == query.limit || !key.starts_with(&prefix) {
                 break;
             }
-            let wrong = || JournalError::Broken("the record of a topic is damaged".to_owned());
-            let topic = read_topic_key(&key).ok_or_else(wrong)?;
-            let record = TopicRecord::read(&value).ok_or_else(wrong)?;
-            if !record.is_deleted && topic.topic.as_str().starts_with(&query.prefix) {
-                topics.push(record.info(topic, self.store_epoch));
+            let Some(topic) = read_topic_key(&key) else {
+                let wrong = format!("the name of a topic is damaged: {key:?}");
+                self.damage.met(&JournalError::Broken(wrong));
+                continue;
+            };
+            if !topic.topic.as_str().starts_with(&query.prefix) {
+                continue;
+            }
+            match TopicRecord::read(&value) {
+                Some(record) => topics.push(record.info(topic, self.store_epoch)),
+                None => self.damage.met(&damaged(&topic, "its record is damaged")),
             }
         }
         Ok(topics)
@@ -217,6 +252,18 @@ impl Reader {
 impl View<'_> {
     fn id(&self) -> u64 {
         self.record.id
+    }
+
+    fn damaged(&self, what: impl std::fmt::Display) -> JournalError {
+        damaged(self.topic, what)
+    }
+
+    fn get(
+        &self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+    ) -> Result<Option<Slice>, JournalError> {
+        get(&self.snapshot, keyspace, key)
     }
 
     fn range(&self, after: Offset, until: Offset) -> (Bound<[u8; 16]>, Bound<[u8; 16]>) {
@@ -234,47 +281,68 @@ impl View<'_> {
             return Box::new(std::iter::empty());
         }
         let range = self.range(after.max(self.record.floor), Offset(u64::MAX));
-        let entries = self.snapshot.range(&self.store.log, range);
-        Box::new(entries.map(|entry| {
-            let (key, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
-            read_event(offset_of(&key)?, &value)
+        let log = &self.store.log;
+        Box::new(self.snapshot.range(log, range).map(|entry| {
+            let (key, value) = entry.into_inner().map_err(|error| unreadable(log, &error))?;
+            read_event(self.topic, self.offset_of(&key)?, &value)
         }))
     }
 
     /// Current states after an offset, by offset.
     fn states_by_offset(&self, after: Offset, until: Offset) -> EventIter<'_> {
+        self.states_in_order("", after, until)
+    }
+
+    /// Current states whose keys start with a text, by offset: passes over all others.
+    fn states_in_order<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Offset,
+        until: Offset,
+    ) -> EventIter<'a> {
         if self.record.is_deleted || self.record.states == 0 {
             return Box::new(std::iter::empty());
         }
-        let entries = self.snapshot.range(&self.store.places, self.range(after, until));
-        Box::new(entries.map(|entry| {
-            let (place, key) = entry.into_inner().map_err(|error| unreadable(&error))?;
-            let wrong = || JournalError::Broken("the order of states is damaged".to_owned());
+        let places = &self.store.places;
+        let entries = self.snapshot.range(places, self.range(after, until));
+        let entries = entries.map(|entry| entry.into_inner().map_err(|e| unreadable(places, &e)));
+        let wanted = move |entry: &Result<(_, Slice), _>| {
+            entry.as_ref().map_or(true, |(_, key)| key.starts_with(prefix.as_bytes()))
+        };
+        Box::new(entries.filter(wanted).map(|entry| {
+            let (place, key) = entry?;
+            let wrong = || self.damaged("the order of its states is damaged");
             let key = std::str::from_utf8(&key).map_err(|_| wrong())?;
-            let key = named_key(self.id(), key);
-            let value =
-                self.snapshot.get(&self.store.states, key).map_err(|error| unreadable(&error))?;
-            let event = read_state(&value.ok_or_else(wrong)?)?;
-            if event.offset == offset_of(&place)? { Ok(event) } else { Err(wrong()) }
+            let value = self.get(&self.store.states, named_key(self.id(), key))?;
+            let event = read_state(self.topic, &value.ok_or_else(wrong)?)?;
+            if event.offset == self.offset_of(&place)? { Ok(event) } else { Err(wrong()) }
         }))
     }
 
-    fn states(&self, query: &StateQuery) -> Result<EventIter<'_>, JournalError> {
+    fn states<'a>(&'a self, query: &'a StateQuery) -> Result<EventIter<'a>, JournalError> {
+        let StateQuery { prefix, after, until, limit } = query;
         if self.record.is_deleted {
             return Ok(Box::new(std::iter::empty()));
         }
-        if query.prefix.is_empty() {
-            return Ok(self.states_by_offset(query.after, query.until));
-        }
-        // By key is a seek, however many other states there are; then by offset.
-        let mut events = Vec::new();
-        let prefix = named_key(self.id(), &query.prefix);
-        for entry in self.snapshot.prefix(&self.store.states, prefix) {
-            let event = read_state(&entry.value().map_err(|error| unreadable(&error))?)?;
-            if query.after < event.offset && event.offset <= query.until {
-                events.push(event);
+        // Few states are found by their keys, however many others there are; many by their order,
+        // so that reading all of them page by page passes over each once.
+        let few = limit.events.saturating_mul(2);
+        let mut found = Vec::new();
+        if !prefix.is_empty() {
+            let states = &self.store.states;
+            for entry in self.snapshot.prefix(states, named_key(self.id(), prefix)) {
+                if found.len() > few {
+                    break;
+                }
+                found.push(entry.value().map_err(|error| unreadable(states, &error))?);
             }
         }
+        if prefix.is_empty() || found.len() > few {
+            return Ok(self.states_in_order(prefix, *after, *until));
+        }
+        let events = found.iter().map(|state| read_state(self.topic, state));
+        let mut events = events.collect::<Result<Vec<_>, _>>()?;
+        events.retain(|event| *after < event.offset && event.offset <= *until);
         events.sort_by_key(|event| event.offset);
         Ok(Box::new(events.into_iter().map(Ok)))
     }
@@ -291,15 +359,15 @@ impl View<'_> {
         }
         let key = offset_key(self.id(), offset);
         if offset > self.record.floor {
-            if let Some(bytes) =
-                self.snapshot.get(&self.store.log, key).map_err(|error| unreadable(&error))?
-            {
-                return read_event(offset, &bytes).map(|event| Some(event.fingerprint));
+            if let Some(bytes) = self.get(&self.store.log, key)? {
+                let event = read_event(self.topic, offset, &bytes)?;
+                return Ok(Some(event.fingerprint));
             }
-            if let Some(bytes) =
-                self.snapshot.get(&self.store.marks, key).map_err(|error| unreadable(&error))?
-            {
-                return Ok(read_mark(&bytes).map(|(fingerprint, _)| fingerprint));
+            if let Some(bytes) = self.get(&self.store.marks, key)? {
+                let mark = read_mark(&bytes);
+                let (fingerprint, _) =
+                    mark.ok_or_else(|| self.damaged("the mark of a state is damaged"))?;
+                return Ok(Some(fingerprint));
             }
         }
         let before = offset.previous();
@@ -308,16 +376,11 @@ impl View<'_> {
     }
 
     fn latest(&self, count: u64) -> Result<Offset, JournalError> {
-        let range = || self.range(self.record.floor, Offset(u64::MAX));
         if self.record.is_deleted {
             return Ok(Offset::ZERO);
         }
-        let offsets = |keyspace| {
-            let entries = self.snapshot.range(keyspace, range()).rev();
-            entries.map(|entry| offset_of(&entry.key().map_err(|error| unreadable(&error))?))
-        };
-        let mut log = offsets(&self.store.log).peekable();
-        let mut states = offsets(&self.store.places).peekable();
+        let mut log = self.offsets_back(&self.store.log).peekable();
+        let mut states = self.offsets_back(&self.store.places).peekable();
         let mut first = self.record.floor.next();
         for _ in 0..count {
             let newest = |offset: Option<&Result<Offset, _>>| match offset {
@@ -336,6 +399,17 @@ impl View<'_> {
             }
         }
         Ok(first.previous())
+    }
+
+    /// The offsets above the floor that a keyspace holds, newest first.
+    fn offsets_back<'a>(
+        &'a self,
+        keyspace: &'a Keyspace,
+    ) -> impl Iterator<Item = Result<Offset, JournalError>> + 'a {
+        let range = self.range(self.record.floor, Offset(u64::MAX));
+        self.snapshot.range(keyspace, range).rev().map(|entry| {
+            self.offset_of(&entry.key().map_err(|error| unreadable(keyspace, &error))?)
+        })
     }
 
     /// Times ascend with offsets, but offsets have holes where nothing is held: each keyspace is
@@ -380,11 +454,12 @@ impl View<'_> {
         after: Offset,
     ) -> impl Iterator<Item = Result<(Offset, Fingerprint, Timestamp), JournalError>> {
         let range = self.range(after.max(self.record.floor), Offset(u64::MAX));
-        self.snapshot.range(&self.store.marks, range).map(|entry| {
-            let (key, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
-            let wrong = || JournalError::Broken("the mark of a state is damaged".to_owned());
+        let marks = &self.store.marks;
+        self.snapshot.range(marks, range).map(|entry| {
+            let (key, value) = entry.into_inner().map_err(|error| unreadable(marks, &error))?;
+            let wrong = || self.damaged("the mark of a state is damaged");
             let (fingerprint, time) = read_mark(&value).ok_or_else(wrong)?;
-            Ok((offset_of(&key)?, fingerprint, time))
+            Ok((self.offset_of(&key)?, fingerprint, time))
         })
     }
 
@@ -401,9 +476,10 @@ impl View<'_> {
         let (mut events, mut bytes) = (self.record.events, self.record.bytes);
         let mut floor = self.head.floor();
         let range = self.range(self.record.floor, Offset(u64::MAX));
-        for entry in self.snapshot.range(&self.store.log, range) {
-            let (key, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
-            let event = read_event(offset_of(&key)?, &value)?;
+        let log = &self.store.log;
+        for entry in self.snapshot.range(log, range) {
+            let (key, value) = entry.into_inner().map_err(|error| unreadable(log, &error))?;
+            let event = read_event(self.topic, self.offset_of(&key)?, &value)?;
             let too_many = retention.events.is_some_and(|max| events > max);
             let too_big = retention.bytes.is_some_and(|max| bytes > max);
             if !(is_old(event.recorded_at) || too_many || too_big) {
@@ -436,22 +512,31 @@ impl View<'_> {
             bytes: self.record.bytes.saturating_sub(bytes),
         }))
     }
+
+    fn offset_of(&self, key: &[u8]) -> Result<Offset, JournalError> {
+        let offset = key.get(8..).and_then(split_u64).map(|(offset, _)| Offset(offset));
+        offset.ok_or_else(|| self.damaged("a key of it is damaged"))
+    }
 }
 
-fn offset_of(key: &[u8]) -> Result<Offset, JournalError> {
-    let offset = key.get(8..).and_then(split_u64).map(|(offset, _)| Offset(offset));
-    offset.ok_or_else(|| JournalError::Broken("a key of the store is damaged".to_owned()))
+fn get(
+    snapshot: &Snapshot,
+    keyspace: &Keyspace,
+    key: impl AsRef<[u8]>,
+) -> Result<Option<Slice>, JournalError> {
+    snapshot.get(keyspace, key).map_err(|error| unreadable(keyspace, &error))
 }
 
-fn read_event(offset: Offset, bytes: &[u8]) -> Result<Event, JournalError> {
-    record::decode(bytes, offset).map_err(|error| {
-        tracing::error!(%error, "a stored event is damaged and is not served");
-        JournalError::Broken(error.to_string())
-    })
+pub(super) fn read_event(
+    topic: &TopicKey,
+    offset: Offset,
+    bytes: &[u8],
+) -> Result<Event, JournalError> {
+    record::decode(bytes, offset).map_err(|error| damaged(topic, error))
 }
 
-pub(super) fn read_state(bytes: &[u8]) -> Result<Event, JournalError> {
-    let wrong = || JournalError::Broken("a stored state is damaged".to_owned());
+pub(super) fn read_state(topic: &TopicKey, bytes: &[u8]) -> Result<Event, JournalError> {
+    let wrong = || damaged(topic, "a state of it is damaged");
     let (offset, record) = split_u64(bytes).ok_or_else(wrong)?;
-    read_event(Offset(offset), record)
+    read_event(topic, Offset(offset), record)
 }

@@ -5,10 +5,13 @@
 
 use std::{
     collections::HashMap,
+    ops::RangeInclusive,
+    path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Condvar, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use fjall::compaction::filter::{
@@ -17,6 +20,7 @@ use fjall::compaction::filter::{
 use tokio::sync::mpsc;
 
 use super::{
+    commit_log,
     layout::{Store, read_seen, split_u64},
     writer::Request,
 };
@@ -86,9 +90,45 @@ impl Reclaimable {
 /// store would never shrink.
 pub(super) struct Reclaimer {
     reclaimable: Arc<Reclaimable>,
-    /// One at a time; `None` once the journal was closed.
-    store: Mutex<Option<(Store, mpsc::Sender<Request>)>>,
-    closing: AtomicBool,
+    /// What is compacted; `None` once the journal was closed.
+    work: Mutex<Option<Work>>,
+    /// Whether a run is under way: one at a time.
+    runs: Mutex<bool>,
+    ended: Condvar,
+    /// Where the commit log is.
+    files: PathBuf,
+    gone: Mutex<Gone>,
+}
+
+/// Deleted topics that nothing is left of in the tables. The log still tells of them, and is
+/// replayed by the next start; their floors are remembered until it does not.
+#[derive(Debug, Default)]
+struct Gone {
+    /// Topic id: the newest log file when nothing was left of it.
+    ids: HashMap<u64, u64>,
+}
+
+impl Gone {
+    /// Takes ids of which nothing is left, and returns those that the log does not tell of either.
+    fn take(&mut self, gone: &[u64], log: RangeInclusive<u64>) -> Vec<u64> {
+        for id in gone {
+            self.ids.entry(*id).or_insert(*log.end());
+        }
+        let forgotten = self.ids.extract_if(|_, file| *file < *log.start());
+        forgotten.map(|(id, _)| id).collect()
+    }
+}
+
+type Work = (Store, mpsc::Sender<Request>);
+
+/// A run that is under way until this is dropped.
+pub(super) struct Run<'a>(&'a Reclaimer);
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        *self.0.runs.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.ended.notify_all();
+    }
 }
 
 impl Reclaimer {
@@ -96,9 +136,11 @@ impl Reclaimer {
         store: Store,
         reclaimable: Arc<Reclaimable>,
         requests: mpsc::Sender<Request>,
+        files: PathBuf,
     ) -> Self {
-        let store = Mutex::new(Some((store, requests)));
-        Self { reclaimable, store, closing: AtomicBool::new(false) }
+        let work = Mutex::new(Some((store, requests)));
+        let (runs, ended, gone) = (Mutex::new(false), Condvar::new(), Mutex::default());
+        Self { reclaimable, work, runs, ended, files, gone }
     }
 
     /// Bytes that a run would give back.
@@ -108,16 +150,29 @@ impl Reclaimer {
 
     /// Whether none runs.
     pub(super) fn is_idle(&self) -> bool {
-        self.store.try_lock().is_ok()
+        !*self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) -> Option<Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for its turn.
+    pub(super) fn begin(&self) -> Run<'_> {
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.ended.wait_while(runs, |runs| *runs);
+        *waited.unwrap_or_else(PoisonError::into_inner) = true;
+        Run(self)
     }
 
     /// Gives back to the disk what trimming and deleting left behind. Blocks while it does.
     pub(super) fn run(&self) -> Result<(), fjall::Error> {
-        let guard = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((store, requests)) = &*guard else { return Ok(()) };
+        // Dropped after the store: who waits for the run waits for that.
+        let _run = self.begin();
+        let Some((store, requests)) = self.work() else { return Ok(()) };
         let (bytes, deleted) = (self.reclaimable.bytes(), self.reclaimable.deleted());
         for keyspace in [&store.log, &store.marks, &store.places, &store.states, &store.dedup] {
-            if self.closing.load(Ordering::SeqCst) {
+            if self.work().is_none() {
                 return Ok(());
             }
             // The filter sees tables only, so what is in memory goes there first.
@@ -125,17 +180,21 @@ impl Reclaimer {
             keyspace.major_compact()?;
         }
         self.reclaimable.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        if !deleted.is_empty() {
+        let log = commit_log::numbers(&self.files)?;
+        let ids = self.gone.lock().unwrap_or_else(PoisonError::into_inner).take(&deleted, log);
+        if !ids.is_empty() {
             // The writer is gone if the journal is closing; then it is done next time.
-            let _ = requests.blocking_send(Request::Forget { ids: deleted });
+            let _ = requests.blocking_send(Request::Forget { ids });
         }
         Ok(())
     }
 
-    /// Waits for a run and lets the store go.
-    pub(super) fn close(&self) {
-        self.closing.store(true, Ordering::SeqCst);
-        self.store.lock().unwrap_or_else(PoisonError::into_inner).take();
+    /// Lets the store go, waiting so long for a run to end. Returns whether none holds it any more.
+    pub(super) fn close(&self, wait: Duration) -> bool {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.ended.wait_timeout_while(runs, wait, |runs| *runs);
+        !*waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -199,5 +258,24 @@ impl CompactionFilter for Reclaim {
             },
         };
         Ok(if gone { Verdict::Destroy } else { Verdict::Keep })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTHING: [u64; 0] = [];
+
+    #[test]
+    fn a_floor_is_forgotten_once_the_log_does_not_tell_of_its_topic() {
+        let mut gone = Gone::default();
+        assert_eq!(gone.take(&[1, 2], 3..=4), NOTHING);
+        assert_eq!(gone.take(&[1, 2, 3], 4..=6), NOTHING);
+        let mut forgotten = gone.take(&[1, 2, 3], 5..=7);
+        forgotten.sort_unstable();
+        assert_eq!(forgotten, [1, 2]);
+        assert_eq!(gone.take(&[3], 6..=7), NOTHING);
+        assert_eq!(gone.take(&[3], 7..=7), [3]);
     }
 }

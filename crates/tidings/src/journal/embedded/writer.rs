@@ -6,21 +6,24 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 
 use fjall::PersistMode;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
+    damage::{damaged, describe, unreadable},
+    directory::Directory,
     due_start::DueStart,
     layout::{
-        META, Meta, Store, TopicRecord, due_key, named_key, offset_key, read_seen, topic_key,
-        write_mark, write_seen,
+        META, Meta, Store, TopicRecord, deletions_key, due_key, named_key, offset_key,
+        read_deletions, read_seen, topic_key, write_deletions, write_due, write_mark, write_seen,
     },
+    progress::Progress,
     reads::read_state,
     reclaim::{DELETED, Reclaimable},
 };
@@ -84,36 +87,18 @@ pub(super) struct Trim {
     pub(super) bytes: u64,
 }
 
-/// What the writer tells others about itself.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// Durable commits, ever.
-    pub(super) commits: AtomicU64,
-    /// When the running commit began, milliseconds on the watch's clock plus one; 0: none runs.
-    pub(super) committing_since: AtomicU64,
-    failure: Mutex<Option<String>>,
-}
-
-impl Progress {
-    pub(super) fn failure(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn fail(&self, reason: String) {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-    }
-}
-
 pub(super) struct Writer {
     pub(super) store: Store,
     pub(super) settings: JournalSettings,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) reclaimable: Arc<Reclaimable>,
     pub(super) due_start: Arc<DueStart>,
+    pub(super) directory: Arc<Directory>,
     pub(super) progress: Arc<Progress>,
     pub(super) meta: Meta,
-    pub(super) started: tokio::time::Instant,
     pub(super) records: HashMap<TopicKey, TopicRecord>,
+    /// Counts of deletions, by their keys, that are newer than those in the store may be.
+    pub(super) deletions: HashMap<Vec<u8>, u32>,
 }
 
 /// Answers that wait for the commit.
@@ -135,6 +120,13 @@ struct Commit {
     floors: Vec<(u64, u64)>,
     /// Deleted topics of which nothing is left.
     forgotten: Vec<u64>,
+}
+
+/// How much a commit is.
+#[derive(Clone, Copy)]
+struct Size {
+    events: usize,
+    bytes: usize,
 }
 
 type Seen = (Offset, Fingerprint, Timestamp);
@@ -214,6 +206,7 @@ impl Writer {
     /// Makes it durable and answers, or answers that it failed.
     fn commit(&mut self, commit: Commit) {
         let added: Vec<_> = commit.states.values().flat_map(Slot::added_due).collect();
+        let size = Size { events: commit.events, bytes: commit.bytes };
         let Commit { mut batch, answers, dirty, floors, forgotten, states, .. } = commit;
         let result = match self.progress.failure() {
             Some(reason) => Err(JournalError::Unavailable(reason)),
@@ -222,7 +215,7 @@ impl Writer {
                 for (key, slot) in states {
                     slot.write(key, &self.store, &mut batch);
                 }
-                self.write(&mut batch, dirty.into_keys()).and_then(|()| self.persist(batch))
+                self.write(&mut batch, dirty.into_keys()).and_then(|()| self.persist(batch, size))
             }
         };
         if result.is_ok() {
@@ -234,9 +227,11 @@ impl Writer {
                 self.due_start.add(kind, at);
             }
         } else {
-            // What was staged is not in the store: the records in memory are ahead of it.
+            // What was staged is not in the store: what is in memory is ahead of it.
             self.records.clear();
         }
+        // They are in the store now, or never.
+        self.deletions.clear();
         for answer in answers {
             answer(result.clone());
         }
@@ -252,6 +247,10 @@ impl Writer {
     ) -> Result<(), JournalError> {
         for topic in dirty {
             let Some(record) = self.records.get(&topic) else { continue };
+            if record.is_deleted {
+                batch.remove(&self.store.topics, topic_key(&topic));
+                continue;
+            }
             batch.insert(&self.store.topics, topic_key(&topic), record.write()?);
             if record.tail.0 > self.settings.dedup_events {
                 self.reclaimable.set_tail(record.id, record.tail, record.written_at);
@@ -262,25 +261,38 @@ impl Writer {
         Ok(())
     }
 
-    fn persist(&self, batch: fjall::OwnedWriteBatch) -> Result<(), JournalError> {
-        let since = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
-        self.progress.committing_since.store(since, Ordering::SeqCst);
-        let result = batch.durability(Some(PersistMode::SyncData)).commit();
-        self.progress.committing_since.store(0, Ordering::SeqCst);
-        match result {
+    fn persist(&self, batch: fjall::OwnedWriteBatch, size: Size) -> Result<(), JournalError> {
+        let _running = self.progress.begin();
+        let begun = Instant::now();
+        match batch.durability(Some(PersistMode::SyncData)).commit() {
             Ok(()) => {
-                self.progress.commits.store(self.meta.commits, Ordering::SeqCst);
+                self.directory.reach(self.meta.commits);
+                self.progress.reach(self.meta.commits);
+                let metrics = &self.progress.metrics;
+                metrics.commit_duration.observe_duration(begun.elapsed());
+                metrics.commit_size.observe(size.events as u64);
+                metrics.commit_data.observe(size.bytes as u64);
                 Ok(())
             }
             Err(error) => {
-                let reason = format!(
-                    "a commit failed and the store takes no more: {error}; see to the disk and \
-                     start the hub again"
-                );
-                tracing::error!(%error, "a commit failed: nothing is acknowledged any more");
+                let reason = failed_commit(&self.directory, &error);
                 self.progress.fail(reason.clone());
                 Err(JournalError::Unavailable(reason))
             }
+        }
+    }
+
+    /// How often topics of this one's slot were deleted.
+    fn deletions(&self, topic: &TopicKey) -> Result<u32, JournalError> {
+        let key = deletions_key(topic);
+        if let Some(count) = self.deletions.get(&key) {
+            return Ok(*count);
+        }
+        let meta = &self.store.meta;
+        match meta.get(&key).map_err(|error| unreadable(meta, &error))? {
+            Some(bytes) => read_deletions(&key, &bytes)
+                .ok_or_else(|| damaged(topic, "the count of its deletions is damaged")),
+            None => Ok(0),
         }
     }
 
@@ -292,25 +304,27 @@ impl Writer {
         now: Timestamp,
     ) -> Result<&mut TopicRecord, JournalError> {
         if !self.records.contains_key(topic) {
+            let topics = &self.store.topics;
             let stored =
-                self.store.topics.get(topic_key(topic)).map_err(|error| unreadable(&error))?;
-            let stored = match stored {
-                Some(bytes) => Some(TopicRecord::read(&bytes).ok_or_else(|| damaged(topic))?),
-                None => None,
+                topics.get(topic_key(topic)).map_err(|error| unreadable(topics, &error))?;
+            let record = match stored {
+                Some(bytes) => TopicRecord::read(&bytes)
+                    .ok_or_else(|| damaged(topic, "its record is damaged"))?,
+                None => TopicRecord::absent(0),
             };
-            let record = stored.unwrap_or_else(|| TopicRecord {
-                is_deleted: true,
-                ..TopicRecord::new(0, 0, now, Properties::default())
-            });
             self.records.insert(topic.clone(), record);
         }
+        let incarnation = match self.records.get(topic) {
+            Some(record) if !record.is_deleted => record.incarnation,
+            // Another topic of the slot may have been deleted meanwhile.
+            _ => self.deletions(topic)?,
+        };
         let next_id = &mut self.meta.next_id;
         let record = self
             .records
             .get_mut(topic)
             .ok_or_else(|| JournalError::Unavailable("topic record went away".to_owned()))?;
         if record.is_deleted {
-            let incarnation = record.incarnation;
             let fresh = TopicRecord::new(*next_id, incarnation, now, Properties::default());
             *record = TopicRecord { is_deleted: true, ..fresh };
             *next_id += 1;
@@ -400,6 +414,7 @@ impl Writer {
         let now = self.clock.now();
         let store_epoch = self.meta.store_epoch;
         let (store, reclaimable) = (self.store.clone(), Arc::clone(&self.reclaimable));
+        let deletions = self.deletions(topic)?.wrapping_add(1);
         let record = self.record(topic, now)?;
         if let Err(refusal) = condition.judge(&record.info(topic.clone(), store_epoch)) {
             return Ok(Err(refusal));
@@ -410,8 +425,13 @@ impl Writer {
         // Every state is ended, so that nothing of it stays due.
         let mut found = Vec::new();
         for entry in store.states.prefix(record.id.to_be_bytes()) {
-            let (key, value) = entry.into_inner().map_err(|error| unreadable(&error))?;
-            found.push((key.to_vec(), read_state(&value)?));
+            let (key, value) =
+                entry.into_inner().map_err(|error| unreadable(&store.states, &error))?;
+            match read_state(topic, &value) {
+                Ok(state) => found.push((key.to_vec(), state)),
+                // It goes with its topic all the same; only its times stay behind.
+                Err(error) => tracing::error!(%error, "a damaged state is deleted with its topic"),
+            }
         }
         for (key, stored) in found {
             commit.states.entry(key).or_insert_with(|| Slot::of(topic, record.id, Some(stored)));
@@ -422,9 +442,10 @@ impl Writer {
         commit.batch.insert(&store.floors, record.id.to_be_bytes(), DELETED.to_be_bytes());
         commit.floors.push((record.id, DELETED));
         reclaimable.add_bytes(record.bytes.max(1));
-        let incarnation = record.incarnation.wrapping_add(1);
-        let gone = TopicRecord::new(record.id, incarnation, now, Properties::default());
-        *record = TopicRecord { is_deleted: true, ..gone };
+        *record = TopicRecord { id: record.id, ..TopicRecord::absent(deletions) };
+        let key = deletions_key(topic);
+        commit.batch.insert(&store.meta, key.clone(), write_deletions(&key, deletions));
+        self.deletions.insert(key, deletions);
         commit.dirty.insert(topic.clone(), ());
         Ok(Ok(true))
     }
@@ -453,6 +474,12 @@ impl Writer {
         }
         Ok(record.head(store_epoch))
     }
+}
+
+/// What a failed commit is to those who ask.
+fn failed_commit(directory: &Directory, error: &fjall::Error) -> String {
+    let (directory, reason) = (directory.path().display(), describe(error));
+    format!("{directory}: a commit failed: {reason}; see to the disk, then start the hub anew")
 }
 
 impl Commit {
@@ -496,17 +523,17 @@ impl Staged<'_> {
         if append.dedup == Dedup::ById {
             let key = named_key(id, append.event.id.as_str());
             if let Entry::Vacant(vacant) = self.commit.seen.entry(key) {
-                let bytes =
-                    self.store.dedup.get(vacant.key()).map_err(|error| unreadable(&error))?;
+                let dedup = &self.store.dedup;
+                let bytes = dedup.get(vacant.key()).map_err(|error| unreadable(dedup, &error))?;
                 vacant.insert(bytes.and_then(|bytes| read_seen(&bytes)));
             }
         }
         if let Some(key) = &append.event.key {
             let key = named_key(id, key.as_str());
             if let Entry::Vacant(vacant) = self.commit.states.entry(key) {
-                let bytes =
-                    self.store.states.get(vacant.key()).map_err(|error| unreadable(&error))?;
-                let stored = bytes.map(|bytes| read_state(&bytes)).transpose()?;
+                let states = &self.store.states;
+                let bytes = states.get(vacant.key()).map_err(|error| unreadable(states, &error))?;
+                let stored = bytes.map(|bytes| read_state(self.topic, &bytes)).transpose()?;
                 vacant.insert(Slot::of(self.topic, id, stored));
             }
         }
@@ -631,7 +658,7 @@ impl Slot {
         batch.insert(&store.places, offset_key(self.id, new.offset), state_key);
         // After the removals: one at the same time has the same key.
         for entry in due_of(self.id, new) {
-            batch.insert(&store.due, entry, [&offset[..], &topic_key(&self.topic)].concat());
+            batch.insert(&store.due, entry, write_due(&self.topic, new.offset));
         }
         batch.insert(&store.states, key, [&offset[..], &self.record].concat());
     }
@@ -644,18 +671,7 @@ fn times_of(state: &Event) -> impl Iterator<Item = (DueKind, Timestamp)> {
 }
 
 /// The keys of a state's entries in the due index.
-fn due_of(id: u64, state: &Event) -> impl Iterator<Item = Vec<u8>> {
+pub(super) fn due_of(id: u64, state: &Event) -> impl Iterator<Item = Vec<u8>> {
     let key = state.body.key.as_ref();
     times_of(state).filter_map(move |(kind, at)| Some(due_key(kind, at, id, key?)))
-}
-
-pub(super) fn unreadable(error: &fjall::Error) -> JournalError {
-    JournalError::Unavailable(format!("the store cannot be read: {error}"))
-}
-
-pub(super) fn damaged(topic: &TopicKey) -> JournalError {
-    JournalError::Broken(format!(
-        "the record of topic {} is damaged; restore the journal from a backup",
-        topic.topic
-    ))
 }
