@@ -1,52 +1,234 @@
-//! Measures the hub beside a floor: a server that does nothing but write prepared bytes.
+//! Measures the hub beside a floor: a server that does the least that the work takes.
 //!
 //! The rule: only ratios within one run count. The machine is shared and noisy; the server's CPU
-//! seconds per million deliveries, beside the floor's of the same run, are the steady figure.
+//! seconds for each delivery, beside the floor's of the same run, are the steady figure.
 //!
-//! ```sh
-//! cargo build --release --workspace && target/release/tidings-bench [readers] [events]
-//! ```
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a tool that prints, run by hand")]
+//! `cargo xtask bench` builds and runs it, and says what it takes.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a tool that prints, run by hand, which may end by a panic"
+)]
 
-mod fanout;
+mod client;
+mod figure;
 mod floor;
+mod growth;
+mod machine;
+mod peers;
+mod profile;
+mod report;
+mod scenario;
 mod server;
 
-use std::{env, process::ExitCode};
+use std::{env, fs::File, path::PathBuf, process::ExitCode, time::Duration};
 
-/// Readers of the one topic, and events published to it, unless said otherwise.
-const READERS: usize = 500;
-const EVENTS: usize = 1000;
+use tokio::time::Instant;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let mut arguments = env::args().skip(1);
-    let first = arguments.next();
-    if first.as_deref() == Some("floor") {
-        floor::run().await;
-        return ExitCode::SUCCESS;
+use crate::{
+    figure::{Figure, median},
+    growth::Growth,
+    peers::Peer,
+    report::{Measured, Results},
+    scenario::{Load, Scenario},
+    server::Kind,
+};
+
+const USAGE: &str = "\
+cargo xtask bench [scenario…] [--short] [--peers] [--growth] [--perf] [--dry]
+
+  --short    smaller and shorter, to see that everything works; writes nothing
+  --peers    also the servers of others that are installed
+  --growth   at 1×, 4× and 16× of the load instead of at the bars'
+  --perf     says where the hub's time goes
+  --dry      writes nothing: neither bench/results.json nor docs/benchmarks.md
+
+scenarios: ";
+
+/// How long each server is measured in each round.
+const SPAN: Duration = Duration::from_secs(6);
+const SHORT_SPAN: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+struct Options {
+    scenarios: Vec<&'static Scenario>,
+    is_short: bool,
+    has_peers: bool,
+    is_growth: bool,
+    has_perf: bool,
+    is_dry: bool,
+}
+
+impl Options {
+    fn parse(arguments: &[String]) -> Result<Self, String> {
+        let mut options = Self::default();
+        for argument in arguments {
+            match argument.as_str() {
+                "--short" => options.is_short = true,
+                "--peers" => options.has_peers = true,
+                "--growth" => options.is_growth = true,
+                "--perf" => options.has_perf = true,
+                "--dry" => options.is_dry = true,
+                name => {
+                    let found = scenario::ALL.iter().find(|scenario| scenario.name == name);
+                    options.scenarios.push(found.ok_or_else(|| usage(name))?);
+                }
+            }
+        }
+        if options.scenarios.is_empty() {
+            options.scenarios = scenario::ALL.iter().collect();
+        }
+        Ok(options)
     }
-    let number =
-        |text: Option<String>, default| text.map_or(Some(default), |text| text.parse().ok());
-    let (Some(readers), Some(events)) = (number(first, READERS), number(arguments.next(), EVENTS))
-    else {
-        println!("usage: tidings-bench [readers] [events]");
-        return ExitCode::from(64);
+
+    fn load(&self, n: usize) -> Load {
+        let span = if self.is_short { SHORT_SPAN } else { SPAN };
+        Load { n, span, is_short: self.is_short }
+    }
+}
+
+fn usage(wrong: &str) -> String {
+    let names: Vec<&str> = scenario::ALL.iter().map(|scenario| scenario.name).collect();
+    format!("{wrong} is neither a scenario nor an option\n\n{USAGE}{}", names.join(", "))
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let outcome = match arguments.split_first() {
+        Some((first, options)) if first == "floor" => run_floor(options),
+        _ => Options::parse(&arguments).and_then(|options| {
+            machine::prepare()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(|error| error.to_string())?;
+            let tasks = tokio::task::LocalSet::new();
+            runtime.block_on(tasks.run_until(run(&options)))
+        }),
     };
-    println!("fan-out: one topic, {readers} readers, {events} events of 200 bytes");
-    println!("{:<10} {:>14} {:>22}", "server", "deliveries/s", "CPU s / M deliveries");
-    let mut floor_cpu = None;
-    for server in [server::Server::floor(), server::Server::hub()] {
-        let figures = fanout::run(&server, readers, events).await;
-        let ratio = floor_cpu.map(|floor: f64| format!("  {:.2} x floor", figures.cpu / floor));
-        println!(
-            "{:<10} {:>14.0} {:>22.2}{}",
-            server.name,
-            figures.rate,
-            figures.cpu,
-            ratio.unwrap_or_default()
-        );
-        floor_cpu.get_or_insert(figures.cpu);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
     }
-    ExitCode::SUCCESS
+}
+
+/// This program as the floor.
+fn run_floor(options: &[String]) -> Result<(), String> {
+    let text = |error: std::io::Error| error.to_string();
+    let log = options.iter().position(|option| option == "--log");
+    let log = log.and_then(|place| options.get(place + 1)).map(File::create);
+    let log = log.transpose().map_err(text)?;
+    floor::run(options.iter().any(|option| option == "--history"), log).map_err(text)
+}
+
+async fn run(options: &Options) -> Result<(), String> {
+    println!("{}", machine::description());
+    if let Ok(label) = env::var("BENCH_BUILD") {
+        return measure_build(options, &label).await;
+    }
+    if options.has_perf {
+        let own = env::current_exe().map_err(|error| error.to_string())?;
+        profile::enable(own.parent().map_or_else(PathBuf::new, |path| path.join("recordings")));
+    }
+    let peers = if options.has_peers { peers::installed() } else { Vec::new() };
+    for scenario in &options.scenarios {
+        // Read anew each time: a run that is stopped has written what it had measured.
+        let mut results = Results::load();
+        if options.is_growth {
+            let growth = grow(scenario, options).await;
+            results.growth.insert(scenario.name.to_owned(), growth);
+        } else {
+            let run = compare(scenario, options, &peers).await;
+            results.runs.insert(scenario.name.to_owned(), run);
+        }
+        if !options.is_short && !options.has_perf && !options.is_dry {
+            results.save().map_err(|error| format!("the results were not written: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Measures floors, hub and peers in turn, as often as the scenario wants.
+async fn compare(scenario: &Scenario, options: &Options, peers: &[&'static Peer]) -> report::Run {
+    let load = options.load(if options.is_short { scenario.short } else { scenario.full });
+    let mut kinds = scenario.floors.to_vec();
+    kinds.push(Kind::Hub);
+    if scenario.has_peers {
+        kinds.extend(peers.iter().map(|peer| Kind::Peer(peer)));
+    }
+    if options.has_perf {
+        kinds = vec![Kind::Hub];
+    }
+    let rounds = if options.is_short || options.has_perf { 1 } else { scenario.rounds };
+    let (begun, busy) = (Instant::now(), machine::busy_seconds());
+    let own = machine::cpu_seconds(std::process::id());
+    let mut measured: Vec<(Kind, Vec<Vec<Figure>>)> =
+        kinds.iter().map(|kind| (*kind, Vec::new())).collect();
+    let mut servers_cpu = 0.0;
+    for _ in 0..rounds {
+        for (kind, results) in &mut measured {
+            let before = machine::cpu_of_ended_children();
+            results.push(scenario.measure(*kind, load).await);
+            servers_cpu += machine::cpu_of_ended_children() - before;
+        }
+    }
+    let ours = machine::cpu_seconds(std::process::id()) - own + servers_cpu;
+    let others = (machine::busy_seconds() - busy - ours) / begun.elapsed().as_secs_f64();
+    let measured: Vec<Measured> = measured
+        .into_iter()
+        .map(|(kind, rounds)| Measured { kind, figures: middle(&rounds) })
+        .filter(|measured| !measured.figures.is_empty())
+        .collect();
+    let run = report::judge(scenario, &measured, others);
+    report::print(scenario, load.n, &measured, &run);
+    run
+}
+
+/// Of each figure, the middle of its rounds.
+fn middle(rounds: &[Vec<Figure>]) -> Vec<Figure> {
+    let first = rounds.first().map(Vec::as_slice).unwrap_or_default();
+    let of = |figure: &Figure| {
+        let same = |round: &Vec<Figure>| round.iter().find(|of| of.name == figure.name).copied();
+        let values = rounds.iter().filter_map(same).map(|figure| figure.value).collect();
+        Figure { value: median(values), ..*figure }
+    };
+    first.iter().map(of).collect()
+}
+
+/// Measures the hub alone, as `cargo xtask bench --builds` has built it.
+async fn measure_build(options: &Options, label: &str) -> Result<(), String> {
+    let mut row: Vec<String> = label.split('|').map(str::to_owned).collect();
+    for scenario in &options.scenarios {
+        let load = options.load(if options.is_short { scenario.short } else { scenario.full });
+        let figures = scenario.measure(Kind::Hub, load).await;
+        let name = if scenario.name.starts_with("idle") { "RSS each" } else { "CPU" };
+        let figure = figures.iter().find(|figure| figure.name == name);
+        row.push(figure.map_or_else(String::new, Figure::to_string));
+    }
+    println!("{}", row.join("  "));
+    let mut results = Results::load();
+    results.builds.retain(|old| old.get(..2) != row.get(..2));
+    results.builds.push(row);
+    results.save().map_err(|error| format!("the results were not written: {error}"))
+}
+
+/// Measures the hub at three loads.
+async fn grow(scenario: &Scenario, options: &Options) -> Growth {
+    let mut points = Vec::new();
+    println!("\n{}: {}", scenario.name, scenario.title);
+    for n in scenario.growth {
+        // A short run sees only that growing works.
+        let n = if options.is_short { (n / 16).max(1) } else { n };
+        let figures = scenario.measure(Kind::Hub, options.load(n)).await;
+        let texts: Vec<String> =
+            figures.iter().map(|figure| format!("{} {figure}", figure.name)).collect();
+        println!("  {n:>9} {}  {}", scenario.of, texts.join("  "));
+        points.push((n, figures));
+    }
+    Growth::of(scenario, &points)
 }

@@ -1,74 +1,258 @@
-//! The servers under measurement: started, asked for their CPU time, and ended.
+//! The servers under measurement: started on their processor, asked what they cost, and ended.
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    io::{BufRead as _, BufReader, Read, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    thread,
+    time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tidings::auth::{Algorithm, ApiKey, Secret, SigningKey, jwt::mint};
+use tokio::time::Instant;
 
-/// A server's process.
+use crate::{
+    client::{Dialect, Target},
+    machine,
+    peers::Peer,
+};
+
+/// Signs the reader's token.
+const TOKEN_SECRET: &str = "only-for-measuring-0123456789abcdef0123456789abcdef";
+/// Readers have no end within a run: the year 2100.
+const TOKEN_EXPIRES: u64 = 4_102_444_800;
+
+/// Which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The least that the work takes.
+    Floor,
+    /// The same with a log file and an fsync that is shared by what came together.
+    DurableFloor,
+    /// Tidings, with journal, fsync, access checks and ids.
+    Hub,
+    /// Somebody else's.
+    Peer(&'static Peer),
+}
+
+impl Kind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Floor => "floor",
+            Self::DurableFloor => "floor + fsync",
+            Self::Hub => "tidings",
+            Self::Peer(peer) => peer.name,
+        }
+    }
+}
+
+/// How a scenario wants its servers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Setup {
+    /// The floor keeps events for readers that come back.
+    pub(crate) has_history: bool,
+    /// The hub speaks TLS.
+    pub(crate) has_tls: bool,
+    /// Variables of the hub's configuration that differ from the defaults.
+    pub(crate) settings: Vec<(&'static str, String)>,
+}
+
+impl Setup {
+    /// Keeps all events, however many of one topic.
+    pub(crate) fn keep_all(mut self) -> Self {
+        for name in ["TIDINGS_RETENTION_EVENTS", "TIDINGS_RETENTION_BYTES"] {
+            self.settings.push((name, "0".to_owned()));
+        }
+        self
+    }
+}
+
+/// A server's process, and its directory, which outlives restarts.
+#[derive(Debug)]
 pub(crate) struct Server {
-    pub(crate) name: &'static str,
-    pub(crate) address: String,
-    pub(crate) key: String,
-    pub(crate) token: String,
+    pub(crate) target: Target,
+    pub(crate) kind: Kind,
+    /// The certificate of a hub with TLS, PEM.
+    pub(crate) certificate: Option<String>,
+    /// How long it took from being started until it served.
+    pub(crate) started_in: Duration,
+    setup: Setup,
     child: Child,
-    _data: tempfile::TempDir,
+    directory: TempDir,
 }
 
 impl Server {
-    /// The floor: this program again.
-    pub(crate) fn floor() -> Self {
-        Self::start("floor", Command::new(own_path()).arg("floor"))
-    }
-
-    /// The hub of the same build, with journal, fsync and access checks.
-    pub(crate) fn hub() -> Self {
-        let hub = own_path().with_file_name("tidings");
-        let mut command = Command::new(hub);
-        Self::start("tidings", command.args(["dev", "--json", "--listen", "127.0.0.1:0"]))
-    }
-
-    fn start(name: &'static str, command: &mut Command) -> Self {
-        let data = tempfile::tempdir().unwrap();
-        if name == "tidings" {
-            command.arg("--data").arg(data.path());
+    pub(crate) fn start(kind: Kind, setup: Setup) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut key = String::new();
+        let mut certificate = None;
+        if kind == Kind::Hub {
+            let (secret, entry) = ApiKey::generate();
+            key = secret.expose().to_owned();
+            certificate = setup.has_tls.then(|| make_certificate(directory.path()));
+            let id = entry.id;
+            let digest = entry.sha256;
+            let config = format!(
+                "listen = '127.0.0.1:0'\ndata = '{0}/data'\nadmin.listen = '127.0.0.1:0'\n\
+                 log.format = 'json'\n[auth]\n\
+                 jwt.keys = [{{ algorithm = 'HS256', secret = '{TOKEN_SECRET}' }}]\n\
+                 api_keys = [{{ id = '{id}', sha256 = '{digest}', write = ['bench/*'] }}]\n\
+                 [[access]]\ntopic = 'bench/*'\nread = true\n",
+                directory.path().display()
+            );
+            fs::write(directory.path().join("tidings.toml"), config).unwrap();
         }
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let facts: Value = serde_json::from_str(&line).unwrap();
-        let fact = |name: &str| facts.get(name).and_then(Value::as_str).unwrap().to_owned();
-        Self {
-            name,
-            address: fact("url").replace("http://", ""),
-            key: fact("publisher_key"),
-            token: fact("reader_token"),
-            child,
-            _data: data,
-        }
+        let token = reader_token();
+        let begun = Instant::now();
+        let (child, address) = spawn(kind, &setup, directory.path());
+        let started_in = begun.elapsed();
+        let dialect = match kind {
+            Kind::Peer(peer) => peer.dialect,
+            _ => Dialect::Tidings,
+        };
+        let target = Target { address, dialect, key, token };
+        Self { target, kind, certificate, started_in, setup, child, directory }
     }
 
-    /// Seconds of CPU that the process has used, user and system (proc(5), fields 14 and 15).
+    /// Kills it and starts it again on what it kept.
+    pub(crate) fn restart(&mut self) {
+        self.end();
+        let begun = Instant::now();
+        let (child, address) = spawn(self.kind, &self.setup, self.directory.path());
+        self.started_in = begun.elapsed();
+        self.child = child;
+        self.target.address = address;
+    }
+
+    /// Seconds of CPU so far.
     pub(crate) fn cpu_seconds(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-        let ticks: u32 = fields.skip(11).take(2).map(|field| field.parse::<u32>().unwrap()).sum();
-        f64::from(ticks) / 100.0
+        machine::cpu_seconds(self.child.id())
     }
-}
 
-impl Drop for Server {
-    fn drop(&mut self) {
+    /// Resident bytes now.
+    pub(crate) fn resident_bytes(&self) -> f64 {
+        machine::resident_bytes(self.child.id())
+    }
+
+    /// Its process, for profilers.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn end(&mut self) {
+        if let Kind::Peer(peer) = self.kind {
+            // Some have children of their own, which their own way of ending takes along.
+            peer.end(&mut self.child);
+        }
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn own_path() -> PathBuf {
-    std::env::current_exe().unwrap()
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn reader_token() -> String {
+    let key = SigningKey::new(Algorithm::Hs256, None, &Secret::new(TOKEN_SECRET)).unwrap();
+    let claims = json!({ "sub": "reader", "exp": TOKEN_EXPIRES });
+    mint(&key, claims.as_object().unwrap()).unwrap()
+}
+
+fn spawn(kind: Kind, setup: &Setup, directory: &Path) -> (Child, SocketAddr) {
+    let own = std::env::current_exe().unwrap();
+    match kind {
+        Kind::Peer(peer) => {
+            let port = free_port();
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            let child = peer.spawn(port, directory);
+            wait_for(address, peer.name);
+            (child, address)
+        }
+        Kind::Hub => {
+            let other = std::env::var_os("BENCH_HUB").map(PathBuf::from);
+            let hub = other.unwrap_or_else(|| own.with_file_name("tidings"));
+            let mut command = machine::pinned(hub);
+            // Another allocator; `taskset`, which passes it on, does not mind.
+            if let Some(library) = std::env::var_os("BENCH_PRELOAD") {
+                command.env("LD_PRELOAD", library);
+            }
+            command.arg("serve").arg("--config").arg(directory.join("tidings.toml"));
+            command.envs(setup.settings.iter().map(|(name, value)| (name, value)));
+            if setup.has_tls {
+                command.env("TIDINGS_TLS_CERT", directory.join("cert.pem"));
+                command.env("TIDINGS_TLS_KEY", directory.join("key.pem"));
+            }
+            let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+            let log = child.stderr.take().unwrap();
+            (child, listening(log))
+        }
+        Kind::Floor | Kind::DurableFloor => {
+            let mut command = machine::pinned(own);
+            command.arg("floor");
+            if kind == Kind::DurableFloor {
+                command.arg("--log").arg(directory.join("log"));
+            }
+            if setup.has_history {
+                command.arg("--history");
+            }
+            let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+            let log = child.stdout.take().unwrap();
+            (child, listening(log))
+        }
+    }
+}
+
+/// Reads a server's log until it says where it listens. What it complains of later is passed on.
+fn listening(log: impl Read + Send + 'static) -> SocketAddr {
+    let mut lines = BufReader::new(log).lines().map_while(Result::ok);
+    let mut said = String::new();
+    let address = loop {
+        let line = lines.next().unwrap_or_else(|| panic!("the server did not start:\n{said}"));
+        let entry: Value = serde_json::from_str(&line).unwrap_or_default();
+        if entry["message"] == "serving" {
+            break entry["listen"].as_str().unwrap().parse().unwrap();
+        }
+        said.push_str(&line);
+        said.push('\n');
+    };
+    thread::spawn(move || {
+        for line in lines.filter(|line| !line.contains(r#""level":"INFO""#)) {
+            // Nobody may read what this tool says any more.
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    });
+    address
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn wait_for(address: SocketAddr, name: &str) {
+    let begun = Instant::now();
+    while TcpStream::connect(address).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{name} does not listen");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn make_certificate(directory: &Path) -> String {
+    let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let write = |name: &str, text: String| -> PathBuf {
+        let path = directory.join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    write("key.pem", pair.signing_key.serialize_pem());
+    let certificate = pair.cert.pem();
+    write("cert.pem", certificate.clone());
+    certificate
 }

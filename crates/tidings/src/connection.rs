@@ -2,10 +2,12 @@
 //!
 //! The rule: whatever ends a connection, the last cursor sent is one from which nothing is lost.
 
-use std::{future::Future as _, pin::Pin, time::Duration};
+mod timers;
+
+use std::{pin::Pin, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::{
@@ -20,11 +22,9 @@ use crate::{
     subscribe::{Follow, Item, Subscription},
     ticket::{UsedTicket, first_cursor},
 };
+use timers::Timers;
 
 pub use crate::counted::Carrier;
-
-/// Before a credential ends, its reader is told so this early, to refresh it in time.
-const EXPIRY_NOTICE: Duration = Duration::from_secs(60);
 
 /// How a connection writes events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -361,87 +361,6 @@ enum Happening {
     Told(Told),
     Drain,
     End(GoAway),
-}
-
-/// Everything that happens to a connection by time, on one timer.
-#[derive(Debug)]
-struct Timers {
-    timer: Pin<Box<Sleep>>,
-    heartbeat: Duration,
-    wrote_at: Instant,
-    notice: Option<(Instant, Timestamp)>,
-    ends: Vec<(Instant, GoAway)>,
-    is_draining: bool,
-}
-
-impl Timers {
-    fn new(hub: &Hub, heartbeat: Duration, age: Duration, expires_at: Option<Timestamp>) -> Self {
-        let now = Instant::now();
-        let ends = vec![(now + age, GoAway::MaxAge)];
-        let timer = Box::pin(tokio::time::sleep_until(now));
-        let mut timers =
-            Self { timer, heartbeat, wrote_at: now, notice: None, ends, is_draining: false };
-        timers.expire(hub, expires_at);
-        timers
-    }
-
-    /// Ends the connection then, and not when it was to end by its credential before.
-    fn expire(&mut self, hub: &Hub, expires_at: Option<Timestamp>) {
-        let now = Instant::now();
-        self.ends.retain(|(_, reason)| *reason != GoAway::Expired);
-        self.notice = None;
-        if let Some(at) = expires_at {
-            let left = hub.clock().now().until(at);
-            // Beyond a year a timer would overflow, and the connection's age ends it long before.
-            if left < Duration::from_secs(366 * 24 * 60 * 60) {
-                self.ends.push((now + left, GoAway::Expired));
-                self.notice = left.checked_sub(EXPIRY_NOTICE).map(|left| (now + left, at));
-            }
-        }
-        self.timer.as_mut().reset(now);
-    }
-
-    fn wrote(&mut self) -> Instant {
-        // The timer is not touched: it looks when it fires, and fires later if it must.
-        self.wrote_at = Instant::now();
-        self.wrote_at
-    }
-
-    fn drain(&mut self, after: Duration) {
-        self.is_draining = true;
-        self.ends.push((Instant::now() + after, GoAway::Drain));
-        self.timer.as_mut().reset(Instant::now());
-    }
-
-    /// Why the connection is to end by now.
-    fn ended(&self, now: Instant) -> Option<GoAway> {
-        let past = self.ends.iter().filter(|(at, _)| *at <= now);
-        past.min_by_key(|(at, _)| *at).map(|(_, reason)| *reason)
-    }
-
-    /// The end of the credential, if the reader is to be told of it by now; once.
-    fn noticed(&mut self, now: Instant) -> Option<Timestamp> {
-        self.notice.take_if(|(at, _)| *at <= now).map(|(_, expires_at)| expires_at)
-    }
-
-    async fn next(&mut self) -> Happening {
-        loop {
-            std::future::poll_fn(|context| self.timer.as_mut().poll(context)).await;
-            let now = Instant::now();
-            if let Some(reason) = self.ended(now) {
-                return Happening::End(reason);
-            }
-            if let Some(expires_at) = self.noticed(now) {
-                return Happening::Notice(expires_at);
-            }
-            let ping = self.wrote_at + self.heartbeat;
-            if ping <= now {
-                return Happening::Ping;
-            }
-            let times = self.ends.iter().map(|(at, _)| *at).chain(self.notice.map(|(at, _)| at));
-            self.timer.as_mut().reset(times.fold(ping, Instant::min));
-        }
-    }
 }
 
 /// Whether a control frame moves the cursor.

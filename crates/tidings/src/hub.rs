@@ -55,9 +55,9 @@ pub struct Hub(Arc<Inner>);
 struct Inner {
     settings: Settings,
     topics: Arc<Topics>,
-    quotas: Quotas,
     connections: Connections,
     revocations: Revocations,
+    quotas: Quotas,
     tasks: TaskTracker,
     /// Nobody new is to be sent here; set before draining.
     withdrawn: AtomicBool,
@@ -126,9 +126,9 @@ impl HubBuilder {
         let hub = Hub(Arc::new(Inner {
             settings: self.settings,
             topics: Topics::new(Arc::new(shared), tasks.clone(), stopped.clone()),
-            quotas,
             connections: Connections::default(),
             revocations: Revocations::new(),
+            quotas,
             tasks,
             withdrawn: AtomicBool::new(false),
             draining: CancellationToken::new(),
@@ -343,16 +343,16 @@ impl Hub {
         &*self.0.topics.shared().journal
     }
 
-    pub(crate) fn quotas(&self) -> &Quotas {
-        &self.0.quotas
-    }
-
     pub(crate) fn open_connections(&self) -> &Connections {
         &self.0.connections
     }
 
     pub(crate) fn revocations(&self) -> &Revocations {
         &self.0.revocations
+    }
+
+    pub(crate) fn quotas(&self) -> &Quotas {
+        &self.0.quotas
     }
 
     pub(crate) fn topics(&self) -> &Arc<Topics> {

@@ -10,6 +10,9 @@ pub mod connections;
 mod counted;
 mod due;
 pub mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 mod hub;
 pub mod journal;

@@ -14,6 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::Grant,
@@ -112,7 +113,9 @@ pub(crate) struct Revocations {
     table: RwLock<Table>,
     /// Counts the revocations that arrived.
     arrived: watch::Sender<u64>,
-    is_loaded: watch::Sender<bool>,
+    /// Cancelled once they were read: whoever waits for that goes on in the order in which they came,
+    /// which a watch channel would not keep.
+    loaded: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -207,7 +210,7 @@ impl Revocations {
         Self {
             table: RwLock::default(),
             arrived: watch::Sender::new(0),
-            is_loaded: watch::Sender::new(false),
+            loaded: CancellationToken::new(),
         }
     }
 
@@ -244,7 +247,7 @@ async fn read(hub: &Hub) -> Result<(), Problem> {
         for item in subscription.next().await? {
             match item {
                 Item::Event { frame, .. } => take(hub, &frame),
-                Item::CaughtUp => drop(hub.revocations().is_loaded.send_replace(true)),
+                Item::CaughtUp => hub.revocations().loaded.cancel(),
                 // What was forgotten here is sent once more as a state; nothing is forgotten before.
                 _ => {}
             }
@@ -311,10 +314,10 @@ impl Hub {
     /// [`ErrorCode::CredentialRevoked`]; [`ErrorCode::Unavailable`] while this node does not know
     /// what is revoked.
     pub async fn check_revoked(&self, grant: &Grant) -> Result<(), Problem> {
-        let mut is_loaded = self.revocations().is_loaded.subscribe();
-        if !*is_loaded.borrow() {
-            let loading = tokio::time::timeout(LOADING_MAX, is_loaded.wait_for(|loaded| *loaded));
-            if !loading.await.is_ok_and(|loaded| loaded.is_ok()) {
+        let loaded = &self.revocations().loaded;
+        if !loaded.is_cancelled() {
+            let loading = tokio::time::timeout(LOADING_MAX, loaded.cancelled());
+            if loading.await.is_err() {
                 let detail = "the hub has not read its revocations yet; come back";
                 return Err(Problem::new(ErrorCode::Unavailable, detail).after(RETRY));
             }

@@ -32,7 +32,7 @@ const LAYERS: &[&[&str]] = &[
         "drain",
     ],
     &["run", "ask", "stream", "effect", "source"],
-    &["http"],
+    &["http", "fuzzing"],
 ];
 
 /// Crates that only the module `http` names.

@@ -236,11 +236,13 @@ pub(crate) struct LimitsConfig {
     /// Pages of the journal that readers read at once: half of the journal's 16, so that what
     /// publishers wait for finds the other half free.
     pub(crate) replay_reads: u64,
-    /// Of these, those of one tenant's readers, so that another's always find a turn.
+    /// Pages that one tenant's readers read at once, below `limits.replay_reads`, so that another's
+    /// find a turn.
     pub(crate) tenant_replay_reads: u64,
     /// Frames that a topic keeps in memory for readers that are nearly up to date.
     pub(crate) ring_frames: u64,
-    /// Bytes of those frames. Times the number of active topics, it bounds their memory.
+    /// Bytes of the frames that a topic keeps in memory. Times the number of active topics, it bounds
+    /// their memory.
     pub(crate) ring_bytes: ByteSize,
 }
 
@@ -259,17 +261,17 @@ pub(crate) struct HttpConfig {
     pub(crate) idle: Period,
     /// How long the body of a request may take to arrive. Streams of NDJSON have no such time.
     pub(crate) body_read: Period,
-    /// Bytes a second that must arrive of it, after 5 s. `"0B"`: without bound. Nobody holds a place
-    /// by a byte now and then.
+    /// Bytes a second that must arrive of a request's body, after 5 s. `"0B"`: without bound. Nobody
+    /// holds a place by a byte now and then.
     pub(crate) body_rate: ByteSize,
     /// How long a publish waits for room among `limits.publish_waiting_bytes`, before it is refused.
     pub(crate) publish_wait: Period,
-    /// How long a publish may take to be stored, before it is to be repeated. Above the 10 s after
-    /// which a store that hangs ends the hub.
+    /// How long a publish may take to be stored, before its publisher is told to repeat it. Above the
+    /// 10 s after which a store that hangs ends the hub.
     pub(crate) publish_store: Period,
     /// How often a quiet HTTP/2 connection is asked whether it is still there.
     pub(crate) h2_ping: Period,
-    /// How long it has to answer.
+    /// How long a quiet HTTP/2 connection has to answer that.
     pub(crate) h2_pong: Period,
     /// How long a write may wait for a reader that takes nothing, before its connection is closed.
     /// The reader loses nothing: it resumes.
@@ -543,6 +545,7 @@ impl Config {
             retry: self.retry.0,
             connection_age_max: http.connection_age.0,
             drain_window: self.drain_window.0,
+            revocation_life: self.auth.revocation_life.0,
             user_connections_max: size(limits.user_connections),
             tenant_connections_max: size(limits.tenant_connections),
             address_connections_max: size(limits.address_connections),
@@ -557,7 +560,6 @@ impl Config {
             body_rate_min: http.body_rate.0,
             replay_reads_max: size(limits.replay_reads),
             tenant_replay_reads_max: size(limits.tenant_replay_reads),
-            revocation_life: self.auth.revocation_life.0,
             ..HubSettings::default()
         }
     }

@@ -206,6 +206,21 @@ mod tests {
         );
     }
 
+    /// The guide says of each limit what the definition says.
+    #[test]
+    fn every_limit_stands_in_the_operations_guide_with_its_default_and_its_reason() {
+        let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md");
+        let guide = std::fs::read_to_string(guide).unwrap();
+        let limits = settings().into_iter().filter(|setting| {
+            ["limits.", "http."].iter().any(|section| setting.path.starts_with(section))
+        });
+        let row = |setting: &Setting| {
+            format!("| `{}` | `{}` | {} |", setting.path, setting.default, one_line(&setting.doc))
+        };
+        let missing: Vec<String> = limits.map(row).filter(|row| !guide.contains(row)).collect();
+        assert!(missing.is_empty(), "docs/operations.md lacks\n{}", missing.join("\n"));
+    }
+
     #[test]
     fn the_example_on_the_page_is_a_configuration() {
         let page = reference_page();

@@ -49,6 +49,12 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
             Duration::ZERO,
             30 * 86_400 * second,
         ),
+        (
+            "auth.revocation_life",
+            config.auth.revocation_life.0,
+            60 * second,
+            limits::REVOCATION_LIFE_MAX,
+        ),
         ("http.first_byte", config.http.first_byte.0, second, 300 * second),
         ("http.idle", config.http.idle.0, second, 3600 * second),
         ("http.body_read", config.http.body_read.0, second, 3600 * second),
@@ -56,12 +62,6 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         ("http.publish_store", config.http.publish_store.0, second, 300 * second),
         ("http.h2_ping", config.http.h2_ping.0, second, 300 * second),
         ("http.h2_pong", config.http.h2_pong.0, second, 300 * second),
-        (
-            "auth.revocation_life",
-            config.auth.revocation_life.0,
-            60 * second,
-            limits::REVOCATION_LIFE_MAX,
-        ),
         ("auth.key_sets.refresh", config.auth.key_sets.refresh.0, 10 * second, 86_400 * second),
         (
             "auth.key_sets.stale_max",
@@ -306,7 +306,7 @@ fn readable_secrets(loaded: &Loaded) -> Vec<ServeProblem> {
     let open_to_all = files.into_iter().filter_map(|(file, what)| {
         let mode = std::fs::metadata(&file).ok()?.permissions().mode() & 0o777;
         (mode & 0o006 != 0).then(|| {
-            let file = file.display();
+            let file = file.strip_prefix(".").unwrap_or(&file).display();
             ServeProblem(format!(
                 "every user of this machine can read or change {file} (mode {mode:03o}), which \
                  holds {what}: chmod 600 {file}. Where the platform decides its mode and nobody \

@@ -4,10 +4,12 @@
 mod admin;
 mod config;
 mod docs;
+mod drain;
 mod follow;
 mod hub;
 mod journal;
 mod keys;
 mod publish;
 mod secrets;
+mod startup;
 mod support;

@@ -5,7 +5,10 @@
 //! their commit.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
 
+mod crowd;
 mod faults;
+mod restart;
+mod served;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -142,6 +145,11 @@ async fn reader(url: String, token: String, shared: Arc<Shared>) -> History {
             tokio::task::yield_now().await;
             continue;
         };
+        if answer.status() == 503 {
+            // It is being drained.
+            tokio::task::yield_now().await;
+            continue;
+        }
         assert_eq!(answer.status(), 200);
         let mut stream = answer.bytes_stream();
         let mut buffer = Vec::new();

@@ -391,7 +391,7 @@ async fn end_of_stream(app: &App, grant: &Grant) -> Problem {
 }
 
 /// The lines of a body, as many at once as have arrived and one request may hold.
-struct Lines {
+pub(super) struct Lines {
     body: Body,
     line_bytes_max: usize,
     buffer: BytesMut,
@@ -405,13 +405,16 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(body: Body, line_bytes_max: usize) -> Self {
+    pub(super) fn new(body: Body, line_bytes_max: usize) -> Self {
         let buffer = BytesMut::new();
         Self { body, line_bytes_max, buffer, searched: 0, number: 0, skipping: false, ended: false }
     }
 
     /// Waits for lines, and returns their numbers and events; `None` after the last.
-    async fn next(&mut self, bounds: Bounds) -> Option<(Vec<u64>, Vec<Result<Draft, Problem>>)> {
+    pub(super) async fn next(
+        &mut self,
+        bounds: Bounds,
+    ) -> Option<(Vec<u64>, Vec<Result<Draft, Problem>>)> {
         loop {
             let mut numbers = Vec::new();
             let mut drafts = Vec::new();

@@ -52,7 +52,7 @@ const SINCE_RULE: &str = "must be now, earliest, latest:N, a duration like 10m, 
 
 /// What a reader asks for.
 #[derive(Debug)]
-struct Request {
+pub(super) struct Request {
     topics: Vec<Topic>,
     cursor: Option<String>,
     since: Option<Since>,
@@ -290,7 +290,11 @@ fn soft_refusal(problem: &Problem, first: Option<Cursor>) -> Response {
 }
 
 /// Reads the query and headers.
-fn parse(query: Option<&str>, headers: &HeaderMap, now: Timestamp) -> Result<Request, Problem> {
+pub(super) fn parse(
+    query: Option<&str>,
+    headers: &HeaderMap,
+    now: Timestamp,
+) -> Result<Request, Problem> {
     let mut request = Request {
         topics: Vec::new(),
         cursor: None,

@@ -11,6 +11,8 @@ mod cookie;
 mod cors;
 mod events;
 mod follow;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod health;
 mod ingest;
 mod observe;
@@ -19,6 +21,7 @@ mod problem;
 mod properties;
 mod proxy;
 mod query;
+mod rest;
 mod revocations;
 mod router;
 mod serve;

@@ -15,7 +15,8 @@ use super::{
     caller, connections,
     cookie::{Cookie, CookieSettings},
     cors::Cors,
-    events, follow, health, observe, openapi, problem, query, revocations, state, tickets, topics,
+    events, follow, health, observe, openapi, problem, query, rest, revocations, state, tickets,
+    topics,
 };
 use crate::{
     auth::Authenticator,
@@ -52,8 +53,8 @@ impl HttpSettings {
 pub(super) struct App {
     pub(super) hub: Hub,
     pub(super) authenticator: Arc<Authenticator>,
-    pub(super) trusted_proxies: Arc<[IpNet]>,
     pub(super) cookie: Option<Arc<Cookie>>,
+    pub(super) trusted_proxies: Arc<[IpNet]>,
 }
 
 impl Hub {
@@ -83,7 +84,7 @@ impl Hub {
         let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
         self.background(async move { keeper.keep_keys(&metrics).await });
         let trusted_proxies = settings.trusted_proxies.as_slice().into();
-        let app = App { hub: self.clone(), authenticator, trusted_proxies, cookie };
+        let app = App { hub: self.clone(), authenticator, cookie, trusted_proxies };
         let metrics = if settings.metrics {
             Router::new().route("/metrics", get(health::metrics))
         } else {
@@ -120,6 +121,7 @@ impl Hub {
                 Problem::new(ErrorCode::MethodNotAllowed, detail)
             })
             .layer(middleware::from_fn(caller::refuse_encoded_bodies))
+            .layer(middleware::from_fn_with_state(app.clone(), rest::read))
             .layer(middleware::from_fn_with_state(Arc::new(cors), super::cors::apply))
             .layer(middleware::from_fn_with_state(self.shared_metrics(), observe::observe))
             .layer(middleware::from_fn(problem::identify))

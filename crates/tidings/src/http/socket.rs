@@ -72,14 +72,16 @@ pub(super) async fn detect<T: AsyncRead + Unpin>(
 pub(super) struct Stalling<T> {
     io: T,
     stall_max: Duration,
+    /// What is done to the socket then.
+    on_stall: fn(&T),
     /// Made at the first stall; most connections never have one.
     timer: Option<Pin<Box<Sleep>>>,
     is_stalled: bool,
 }
 
 impl<T> Stalling<T> {
-    pub(super) const fn new(io: T, stall_max: Duration) -> Self {
-        Self { io, stall_max, timer: None, is_stalled: false }
+    pub(super) const fn new(io: T, stall_max: Duration, on_stall: fn(&T)) -> Self {
+        Self { io, stall_max, on_stall, timer: None, is_stalled: false }
     }
 
     fn progress(
@@ -98,6 +100,7 @@ impl<T> Stalling<T> {
             timer.as_mut().reset(ends);
         }
         ready!(timer.as_mut().poll(context));
+        (self.on_stall)(&self.io);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "client does not read")))
     }
 }
@@ -465,7 +468,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_write_without_progress_fails_at_the_limit_and_a_slow_one_does_not() {
         let (mut client, server) = duplex(1);
-        let mut server = Stalling::new(server, LIMIT);
+        let mut server = Stalling::new(server, LIMIT, |_| {});
         let slow_reader = tokio::spawn(async move {
             let mut read = [0];
             for _ in 0..5 {

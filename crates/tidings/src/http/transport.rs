@@ -115,7 +115,9 @@ impl Transport {
         address: SocketAddr,
         app: &Router,
     ) -> Result<(), Failure> {
-        let stream = Stalling::new(stream, self.settings.write_stall);
+        // A reset: after an ordinary end the kernel would keep what was not sent for half a minute.
+        let reset = |stream: &TcpStream| drop(stream.set_zero_linger());
+        let stream = Stalling::new(stream, self.settings.write_stall, reset);
         let detected = self.unless_ending(detect(stream, self.settings.first_byte)).await?;
         let (protocol, stream) = match detected {
             Ok(detected) => detected,

@@ -224,6 +224,36 @@ async fn a_file_that_is_cut_anywhere_serves_no_wrong_bytes_and_loses_nothing_in_
     assert!(noticed * 2 > tried, "only {noticed} of {tried} were noticed");
 }
 
+#[tokio::test]
+async fn a_list_of_tables_with_a_wrong_bit_is_refused_by_name() {
+    let parent = tempfile::tempdir().unwrap();
+    let store = parent.path().join("store");
+    sound(&store).await;
+    let mut lists = 0;
+    for (path, bytes) in files(&store.join("store/keyspaces")) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let current = path.with_file_name("current");
+        let newest = fs::read(&current).unwrap_or_default();
+        let newest = newest.first_chunk().map(|number| u64::from_le_bytes(*number));
+        // Older lists are not looked at.
+        if name != "current" && newest.is_none_or(|number| name != format!("v{number}")) {
+            continue;
+        }
+        lists += 1;
+        for place in (0..bytes.len()).step_by(bytes.len() / 12 + 1) {
+            let mut damaged = bytes.clone();
+            damaged[place] ^= 1 << (place % 8);
+            fs::write(&path, damaged).unwrap();
+            let message = refusal(&store);
+            let directory = path.parent().unwrap().to_string_lossy().into_owned();
+            assert!(message.contains(&*directory), "byte {place} of {path:?}: {message}");
+        }
+        fs::write(&path, &bytes).unwrap();
+    }
+    assert_eq!(lists, 2 * 10, "nine keyspaces, and the store's own");
+    open(&store).unwrap().close().await;
+}
+
 /// The newest file of the commit log.
 fn log_file(store: &Path) -> PathBuf {
     let mut files = files(&store.join("store")).into_keys();

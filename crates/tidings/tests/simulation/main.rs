@@ -7,6 +7,25 @@
 //! their last cursor. `history.rs` knows what was really stored, and what anybody is told is
 //! compared with it at once.
 //!
+//! The faults: crashes of the process; appends that fail before they are stored, and after; slow and
+//! failing reads, in pages of any length; a store that comes back from a backup, knowing so or not;
+//! topics trimmed behind the hub's back, deleted and closed; the clock set forward and back;
+//! connections cut at any byte, in either direction, slow ones, and ones that are dead without
+//! saying so; a hub that cannot be reached, or drains; readers that stall, leave, or bring a foreign
+//! cursor; tokens that end. What the machine decides (ids, jitter) is kept out of what happens: the
+//! times that are jittered lie beyond a run.
+//!
+//! The code was broken on purpose to see that it is noticed. By the first seed: events shown before
+//! they are stored (`Pending::commit` fills the ring before it appends), gaps not told
+//! (`Encoder::items`), each event sent with the cursor of its batch's end (`Encoder::event`), ids
+//! not looked up (`Group::add`), every tenth event waking nobody (`Live::advance`), a topic's bit
+//! cleared before it is looked at (`Subscription::step`), bits of the start forgotten
+//! (`Subscription::start`), hello with an id though gaps follow (`Connection::next`), tombstones
+//! held back (`Found::event`), `if_offset` not compared. By the second: states still to be sent left
+//! out of the cursor. By the third: pages not judged (`Reader::replay`). By the fourth: fingerprints
+//! not compared (`resume`). What it cannot notice: a
+//! ring that is not restarted for another epoch, which the ring notices itself.
+//!
 //! A run that fails says its seed. `TIDINGS_SIMULATION_SEED=n` runs that one alone and tells what
 //! happens in it, line by line; so does `cargo xtask simulate --seed n`.
 #![allow(
@@ -15,7 +34,7 @@
     clippy::indexing_slicing,
     clippy::needless_pass_by_value,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and reads better short"
+    reason = "a test fails by panicking, reads better short, and tells what happens in a run"
 )]
 
 mod chance;

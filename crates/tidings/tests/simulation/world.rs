@@ -481,8 +481,8 @@ fn auth() -> AuthSettings {
             subject: None,
             read: vec!["**".to_owned()],
             write: vec!["**".to_owned()],
-            expires_at: None,
             revoke: false,
+            expires_at: None,
         }],
         ..AuthSettings::default()
     }

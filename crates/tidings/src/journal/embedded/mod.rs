@@ -217,7 +217,12 @@ impl EmbeddedJournal {
         let (reply, answer) = oneshot::channel();
         let requests = self.opened()?.requests;
         requests.send(request(reply)).await.map_err(|_| ended())?;
-        let answer = answer.await.map_err(|_| ended())?;
+        let answer = answer.await.map_err(|_| {
+            // Closing answers all that was accepted; and who is not answered comes before whoever
+            // sees the writer's end.
+            self.shared.progress.panicked();
+            ended()
+        })?;
         answer.inspect_err(|error| self.damage.met(error))
     }
 

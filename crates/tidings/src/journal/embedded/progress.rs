@@ -79,6 +79,11 @@ impl Progress {
         }
     }
 
+    /// Says that the writer ended by a panic.
+    pub(super) fn panicked(&self) {
+        self.fail("the writer ended by a panic; start the hub anew".to_owned());
+    }
+
     /// Why nothing is acknowledged now.
     pub(super) fn failure(&self) -> Option<String> {
         let failed = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -95,7 +100,7 @@ pub(super) struct Witness(pub(super) Arc<Progress>);
 impl Drop for Witness {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.fail("the writer ended by a panic; start the hub anew".to_owned());
+            self.0.panicked();
         }
     }
 }

@@ -3,9 +3,15 @@
 //! The rule: what the store had acknowledged is there, or every topic begins a new epoch before
 //! anybody reads from it, or the store is not opened.
 
-use std::{fs, io, panic::AssertUnwindSafe, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use fjall::{Database, PersistMode};
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
     commit_log::{CommitLog, LogDamage, LogError},
@@ -90,6 +96,12 @@ fn probe(files: &Path) -> Result<(), JournalError> {
         if !path.join("current").exists() {
             continue;
         }
+        if let Some(file) = damaged_list(&path).map_err(unread)? {
+            return Err(JournalError::Broken(format!(
+                "{}: is damaged: it does not have its checksum; restore a backup",
+                file.display()
+            )));
+        }
         let open = || {
             let counter = lsm_tree::SequenceNumberCounter::default();
             lsm_tree::Config::new(&path, counter.clone(), counter).open().map(drop)
@@ -109,6 +121,28 @@ fn probe(files: &Path) -> Result<(), JournalError> {
         }
     }
     Ok(())
+}
+
+/// The file that lists a keyspace's tables, or the one that names it, if it is not what was written.
+///
+/// `current` holds the number of the list `v…` (u64), its XXH3 (u128, both little endian) and the
+/// kind of that. The store writes the checksum, but does not compare it: one wrong bit makes it
+/// forget tables.
+fn damaged_list(keyspace: &Path) -> io::Result<Option<PathBuf>> {
+    let current = keyspace.join("current");
+    let bytes = fs::read(&current)?;
+    let parts = bytes.split_first_chunk::<8>().and_then(|(number, rest)| {
+        let (sum, kind) = rest.split_first_chunk::<16>()?;
+        Some((u64::from_le_bytes(*number), u128::from_le_bytes(*sum), kind))
+    });
+    let Some((number, sum, [0])) = parts else { return Ok(Some(current)) };
+    let list = keyspace.join(format!("v{number}"));
+    match fs::read(&list) {
+        Ok(bytes) if xxh3_128(&bytes) == sum => Ok(None),
+        Ok(_) => Ok(Some(list)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(current)),
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) fn open_files(

@@ -1,0 +1,45 @@
+//! Durable publishing without readers: connections that each wait for their answer, a topic each.
+
+use super::{DATA_BYTES, Load, Watch, create, rate_and_cpu};
+use crate::{
+    client::{Publishing, Request, Target},
+    figure::{Figure, Unit},
+    server::{Kind, Server, Setup},
+};
+
+/// Events of one request, the most that the hub takes.
+const REQUEST_EVENTS: usize = 500;
+
+pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
+    run(kind, load, 1, |target, topic| target.publish(topic, DATA_BYTES)).await
+}
+
+pub(super) async fn measure_batches(kind: Kind, load: Load) -> Vec<Figure> {
+    let many = |target: &Target, topic| {
+        target.publish_all(std::iter::repeat_n(topic, REQUEST_EVENTS), DATA_BYTES)
+    };
+    run(kind, load, REQUEST_EVENTS as u64, many).await
+}
+
+async fn run(
+    kind: Kind,
+    load: Load,
+    events: u64,
+    request: impl Fn(&Target, usize) -> Request,
+) -> Vec<Figure> {
+    let server = Server::start(kind, Setup::default());
+    create(&server.target, load.n).await;
+    let requests = (0..load.n).map(|topic| vec![request(&server.target, topic)]);
+    let publishing = Publishing::start(&server.target, requests).await;
+    let answers = &publishing.answers;
+    tokio::time::sleep(load.span / 4).await;
+    answers.record();
+    let (watch, from) = (Watch::start(&server), answers.events());
+    tokio::time::sleep(load.span).await;
+    let (count, spent) = (answers.events() - from, watch.stop());
+    let delays = answers.delays();
+    publishing.stop().await;
+    let [rate, cpu] = rate_and_cpu("events", count * events, spent);
+    let p50 = Figure::new("p50", Unit::Ms, delays.ms(500));
+    vec![rate, cpu, p50, Figure::new("p99", Unit::Ms, delays.ms(990))]
+}

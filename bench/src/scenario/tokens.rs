@@ -1,0 +1,73 @@
+//! Token streams: what language models write, a token an event, each stream with one reader.
+//!
+//! Tokens are due at fixed times whatever the server does: one that had to wait for the answer to
+//! the one before is late by that, and its delay says so.
+
+use std::{cell::Cell, rc::Rc, time::Duration};
+
+use tokio::{
+    task::spawn_local,
+    time::{Instant, sleep_until},
+};
+
+use super::{DATA_BYTES, Load, Watch, create, rate_and_cpu};
+use crate::{
+    client::{From, Publisher, Reader, Tally},
+    figure::{Figure, Unit},
+    server::{Kind, Server, Setup},
+};
+
+/// Between two tokens of a stream.
+const PERIOD: Duration = Duration::from_millis(20);
+
+pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
+    let server = Server::start(kind, Setup::default());
+    let target = &server.target;
+    create(target, load.n).await;
+    let tally = Tally::new();
+    let mut readers = Vec::new();
+    let stopped = Rc::new(Cell::new(false));
+    let mut publishers = Vec::new();
+    let begin = Instant::now();
+    for nth in 0..load.n {
+        let request = target.follow(nth, From::Now);
+        let stream = target.connect(nth).await;
+        let mut reader = Reader::open(stream, &request, Some(target.ready())).await;
+        let counted = Rc::clone(&tally);
+        readers.push(spawn_local(async move { reader.count(&counted, u64::MAX).await }));
+        let mut publisher = Publisher::connect(target).await;
+        let mut token = target.publish(nth, DATA_BYTES);
+        let stopped = Rc::clone(&stopped);
+        publishers.push(spawn_local(async move {
+            // Streams are spread evenly over the period.
+            let mut due = Instant::now() + PERIOD;
+            let offset = PERIOD.mul_f64(nth as f64 / load.n as f64);
+            due += offset.saturating_sub(Duration::from_nanos(
+                (begin.elapsed().as_nanos() % PERIOD.as_nanos()) as u64,
+            ));
+            let mut published = 0_u64;
+            while !stopped.get() {
+                sleep_until(due).await;
+                publisher.ask(token.stamped_due(due)).await;
+                published += 1;
+                due += PERIOD;
+            }
+            published
+        }));
+    }
+    tokio::time::sleep(load.span / 4).await;
+    tally.record();
+    let (watch, from) = (Watch::start(&server), tally.events());
+    tokio::time::sleep(load.span).await;
+    let (delivered, spent, delays) = (tally.events() - from, watch.stop(), tally.delays());
+    stopped.set(true);
+    let mut published = 0;
+    for publisher in publishers {
+        published += publisher.await.unwrap();
+    }
+    tally.reach(published).await;
+    readers.iter().for_each(tokio::task::JoinHandle::abort);
+    let [rate, cpu] = rate_and_cpu("tokens", delivered, spent);
+    let p50 = Figure::new("p50", Unit::Ms, delays.ms(500));
+    vec![rate, cpu, p50, Figure::new("p99", Unit::Ms, delays.ms(990))]
+}

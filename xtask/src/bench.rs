@@ -1,0 +1,209 @@
+//! `cargo xtask bench`: builds for release, then measures.
+//!
+//! The rule: what is timed is told, never judged. What fails is a count of instructions that grew,
+//! which is the same on a busy machine.
+
+use std::{fs, path::PathBuf, process::Command, time::Instant};
+
+use crate::{root, suite, target};
+
+/// Instructions of each case that were right when they were committed.
+const COUNTS: &str = "bench/instructions.txt";
+/// How much a case may grow before it is a regression.
+const GROWTH_MAX: f64 = 1.05;
+/// How often a case is done: enough that one beginning or growing buffer does not count.
+const FEW: u64 = 200;
+const MANY: u64 = 1200;
+
+/// Runs what the arguments ask for.
+pub(crate) fn run(arguments: &[&str]) -> Result<(), String> {
+    match arguments {
+        ["--micro", filters @ ..] => micro(filters),
+        ["--instructions"] => instructions(&read_counts()?),
+        ["--instructions", "--update"] => update_counts(),
+        ["--builds"] => builds(),
+        _ => scenarios(arguments),
+    }
+}
+
+fn run_all(commands: impl IntoIterator<Item = Command>) -> Result<(), String> {
+    for mut command in commands {
+        let status = command.status().map_err(|error| format!("{command:?}: {error}"))?;
+        if !status.success() {
+            return Err(format!("{command:?} failed"));
+        }
+    }
+    Ok(())
+}
+
+/// The load generator with its floor, beside the hub of the same build.
+fn scenarios(arguments: &[&str]) -> Result<(), String> {
+    let mut build = suite::cargo("build --release --workspace --locked");
+    let mut folder = target().join("release");
+    if arguments.contains(&"--perf") {
+        let other = target().join("perf");
+        build = suite::cargo("build --profile profiling --workspace --locked");
+        // Perf follows frame pointers; libraries are built anew for them, so in a place of their own.
+        build.arg("--target-dir").arg(&other).env("RUSTFLAGS", "-C force-frame-pointers=yes");
+        folder = other.join("profiling");
+    }
+    let mut measure = Command::new(folder.join("tidings-bench"));
+    measure.args(arguments).current_dir(root());
+    run_all([build, measure])
+}
+
+fn micro(filters: &[&str]) -> Result<(), String> {
+    let mut measure = Command::new(target().join("release/tidings-micro"));
+    measure.args(filters);
+    run_all([suite::cargo("build --release --workspace --locked"), measure])
+}
+
+/// Counts instructions and compares them with those that were committed.
+fn instructions(committed: &[(String, u64)]) -> Result<(), String> {
+    let counts = count_all()?;
+    let mut grown = Vec::new();
+    println!("{:<20} {:>12} {:>12}", "case", "committed", "now");
+    for (name, count) in &counts {
+        let before = committed.iter().find(|(of, _)| of == name).map(|(_, count)| *count);
+        let verdict = verdict(before, *count);
+        let before = before.map_or_else(|| "–".to_owned(), |before| before.to_string());
+        println!("{name:<20} {before:>12} {count:>12}  {}", verdict.unwrap_or_default());
+        if verdict.is_some() {
+            grown.push(name.as_str());
+        }
+    }
+    if grown.is_empty() {
+        return Ok(());
+    }
+    let list = grown.join(", ");
+    Err(format!(
+        "more instructions than {COUNTS} says: {list}; if that is meant, `cargo xtask bench \
+         --instructions --update`"
+    ))
+}
+
+/// What is wrong with a count, if anything.
+fn verdict(before: Option<u64>, now: u64) -> Option<&'static str> {
+    match before {
+        None => Some("not committed"),
+        Some(before) if now as f64 > before as f64 * GROWTH_MAX => Some("grew by more than 5 %"),
+        Some(_) => None,
+    }
+}
+
+fn update_counts() -> Result<(), String> {
+    let mut text = "# Instructions of each case of bench/src/bin/tidings-micro.rs, by callgrind.\n\
+                    # Written by `cargo xtask bench --instructions --update`.\n"
+        .to_owned();
+    for (name, count) in count_all()? {
+        text.push_str(&format!("{name} {count}\n"));
+    }
+    fs::write(root().join(COUNTS), &text).map_err(|error| format!("{COUNTS}: {error}"))?;
+    print!("{text}");
+    Ok(())
+}
+
+fn read_counts() -> Result<Vec<(String, u64)>, String> {
+    let text = fs::read_to_string(root().join(COUNTS));
+    let text = text.map_err(|error| format!("{COUNTS}: {error}"))?;
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let parsed = line
+                .split_once(' ')
+                .and_then(|(name, count)| Some((name.to_owned(), count.parse::<u64>().ok()?)));
+            parsed.ok_or_else(|| format!("{COUNTS}: `{line}` is not a name and a number"))
+        })
+        .collect()
+}
+
+/// Every case and its instructions, beginnings left out.
+fn count_all() -> Result<Vec<(String, u64)>, String> {
+    run_all([suite::cargo("build --release --workspace --locked")])?;
+    let program = target().join("release/tidings-micro");
+    let names = Command::new(&program).arg("--names").output();
+    let names = names.map_err(|error| format!("{}: {error}", program.display()))?;
+    let names = String::from_utf8_lossy(&names.stdout).into_owned();
+    let mut counts = Vec::new();
+    for name in names.lines() {
+        let [few, many] = [FEW, MANY].map(|times| count(&program, name, times));
+        counts.push((name.to_owned(), many?.saturating_sub(few?) / (MANY - FEW)));
+    }
+    Ok(counts)
+}
+
+fn count(program: &PathBuf, name: &str, times: u64) -> Result<u64, String> {
+    let mut command = Command::new("valgrind");
+    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
+    command.args(["--count", name, &times.to_string()]);
+    let output = command.output().map_err(|error| {
+        format!("valgrind: {error}; install it (Debian: apt-get install valgrind)")
+    })?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    collected(&said).ok_or_else(|| format!("{command:?} failed:\n{said}"))
+}
+
+/// The number in "==1234== Collected : 56789".
+fn collected(said: &str) -> Option<u64> {
+    said.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok())
+}
+
+/// Builds the hub with other settings and allocators and measures each.
+fn builds() -> Result<(), String> {
+    // The load generator itself stays what it is.
+    run_all([suite::cargo("build --release --workspace --locked")])?;
+    let bench = target().join("release/tidings-bench");
+    let allocators = [
+        ("system", None),
+        ("jemalloc", Some("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2")),
+        ("mimalloc", Some("/usr/lib/x86_64-linux-gnu/libmimalloc.so.2")),
+    ];
+    let profiles = [("thin", "16"), ("thin", "4"), ("thin", "1"), ("fat", "1"), ("off", "16")];
+    for (lto, units) in profiles {
+        let folder = target().join(format!("builds/{lto}-{units}"));
+        let mut build = suite::cargo("build --release --package tidings-server --locked");
+        build.arg("--target-dir").arg(&folder).env("CARGO_PROFILE_RELEASE_LTO", lto);
+        build.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", units);
+        let begun = Instant::now();
+        run_all([build])?;
+        let took = begun.elapsed().as_secs();
+        let hub = folder.join("release/tidings");
+        let size = fs::metadata(&hub).map_err(|error| error.to_string())?.len();
+        let size = format!("{:.1} MiB", size as f64 / 1024.0 / 1024.0);
+        for (allocator, library) in allocators {
+            if library.is_some_and(|library| !PathBuf::from(library).exists()) {
+                println!(
+                    "{allocator} is not installed: apt-get install libjemalloc2 libmimalloc2.0"
+                );
+                continue;
+            }
+            let label = format!("{lto}, {units} units|{allocator}|{size}|{took} s");
+            let mut measure = Command::new(&bench);
+            measure.args(["fanout", "publish-64", "idle"]).current_dir(root());
+            measure.env("BENCH_HUB", &hub).env("BENCH_BUILD", label);
+            measure.env("BENCH_PRELOAD", library.unwrap_or_default());
+            run_all([measure])?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_that_grew_by_more_than_five_percent_is_a_regression() {
+        assert_eq!(verdict(Some(1000), 1050), None);
+        assert_eq!(verdict(Some(1000), 10), None);
+        assert_eq!(verdict(Some(1000), 1051), Some("grew by more than 5 %"));
+        assert_eq!(verdict(None, 1), Some("not committed"));
+    }
+
+    #[test]
+    fn callgrinds_count_is_found_among_what_it_says() {
+        let said = "==7== Events    : Ir\n==7== Collected : 123456\n==7== \n==7== I   refs:      123,456\n";
+        assert_eq!(collected(said), Some(123_456));
+        assert_eq!(collected("no such program"), None);
+    }
+}
