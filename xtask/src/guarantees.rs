@@ -52,7 +52,8 @@ fn every_guarantee_names_tests_that_exist() {
         if names.is_empty() && !tests.contains("past one machine") && !tests.contains("There are") {
             wrong.push(format!("{row}: no test"));
         }
-        wrong.extend(names.iter().filter(|name| !exists(name)).map(|name| format!("{row}: {name}")));
+        wrong
+            .extend(names.iter().filter(|name| !exists(name)).map(|name| format!("{row}: {name}")));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -53,6 +53,8 @@ pub(crate) enum Command {
     /// Check, save, restore and repair the journal of a hub that is stopped
     #[command(subcommand)]
     Journal(JournalCommand),
+    /// Look into a running hub, and change what operators may
+    Admin(AdminArgs),
     /// Ask a hub whether it is well: exits with 0 or 1, for container health checks
     Health(HealthArgs),
 }
@@ -419,3 +421,96 @@ pub(crate) struct HealthArgs {
 const HEALTH_URL: &str = "Address of the hub or of its admin listener [env: TIDINGS_URL] [default: \
                           the `tidings dev` of this directory, else the admin listener of the \
                           configuration]";
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The token of operators is that of the configuration (TIDINGS_ADMIN_TOKEN, TIDINGS_ADMIN_TOKEN_FILE,
+admin.token), else the file `admin-token` of the data directory, which the hub made. Prints JSON.")]
+pub(crate) struct AdminArgs {
+    #[command(subcommand)]
+    pub(crate) command: AdminCommand,
+    /// Address of the admin listener [default: the `tidings dev` of this directory, else that of the
+    /// configuration]
+    #[arg(long, value_name = "URL", global = true)]
+    pub(crate) url: Option<String>,
+    /// Configuration file [default: tidings.toml, if it is there]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Data directory of the `tidings dev` to ask
+    #[arg(long, value_name = "DIR", default_value = crate::remote::DEV_DIRECTORY, global = true)]
+    pub(crate) data_dir: PathBuf,
+    /// File of further certificate authorities to trust, PEM
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdminCommand {
+    /// The node: version, uptime, readiness
+    Nodes,
+    /// Open connections of readers
+    Connections {
+        /// Of this tenant
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Of this subject
+        #[arg(long)]
+        subject: Option<String>,
+        /// That follow this topic
+        #[arg(long)]
+        topic: Option<String>,
+        /// How many at most, up to 1000 [default: 100]
+        #[arg(long, value_name = "NUMBER")]
+        limit: Option<usize>,
+    },
+    /// Send readers away: they come back with their cursor and lose nothing
+    Kick {
+        /// This connection
+        #[arg(long, required_unless_present = "subject")]
+        id: Option<String>,
+        /// All of this subject; needs --tenant
+        #[arg(long, requires = "tenant", conflicts_with = "id")]
+        subject: Option<String>,
+        /// The subject's tenant
+        #[arg(long)]
+        tenant: Option<String>,
+    },
+    /// Topics of all tenants
+    Topics {
+        /// Of this tenant only
+        #[arg(long)]
+        tenant: Option<String>,
+        /// This topic only; needs --tenant
+        #[arg(long, requires = "tenant")]
+        topic: Option<String>,
+        /// Names that begin so
+        #[arg(long)]
+        prefix: Option<String>,
+        /// After this one: `next` of the answer before
+        #[arg(long, value_name = "TENANT/TOPIC")]
+        after: Option<String>,
+        /// How many at most, up to 1000 [default: 100]
+        #[arg(long, value_name = "NUMBER")]
+        limit: Option<usize>,
+    },
+    /// Remove a topic's oldest events now; readers learn of it by a gap
+    Trim {
+        /// Its tenant
+        #[arg(long)]
+        tenant: String,
+        /// Its name
+        #[arg(long)]
+        topic: String,
+        /// How many events stay
+        #[arg(long, value_name = "NUMBER")]
+        keep_events: Option<u64>,
+        /// How many bytes stay
+        #[arg(long, value_name = "SIZE")]
+        keep_bytes: Option<String>,
+        /// How old what stays may be
+        #[arg(long, value_name = "DURATION")]
+        keep_age: Option<Period>,
+    },
+    /// The configuration in effect, secrets left out
+    Config,
+}

@@ -13,7 +13,12 @@ use tidings::{
     Hub,
     auth::Authenticator,
     http::{ServeSettings, Tls},
-    journal::{Journal, JournalError, embedded::EmbeddedJournal, memory::MemoryJournal},
+    journal::{
+        Journal, JournalError,
+        embedded::{EmbeddedJournal, EmbeddedOptions},
+        memory::MemoryJournal,
+    },
+    metrics::Metrics,
 };
 
 use crate::{
@@ -53,8 +58,13 @@ impl Components {
             }
             _ => None,
         };
-        let journal = open_journal(config)?;
-        let hub = Hub::builder().settings(config.hub_settings()).journal(journal).start();
+        let metrics = Arc::new(Metrics::new());
+        let journal = open_journal(config, &metrics)?;
+        let hub = Hub::builder()
+            .settings(config.hub_settings())
+            .journal(journal)
+            .metrics(metrics)
+            .start();
         let router = hub
             .router(Arc::new(authenticator), &config.http_settings())
             .map_err(|p| refused(format!("{}: {p}", p.pointer.as_deref().unwrap_or_default())))?;
@@ -63,7 +73,7 @@ impl Components {
     }
 }
 
-fn open_journal(config: &Config) -> Result<Arc<dyn Journal>, Failure> {
+fn open_journal(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn Journal>, Failure> {
     let settings = config.journal_settings();
     if config.journal.kind == JournalKind::Memory {
         return Ok(Arc::new(MemoryJournal::new(settings)));
@@ -71,7 +81,8 @@ fn open_journal(config: &Config) -> Result<Arc<dyn Journal>, Failure> {
     let directory = config.data.join(JOURNAL_DIRECTORY);
     std::fs::create_dir_all(&directory)
         .map_err(|error| Failure::output(directory.display(), &error))?;
-    match EmbeddedJournal::open(&directory, settings) {
+    let options = EmbeddedOptions { metrics: Arc::clone(metrics), ..EmbeddedOptions::default() };
+    match EmbeddedJournal::open_with(&directory, settings, options) {
         Ok(journal) => Ok(journal),
         Err(error) => Err(unusable(&config.data, &directory, &error)),
     }

@@ -4,11 +4,7 @@
 //! owner only, and stay valid over restarts.
 
 use std::{
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
-    time::Duration,
+    collections::BTreeMap, fs, io, os::unix::fs::DirBuilderExt as _, path::Path, time::Duration,
 };
 
 use anstyle::{AnsiColor, Style};
@@ -23,11 +19,13 @@ use tidings::{
 };
 
 use crate::{
+    admin::Admin,
     cli::DevArgs,
     commands::print,
     components::Components,
-    config::{Config, LogConfig, LogFormat, Period},
+    config::{Config, Loaded, LogConfig, LogFormat, Period},
     exit::{Exit, Failure},
+    files::write_private,
     live,
     remote::{DevFile, variable},
     serve::Listeners,
@@ -62,6 +60,8 @@ pub(crate) async fn run(args: &DevArgs) -> Result<Exit, Failure> {
     let listeners = Listeners::bind(args.listen, admin_listen).await?;
     let mut components = Components::start(&config)?;
     components.router = components.router.merge(live::router());
+    let loaded = Loaded { config, file: None, origins: BTreeMap::new() };
+    let admin = Admin::new(&loaded, &components.hub)?;
     let dev = DevFile {
         url: format!("http://{}", listeners.address),
         admin_url: format!("http://{}", listeners.admin_address),
@@ -73,7 +73,7 @@ pub(crate) async fn run(args: &DevArgs) -> Result<Exit, Failure> {
     let file = DevFile::path(&args.data);
     write_private(&file, &line).map_err(|error| Failure::output(file.display(), &error))?;
     print(&if args.json { format!("{line}\n") } else { banner(&dev, &args.data) })?;
-    listeners.serve(components).await
+    listeners.serve(components, admin).await
 }
 
 /// Makes the directory, and keeps its keys out of everybody's repository.
@@ -184,23 +184,6 @@ impl Credentials {
         self.put(&mut config);
         config
     }
-}
-
-/// Writes a file for its owner only, whole or not at all.
-fn write_private(file: &Path, text: &str) -> io::Result<()> {
-    let mut name = file.as_os_str().to_owned();
-    name.push(".new");
-    let beside = Path::new(&name);
-    // One that a crash left may have other permissions.
-    match fs::remove_file(beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(beside)?;
-    out.write_all(text.as_bytes())?;
-    out.write_all(b"\n")?;
-    out.sync_all()?;
-    fs::rename(beside, file)
 }
 
 fn banner(dev: &DevFile, data: &Path) -> String {

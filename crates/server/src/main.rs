@@ -10,6 +10,7 @@ mod config;
 mod descriptors;
 mod dev;
 mod exit;
+mod files;
 mod key_client;
 mod live;
 mod metrics_reference;
@@ -59,6 +60,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Health(args) => client_runtime()?.block_on(commands::health::run(&args)),
         Command::Token(command) => commands::token::run(&command),
         Command::Key(KeyCommand::Create(args)) => commands::key::create(&args),
+        Command::Admin(args) => client_runtime()?.block_on(commands::admin::run(&args)),
         Command::Config(command) => commands::config::run(&command),
         Command::Journal(command) => commands::journal::run(&command),
     }

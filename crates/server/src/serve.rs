@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin,
+    admin::Admin,
     cli::ServeArgs,
     commands::load_config,
     components::Components,
@@ -42,6 +42,7 @@ pub(crate) async fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     telemetry::start(&config.log);
     let listeners = Listeners::bind(config.listen, config.admin.listen).await?;
     let components = Components::start(config)?;
+    let admin = Admin::new(&loaded, &components.hub)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = %listeners.address,
@@ -50,7 +51,7 @@ pub(crate) async fn run(args: &ServeArgs) -> Result<Exit, Failure> {
         data = %config.data.display(),
         "serving"
     );
-    listeners.serve(components).await
+    listeners.serve(components, admin).await
 }
 
 /// Bound sockets that nothing is accepted from yet.
@@ -78,7 +79,7 @@ impl Listeners {
     }
 
     /// Serves until a signal, drains, and closes the journal.
-    pub(crate) async fn serve(self, components: Components) -> Result<Exit, Failure> {
+    pub(crate) async fn serve(self, components: Components, admin: Admin) -> Result<Exit, Failure> {
         let Components { hub, router, serve: mut settings, tls, drain_grace } = components;
         let mut signals = self.signals;
         let window = settings.drain_window;
@@ -87,15 +88,16 @@ impl Listeners {
         let admin_settings = ServeSettings {
             connections_max: ADMIN_CONNECTIONS,
             drain_window: Duration::ZERO,
+            allow_cleartext: admin.allow_cleartext(),
             ..ServeSettings::default()
         };
         let (drained, all_over) = (CancellationToken::new(), CancellationToken::new());
         let limits_hit = hub.metrics().limits_hit.clone();
         let admin = tokio::spawn(serve(
             self.admin,
-            admin::router(hub.clone()),
+            admin.router(),
             admin_settings,
-            None,
+            tls.clone(),
             limits_hit.clone(),
             all_over.clone(),
         ));

@@ -13,16 +13,18 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use crate::{
     auth::Grant,
     connections::{Leave, Told},
+    counted::Counted,
     error::{ErrorCode, Problem},
     hub::Hub,
     journal::JournalError,
-    metrics::{ConnectionLabel, Metrics, OpenConnection},
     model::{Class, Cursor, Mark, Timestamp, TopicKey},
     sse::{Control, Frame, GoAway},
     subscribe::{Follow, Item, Subscription},
     ticket::{UsedTicket, first_cursor},
 };
 use timers::Timers;
+
+pub use crate::counted::Carrier;
 
 /// How a connection writes events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,35 +62,6 @@ pub struct ConnectionOptions {
     pub envelope: Envelope,
     /// When the credential ends, and delivery with it.
     pub expires_at: Option<Timestamp>,
-}
-
-/// What a connection is carried by.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Carrier {
-    /// Whatever the application around the hub serves with.
-    #[default]
-    Unknown,
-    /// HTTP/1.1 or HTTP/2, with TLS or without.
-    Http {
-        /// Whether it is HTTP/2.
-        is_http2: bool,
-        /// Whether it is encrypted.
-        is_tls: bool,
-    },
-}
-
-impl Carrier {
-    /// What such a connection is counted as.
-    pub(crate) fn label(self, format: &'static str) -> ConnectionLabel {
-        let yes = |is: bool| if is { "yes" } else { "no" };
-        match self {
-            Self::Unknown => ConnectionLabel { format, protocol: "none", tls: "no" },
-            Self::Http { is_http2, is_tls } => {
-                let protocol = if is_http2 { "http2" } else { "http1" };
-                ConnectionLabel { format, protocol, tls: yes(is_tls) }
-            }
-        }
-    }
 }
 
 /// A reader's connection: a source of bytes until it ends.
@@ -129,7 +102,7 @@ impl Connection {
         let settings = hub.settings();
         let age = jitter(settings.connection_age_max, 10);
         let timers = Timers::new(hub, jitter(settings.heartbeat, 20), age, options.expires_at);
-        let counted = Counted::new(hub, Carrier::default().label(options.format.as_str()));
+        let counted = Counted::new(hub, options.format.as_str());
         Self {
             hub: hub.clone(),
             id: uuid::Uuid::now_v7().simple().to_string(),
@@ -164,8 +137,7 @@ impl Connection {
     /// Counts it among those that are carried so.
     #[must_use]
     pub fn carried_by(mut self, carrier: Carrier) -> Self {
-        let label = carrier.label(self.options.format.as_str());
-        self.counted.open = self.hub.metrics().connections.open(label);
+        self.counted.carry(carrier, self.options.format.as_str());
         self
     }
 
@@ -681,43 +653,6 @@ async fn told(leave: &mut Option<Leave>) -> Told {
     match leave {
         Some(leave) => leave.told().await,
         None => std::future::pending().await,
-    }
-}
-
-/// How long bytes may lie before their reader, which then is cut off, is taken for one that reads
-/// nothing. What a reader that reads leaves behind when it goes is younger.
-const SLOW_AFTER: Duration = Duration::from_secs(1);
-
-/// Counts the connection as open until it is dropped, and why it ended.
-#[derive(Debug)]
-struct Counted {
-    hub: Hub,
-    open: OpenConnection,
-    has_ended: bool,
-    /// Since when bytes wait for their reader to ask for more.
-    handed_at: Option<Instant>,
-}
-
-impl Counted {
-    fn new(hub: &Hub, label: ConnectionLabel) -> Self {
-        let open = hub.metrics().connections.open(label);
-        Self { hub: hub.clone(), open, has_ended: false, handed_at: None }
-    }
-
-    fn end(&mut self, reason: GoAway) {
-        self.has_ended = true;
-        Metrics::count(&self.hub.metrics().connections_ended, reason.as_str());
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if self.has_ended {
-            return;
-        }
-        let is_slow = self.handed_at.is_some_and(|at| at.elapsed() >= SLOW_AFTER);
-        let reason = if is_slow { GoAway::Slow.as_str() } else { "left" };
-        Metrics::count(&self.hub.metrics().connections_ended, reason);
     }
 }
 

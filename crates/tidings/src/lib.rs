@@ -7,6 +7,7 @@ pub mod auth;
 pub mod clock;
 pub mod connection;
 pub mod connections;
+mod counted;
 mod due;
 pub mod error;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     hub::Hub,
-    journal::{DeleteIf, JournalError, PageLimit, Retention, TopicInfo, TopicQuery},
+    journal::{DeleteIf, Head, JournalError, PageLimit, Retention, TopicInfo, TopicQuery},
     model::{Timestamp, TopicKey},
 };
 
@@ -104,6 +104,21 @@ impl Hub {
         Ok(page.events.first().map(|event| event.recorded_at))
     }
 
+    /// Trims a topic now, to what this retention allows; readers that come later learn of it.
+    /// Returns where the topic stands then.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn trim(
+        &self,
+        topic: &TopicKey,
+        retention: &Retention,
+    ) -> Result<Head, JournalError> {
+        let head = self.journal().trim(topic, retention, self.clock().now()).await?;
+        self.topics().trimmed(topic, head);
+        Ok(head)
+    }
+
     /// Applies a topic's retention and ttl, and returns when its oldest event was recorded.
     async fn retain_and_date(&self, info: &TopicInfo) -> Result<Option<Timestamp>, JournalError> {
         self.retain(info).await?;
@@ -122,11 +137,7 @@ impl Hub {
         if info.head.earliest == info.head.tail || !exceeds(info, &retention) {
             return Ok(());
         }
-        let head = self.journal().trim(&info.topic, &retention, now).await?;
-        if head != info.head {
-            self.topics().trimmed(&info.topic, head);
-        }
-        Ok(())
+        self.trim(&info.topic, &retention).await.map(drop)
     }
 }
 

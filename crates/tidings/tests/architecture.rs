@@ -22,6 +22,7 @@ const LAYERS: &[&[&str]] = &[
         "publish",
         "subscribe",
         "connection",
+        "counted",
         "connections",
         "ticket",
         "revocation",

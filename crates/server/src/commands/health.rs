@@ -1,5 +1,7 @@
 //! `tidings health`: whether a hub is well, as an exit code.
 
+use std::net::SocketAddr;
+
 use reqwest::Url;
 
 use super::load_config;
@@ -37,7 +39,11 @@ fn address(args: &HealthArgs) -> Result<Url, Failure> {
         return parse_url(&dev.admin_url);
     }
     let layers = LayerArgs { config: None, settings: SettingFlags::default() };
-    let mut listen = load_config(&layers)?.config.admin.listen;
+    reachable(load_config(&layers)?.config.admin.listen)
+}
+
+/// Where a hub that listens there is reached from its own machine.
+pub(super) fn reachable(mut listen: SocketAddr) -> Result<Url, Failure> {
     if listen.ip().is_unspecified() {
         listen.set_ip(if listen.is_ipv6() {
             std::net::Ipv6Addr::LOCALHOST.into()

@@ -1,5 +1,6 @@
 //! The small commands: tokens, keys, configuration, health, and the journal's tools.
 
+pub(crate) mod admin;
 pub(crate) mod config;
 pub(crate) mod health;
 pub(crate) mod journal;

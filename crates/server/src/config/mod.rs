@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidings::{
-    auth::{ApiKeySettings, AuthSettings, JwtSettings, KeySetTimes, Policy},
+    auth::{ApiKeySettings, AuthSettings, JwtSettings, KeySetTimes, Policy, Secret},
     http::{CookieSettings, HttpSettings, ServeSettings},
     journal::{JournalSettings, Retention},
     model::limits,
@@ -28,7 +28,7 @@ use tidings::{
 };
 
 pub(crate) use load::{ConfigProblem, Layers, Loaded, load, read_secret_file};
-pub(crate) use reference::{reference_page, schema_text, show};
+pub(crate) use reference::{effective, reference_page, schema_text, show};
 pub(crate) use setting::SettingFlags;
 pub(crate) use validate::serving_problems;
 pub(crate) use value::{ByteSize, Period};
@@ -97,11 +97,22 @@ pub(crate) struct Config {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct AdminConfig {
-    /// Address and port of `/health/live`, `/health/ready` and `/metrics` for operators. It asks
-    /// for no credential, so keep it on loopback or a private network.
+    /// Address and port of `/health/live`, `/health/ready` and `/metrics`, which ask for no
+    /// credential, and of `/admin/v1`, which asks for the operators' token. Beyond loopback it
+    /// speaks TLS as `listen` does, or is told that it need not (`admin.allow_cleartext`).
     #[schemars(with = "String")]
     pub(crate) listen: SocketAddr,
+    /// The operators' token, at least 32 characters. Without it one is made at the first start and
+    /// kept in the file `admin-token` of `data`, readable for its owner only.
+    #[schemars(extend("writeOnly" = true))]
+    pub(crate) token: Option<Secret>,
+    /// Whether operators beyond loopback may speak cleartext: for networks that are private by
+    /// other means only.
+    pub(crate) allow_cleartext: bool,
 }
+
+/// Shortest token of operators: 128 bits in hex digits.
+pub(crate) const ADMIN_TOKEN_CHARACTERS_MIN: usize = 32;
 
 /// The hub's counters, `/metrics`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -371,7 +382,11 @@ impl Default for Config {
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9090)) }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            token: None,
+            allow_cleartext: false,
+        }
     }
 }
 

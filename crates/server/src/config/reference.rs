@@ -161,6 +161,19 @@ pub(crate) fn show(loaded: &Loaded) -> String {
     page
 }
 
+/// The values in effect, each with where it comes from, as JSON. Secrets are redacted.
+pub(crate) fn effective(loaded: &Loaded) -> Value {
+    let values = serde_json::to_value(&loaded.config).unwrap_or_default();
+    let entry = |setting: &'static Setting| {
+        let value = values.pointer(&format!("/{}", setting.path.replace('.', "/")));
+        let origin = loaded.origins.get(&setting.path).unwrap_or(&Origin::Default);
+        serde_json::json!({
+            "path": setting.path, "value": value, "origin": origin.to_string(),
+        })
+    };
+    settings().into_iter().map(entry).collect()
+}
+
 /// The value in effect at a path, written out with its secrets redacted; empty if it is not set.
 pub(super) fn value_text(config: &Config, path: &str) -> String {
     value_of(config, path).unwrap_or_default()

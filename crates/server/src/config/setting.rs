@@ -27,8 +27,8 @@ pub(crate) struct Setting {
     pub(super) kind: Kind,
     /// Its schema, everything inlined.
     pub(super) schema: Value,
-    /// Its flag without the dashes; lists of tables have none, as they may hold secrets, which
-    /// the process list would show.
+    /// Its flag without the dashes; secrets and lists of tables, which may hold some, have none:
+    /// the process list would show them.
     pub(crate) flag: Option<&'static str>,
 }
 
@@ -93,7 +93,9 @@ impl Node {
         let Some(properties) = schema.get("properties").and_then(Value::as_object) else {
             let kind = Kind::of(schema);
             // Leaked once, with the static tree: clap's flags borrow their names for ever.
-            let flag = (kind != Kind::Tables).then(|| &*path.replace(['.', '_'], "-").leak());
+            let is_secret = schema.get("writeOnly").is_some();
+            let has_flag = kind != Kind::Tables && !is_secret;
+            let flag = has_flag.then(|| &*path.replace(['.', '_'], "-").leak());
             let (default, schema) = (default.clone(), schema.clone());
             return Self::Setting(Setting {
                 path: path.to_owned(),
@@ -277,8 +279,10 @@ mod tests {
     }
 
     #[test]
-    fn tables_have_no_flag_because_the_process_list_would_show_their_secrets() {
+    fn secrets_have_no_flag_because_the_process_list_would_show_them() {
         let keys = settings().into_iter().find(|setting| setting.path == "auth.jwt.keys").unwrap();
         assert_eq!((keys.kind, keys.flag), (Kind::Tables, None));
+        let token = settings().into_iter().find(|setting| setting.path == "admin.token").unwrap();
+        assert_eq!((token.kind, token.flag), (Kind::Text, None));
     }
 }

@@ -13,7 +13,7 @@ use tidings::{
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    Config, EVENT_BYTES_CEILING, Period,
+    ADMIN_TOKEN_CHARACTERS_MIN, Config, EVENT_BYTES_CEILING, Period,
     load::{Loaded, Origin},
     network,
     reference::value_text,
@@ -128,6 +128,10 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
             wrong(&format!("trusted_proxies[{index}]"), reason.into());
         }
     }
+    let token = config.admin.token.as_ref().map(|token| token.expose().len());
+    if token.is_some_and(|length| length < ADMIN_TOKEN_CHARACTERS_MIN) {
+        wrong("admin.token", format!("must have at least {ADMIN_TOKEN_CHARACTERS_MIN} characters"));
+    }
     match (&config.tls.cert, &config.tls.key) {
         (Some(_), None) => wrong("tls.cert", "needs `tls.key` beside it".into()),
         (None, Some(_)) => wrong("tls.key", "needs `tls.cert` beside it".into()),
@@ -230,6 +234,14 @@ pub(crate) fn serving_problems(loaded: &Loaded) -> Vec<ServeProblem> {
              Set `tls.cert` and `tls.key`, or `behind_proxy = true` if a proxy in front \
              terminates TLS, or `tls.allow_cleartext = true` on a network that is private",
             config.listen
+        )));
+    }
+    if !config.admin.listen.ip().is_loopback() && !tls && !config.admin.allow_cleartext {
+        found.push(ServeProblem(format!(
+            "the operators' token would cross the network in the clear: `admin.listen` is {}, which \
+             is not loopback. Keep it on loopback, set `tls.cert` and `tls.key`, or \
+             `admin.allow_cleartext = true` on a network that is private",
+            config.admin.listen
         )));
     }
     found
@@ -408,6 +420,8 @@ mod tests {
         assert!(!about("listen = \"0.0.0.0:8080\"\nbehind_proxy = true"));
         assert!(!about("listen = \"0.0.0.0:8080\"\ntls.allow_cleartext = true"));
         assert!(!about("listen = \"[::1]:8080\""));
+        assert!(about("admin.listen = \"0.0.0.0:9090\""));
+        assert!(!about("admin.listen = \"0.0.0.0:9090\"\nadmin.allow_cleartext = true"));
     }
 
     #[test]

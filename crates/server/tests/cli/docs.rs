@@ -37,3 +37,18 @@ fn the_metrics_page_is_what_the_code_says() {
 fn the_schema_is_what_the_code_says() {
     compare("tidings.schema.json", &["config", "schema"]);
 }
+
+#[test]
+fn alerts_are_about_metrics_that_are_there() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let page = |name: &str| std::fs::read_to_string(docs.join(name)).unwrap();
+    let (operations, metrics) = (page("operations.md"), page("metrics.md"));
+    let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let named: Vec<&str> =
+        operations.split(|c| !is_name(c)).filter(|word| word.starts_with("tidings_")).collect();
+    assert!(named.len() > 10, "{named:?}");
+    for name in named {
+        let of_histogram = name.trim_end_matches("_bucket");
+        assert!(metrics.contains(&format!("| `{of_histogram}` |")), "there is no {name}");
+    }
+}

@@ -22,6 +22,7 @@ use super::{
     problem,
     query::{self, Parameter},
     router::App,
+    trace::TraceContext,
 };
 use crate::{
     auth::Grant,
@@ -73,7 +74,11 @@ pub(super) async fn publish(
     let _room = admission::room_for_body(&app.hub, &headers).await?;
     let body = read_body(settings, body, settings.publish_bytes_max).await;
     let body = body.map_err(|problem| problem.at(""))?;
-    let drafts = read(&essence, content_type, query.as_deref(), &headers, body.clone(), bounds)?;
+    let mut drafts =
+        read(&essence, content_type, query.as_deref(), &headers, body.clone(), bounds)?;
+    if let Some(trace) = TraceContext::of(&headers) {
+        drafts.events.iter_mut().flatten().for_each(|draft| trace.give_to(&mut draft.publish));
+    }
     let key = key.map(|key| (key, whole_request(content_type, query.as_deref(), &headers, &body)));
     app.hub.quotas().publish(&grant, drafts.events.len())?;
     let results = authorize_and_publish(&app, &grant, drafts.events, key).await?;

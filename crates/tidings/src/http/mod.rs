@@ -30,9 +30,11 @@ mod state;
 mod tickets;
 mod tls;
 mod topics;
+mod trace;
 mod transport;
 
 pub use cookie::CookieSettings;
+pub use problem::identify;
 pub use router::HttpSettings;
 pub use serve::{Peer, ServeSettings, serve};
 pub use tls::{Tls, TlsError};

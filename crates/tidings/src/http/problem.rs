@@ -80,8 +80,9 @@ pub(super) fn raw(problem: &Problem) -> String {
 }
 
 /// Gives every request an id, in its problem, its answer's header and its span. The span has the
-/// path without the query, where a ticket may be. A handler that panics is answered for.
-pub(super) async fn identify(request: Request, next: Next) -> Response {
+/// path without the query, where a ticket may be. A handler that panics is answered for. For
+/// `axum::middleware::from_fn`, around other routers than [`Hub::router`](crate::Hub::router).
+pub async fn identify(request: Request, next: Next) -> Response {
     let id = uuid::Uuid::now_v7().simple().to_string();
     let value = HeaderValue::from_str(&id).ok();
     let (method, path) = (request.method(), request.uri().path());

@@ -488,3 +488,37 @@ async fn a_stream_of_lines_has_no_idempotency_key() {
     let (status, problem) = problem_of(request.send().await.unwrap()).await;
     assert_eq!((status, &problem["pointer"]), (400, &json!("Idempotency-Key")));
 }
+
+/// Broken on purpose, it failed: with the header taken although the event has its own.
+#[tokio::test]
+async fn events_carry_the_trace_that_their_request_belongs_to() {
+    let server = Server::start().await;
+    let [first, second] =
+        ["4b", "77"].map(|id| format!("00-{id}f92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+    let publish = async |traceparent: &str, kind: &str, body: Value| {
+        let request = server.post("/v1/events").header("content-type", kind);
+        let request = request.header("idempotency-key", body.to_string()).body(body.to_string());
+        let request = request.header("traceparent", traceparent).header("tracestate", "a=1");
+        json_of(request.header("tracestate", "b=2").send().await.unwrap()).await
+    };
+    let plain = "application/json";
+    let event = |topic: &str| json!({ "topic": topic, "type": "t" });
+    publish(&first, plain, json!([event("a"), event("a")])).await;
+    for event in held(&server, "a").await {
+        assert_eq!(event["traceparent"], first.as_str());
+        assert_eq!(event["tracestate"], "a=1,b=2");
+    }
+    // A repeat belongs to another trace and is the same request all the same.
+    let repeat = publish(&second, plain, json!([event("a"), event("a")])).await;
+    assert_eq!(repeat["results"][1]["duplicate"], true, "{repeat}");
+    let own = json!({ "specversion": "1.0", "id": "1", "source": "/w", "type": "t", "topic": "b",
+        "traceparent": second });
+    publish(&first, "application/cloudevents+json", own).await;
+    let held_own = held(&server, "b").await;
+    assert_eq!(held_own[0]["traceparent"], second.as_str());
+    assert_eq!(held_own[0].get("tracestate"), None);
+    for malformed in ["", "00-1", &first.to_uppercase()] {
+        publish(malformed, plain, json!([event("c")])).await;
+    }
+    assert!(held(&server, "c").await.iter().all(|event| event.get("traceparent").is_none()));
+}

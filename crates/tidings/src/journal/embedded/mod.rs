@@ -53,6 +53,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, SystemClock},
+    metrics::Metrics,
     model::{Offset, Timestamp, TopicKey, limits::JOURNAL_CLOSE_MAX},
 };
 
@@ -69,11 +70,17 @@ pub struct EmbeddedOptions {
     /// Bytes that a keyspace of a store that is new holds in memory before it writes them as a
     /// table: 16 MiB. Little makes for many tables, which tests want.
     pub memtable_bytes: u64,
+    /// Where commits and the size on disk are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Default for EmbeddedOptions {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock), memtable_bytes: MEMTABLE_BYTES }
+        Self {
+            clock: Arc::new(SystemClock),
+            memtable_bytes: MEMTABLE_BYTES,
+            metrics: Arc::default(),
+        }
     }
 }
 
@@ -135,11 +142,11 @@ impl EmbeddedJournal {
         settings: JournalSettings,
         options: EmbeddedOptions,
     ) -> Result<Arc<Self>, JournalError> {
-        let EmbeddedOptions { clock, memtable_bytes } = options;
+        let EmbeddedOptions { clock, memtable_bytes, metrics } = options;
         let directory = Arc::new(Directory::open(path)?);
         let reclaimable = Arc::new(Reclaimable::default());
         let (store, meta) = store::open(&directory, &reclaimable, settings, memtable_bytes)?;
-        let progress = Arc::new(Progress::after(meta.commits));
+        let progress = Arc::new(Progress::after(meta.commits, metrics));
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let due_start = Arc::new(DueStart::default());
         let writer = Writer {

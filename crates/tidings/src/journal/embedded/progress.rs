@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -12,7 +12,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::model::limits::COMMIT_SLOW;
+use crate::{metrics::Metrics, model::limits::COMMIT_SLOW};
 
 #[derive(Debug)]
 pub(super) struct Progress {
@@ -21,6 +21,8 @@ pub(super) struct Progress {
     /// When the running commit began, milliseconds since the start plus one; 0: none runs.
     since: AtomicU64,
     failure: Mutex<Option<String>>,
+    /// Where commits and sizes are counted.
+    pub(super) metrics: Arc<Metrics>,
 }
 
 /// A commit that runs until this is dropped.
@@ -34,12 +36,13 @@ impl Drop for Running<'_> {
 
 impl Progress {
     /// After so many commits of earlier processes.
-    pub(super) fn after(commits: u64) -> Self {
+    pub(super) fn after(commits: u64, metrics: Arc<Metrics>) -> Self {
         Self {
             started: Instant::now(),
             commits: AtomicU64::new(commits),
             since: AtomicU64::new(0),
             failure: Mutex::default(),
+            metrics,
         }
     }
 
@@ -92,7 +95,7 @@ impl Progress {
 }
 
 /// Says that the writer ended by a panic, if it did.
-pub(super) struct Witness(pub(super) std::sync::Arc<Progress>);
+pub(super) struct Witness(pub(super) Arc<Progress>);
 
 impl Drop for Witness {
     fn drop(&mut self) {
@@ -108,7 +111,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_commit_that_takes_a_second_is_a_failure_until_it_ends() {
-        let progress = Progress::after(0);
+        let progress = Progress::after(0, Arc::default());
         let running = progress.begin();
         assert_eq!(progress.failure(), None);
         tokio::time::advance(COMMIT_SLOW - Duration::from_millis(1)).await;

@@ -64,7 +64,10 @@ impl Shared {
     fn check_store(&self) -> Result<(), fjall::Error> {
         // Under the lock: closing waits for this, as it waits for all that holds the store.
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        store.as_ref().map_or(Ok(()), |store| store.db.persist(PersistMode::Buffer))
+        let Some(store) = store.as_ref() else { return Ok(()) };
+        let size = store.db.disk_space()?;
+        self.progress.metrics.journal_size.set(i64::try_from(size).unwrap_or(i64::MAX));
+        store.db.persist(PersistMode::Buffer)
     }
 
     /// Closes the files, once nobody asks for them any more. Blocks.

@@ -10,7 +10,10 @@ use std::{
 };
 
 use fjall::PersistMode;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     damage::{damaged, describe, unreadable},
@@ -119,6 +122,13 @@ struct Commit {
     forgotten: Vec<u64>,
 }
 
+/// How much a commit is.
+#[derive(Clone, Copy)]
+struct Size {
+    events: usize,
+    bytes: usize,
+}
+
 type Seen = (Offset, Fingerprint, Timestamp);
 
 /// A key's state: as the store has it, and as it is to be. Only the last of a commit is written, so
@@ -196,6 +206,7 @@ impl Writer {
     /// Makes it durable and answers, or answers that it failed.
     fn commit(&mut self, commit: Commit) {
         let added: Vec<_> = commit.states.values().flat_map(Slot::added_due).collect();
+        let size = Size { events: commit.events, bytes: commit.bytes };
         let Commit { mut batch, answers, dirty, floors, forgotten, states, .. } = commit;
         let result = match self.progress.failure() {
             Some(reason) => Err(JournalError::Unavailable(reason)),
@@ -204,7 +215,7 @@ impl Writer {
                 for (key, slot) in states {
                     slot.write(key, &self.store, &mut batch);
                 }
-                self.write(&mut batch, dirty.into_keys()).and_then(|()| self.persist(batch))
+                self.write(&mut batch, dirty.into_keys()).and_then(|()| self.persist(batch, size))
             }
         };
         if result.is_ok() {
@@ -250,12 +261,17 @@ impl Writer {
         Ok(())
     }
 
-    fn persist(&self, batch: fjall::OwnedWriteBatch) -> Result<(), JournalError> {
+    fn persist(&self, batch: fjall::OwnedWriteBatch, size: Size) -> Result<(), JournalError> {
         let _running = self.progress.begin();
+        let begun = Instant::now();
         match batch.durability(Some(PersistMode::SyncData)).commit() {
             Ok(()) => {
                 self.directory.reach(self.meta.commits);
                 self.progress.reach(self.meta.commits);
+                let metrics = &self.progress.metrics;
+                metrics.commit_duration.observe_duration(begun.elapsed());
+                metrics.commit_size.observe(size.events as u64);
+                metrics.commit_data.observe(size.bytes as u64);
                 Ok(())
             }
             Err(error) => {
