@@ -92,7 +92,7 @@ async fn a_page_that_nobody_waits_for_has_what_is_there_although_the_journal_tak
     for number in 1..=5 {
         publish(&hub, "a", log(number)).await;
     }
-    journal.at(Seam::BeforeRead, || tokio::task::yield_now());
+    journal.at(Seam::BeforeRead, tokio::task::yield_now);
     journal.at(Seam::AfterRead, || tokio::time::sleep(Duration::from_millis(5)));
     let page = hub.poll(None, earliest(), Envelope::CloudEvents, Duration::ZERO).await.unwrap();
     assert_eq!(page.events.len(), 5);
