@@ -213,7 +213,8 @@ impl Followed {
             return Err(format!("after {base} up to {at}: got {logs:?}, stored {expected:?}"));
         }
         if old.is_none() {
-            start(topic, base, line, &gaps, is_reset, asked)?;
+            let floor = if is_reset { history.floor(topic, new.position) } else { 0 };
+            start(topic, base, line, &gaps, floor, asked)?;
         }
         if is_reset {
             self.states.clear();
@@ -372,9 +373,10 @@ fn start(
     base: u64,
     line: &Line,
     gaps: &[&Gap],
-    is_reset: bool,
+    floor: u64,
     asked: &Asked,
 ) -> Result<(), String> {
+    let is_reset = gaps.iter().any(|gap| gap.is_reset());
     if asked.since == Since::Now && !is_reset {
         let told = asked.told.get(topic).filter(|told| line.holds(**told));
         let end = told.map_or(0, |told| told.offset.0);
@@ -385,7 +387,7 @@ fn start(
         };
     }
     let told = gaps.iter().filter_map(|gap| gap.to).max().unwrap_or(0);
-    let untold = if is_reset { line.floor } else { told };
+    let untold = if is_reset { floor } else { told };
     let before = line.events.range(..=base).rev();
     let lost = before.take_while(|(offset, _)| **offset > untold);
     let lost: Vec<u64> = lost

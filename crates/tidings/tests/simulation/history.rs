@@ -158,6 +158,19 @@ impl History {
         )
     }
 
+    /// How far the histories that hold a position were trimmed.
+    pub(crate) fn floor(&self, topic: &str, position: Position) -> u64 {
+        let lines = self.lines[topic].iter().filter(|line| line.holds(position));
+        lines.map(|line| line.floor).max().unwrap_or(0)
+    }
+
+    /// Whether a history that holds the position takes no more events after it. What a hub that died
+    /// since had said of it may come late.
+    pub(crate) fn was_closed_at(&self, topic: &str, position: Position) -> bool {
+        let mut lines = self.lines[topic].iter().filter(|line| line.holds(position));
+        lines.any(|line| line.is_closed_at(position.offset.0))
+    }
+
     /// Whether a history that holds the position was trimmed up to an offset.
     pub(crate) fn was_trimmed(&self, topic: &str, position: Position, floor: u64) -> bool {
         self.lines[topic].iter().any(|line| line.holds(position) && line.floor >= floor)

@@ -307,7 +307,7 @@ impl Reader {
         let mark = followed.mark.ok_or("closed without a cursor")?;
         self.world.store.history(|history| {
             let line = history.line(topic, mark.position, None).ok_or("closed nowhere")?;
-            if line.is_closed_at(mark.position.offset.0) {
+            if history.was_closed_at(topic, mark.position) {
                 return Ok(());
             }
             let (position, end, closed) = (mark.position, line.end(), line.closed);
@@ -348,8 +348,7 @@ impl Reader {
         for (topic, followed) in &mut knowledge.topics {
             let mark = followed.mark.ok_or("finished before it began")?;
             self.world.store.history(|history| {
-                let line = history.line(topic, mark.position, None).ok_or("finished nowhere")?;
-                let is_end = line.is_closed_at(mark.position.offset.0);
+                let is_end = history.was_closed_at(topic, mark.position);
                 if is_end { Ok(()) } else { Err(format!("{topic} was not at its end")) }
             })?;
         }
