@@ -15,7 +15,7 @@ pub(crate) fn page() -> String {
 
 One binary, `tidings`, is the hub and its client. `tidings serve` and the `config` commands also take every setting of [the configuration](configuration.md) as a flag.
 
-`publish` and `follow` find their hub and credential in this order: flags, then `TIDINGS_URL` with `TIDINGS_KEY` or `TIDINGS_TOKEN` (or `TIDINGS_KEY_FILE`, `TIDINGS_TOKEN_FILE`), then the `tidings dev` that runs in the same directory, which leaves its address and keys in `.tidings/dev.json`, readable for its owner only.
+`publish` and `follow` find their hub and credential in this order: flags, then `TIDINGS_URL` with `TIDINGS_KEY` or `TIDINGS_TOKEN` (or `TIDINGS_KEY_FILE`, `TIDINGS_TOKEN_FILE`), then the `tidings dev` that runs in the same directory, which leaves its address and keys in `.tidings/dev.json`, readable for its owner only; else `http://127.0.0.1:8080`.
 
 ## Exit codes
 

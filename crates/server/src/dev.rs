@@ -27,7 +27,7 @@ use crate::{
     exit::{Exit, Failure},
     files::write_private,
     live,
-    remote::{DevFile, variable},
+    remote::{DEV_DIRECTORY, DevFile, variable},
     serve::Listeners,
     telemetry,
 };
@@ -191,6 +191,11 @@ fn banner(dev: &DevFile, data: &Path) -> String {
     const NAME: Style = Style::new().bold();
     const FAINT: Style = Style::new().dimmed();
     let DevFile { url, admin_url, publisher_key, reader_token } = dev;
+    // In another directory than its own, a client must be told of it.
+    let place = match data == Path::new(DEV_DIRECTORY) {
+        true => String::new(),
+        false => format!(" --data-dir '{}'", data.display()),
+    };
     let data = data.display();
     format!(
         "\n{TITLE}tidings dev{TITLE:#} listens on {url}  {FAINT}events and keys in {data}, \
@@ -202,6 +207,6 @@ fn banner(dev: &DevFile, data: &Path) -> String {
          -d '{{\"topic\":\"user/42\",\"type\":\"greeting\",\"data\":\"hello\"}}'\n\n\
          {NAME}follow{NAME:#}         curl -N '{url}/v1/events?topic=user/42&since=earliest' \
          -H 'Accept: text/event-stream' -H 'Authorization: Bearer {reader_token}'\n\n\
-         {NAME}or, here{NAME:#}       cargo build 2>&1 | tidings publish --lines --topic build/1\n\n"
+         {NAME}or, here{NAME:#}       cargo build 2>&1 | tidings publish --lines --topic build/1{place}\n\n"
     )
 }

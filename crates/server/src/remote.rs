@@ -79,6 +79,8 @@ pub(crate) struct Remote {
     client: Client,
     place: Place,
     purpose: Purpose,
+    /// Nobody named a hub: what is said of its address says so.
+    is_guessed: bool,
 }
 
 #[derive(Debug)]
@@ -117,6 +119,7 @@ impl Remote {
         };
         let given = args.place.url.clone().or_else(|| variable("TIDINGS_URL"));
         let dev = DevFile::read(&args.place.data_dir);
+        let is_guessed = given.is_none() && dev.is_none();
         let place = match (given, &dev) {
             (Some(text), dev) => {
                 let url = parse_url(&text)?;
@@ -133,7 +136,7 @@ impl Remote {
             Place::Dev { .. } => true,
         };
         let client = build_client(args.place.ca.as_deref(), direct)?;
-        Ok(Self { client, place, purpose })
+        Ok(Self { client, place, purpose, is_guessed })
     }
 
     /// Begins a request to a path of the hub.
@@ -162,6 +165,10 @@ impl Remote {
     /// The hub's address, for messages.
     pub(crate) fn address(&self) -> String {
         match &self.place {
+            Place::Given { .. } if self.is_guessed => format!(
+                "{URL_DEFAULT} (no hub was named, by --url or TIDINGS_URL, and none is known here: \
+                 --data-dir names the directory of a `tidings dev`)"
+            ),
             Place::Given { url, .. } => url.as_str().trim_end_matches('/').to_owned(),
             Place::Dev { directory, .. } => {
                 DevFile::read(directory).map_or_else(|| URL_DEFAULT.to_owned(), |dev| dev.url)
@@ -413,6 +420,7 @@ pub(crate) fn random() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::PlaceArgs;
 
     #[test]
     fn waits_stay_between_zero_and_a_ceiling_that_doubles_up_to_the_cap() {
@@ -437,6 +445,20 @@ mod tests {
             let trouble = refusal(StatusCode::from_u16(status).unwrap(), None, None);
             assert!(matches!(trouble, Trouble::Final(failure) if failure.exit == exit));
         }
+    }
+
+    #[test]
+    fn who_names_no_hub_is_told_which_one_is_asked_and_how_to_name_one() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let directory = tempfile::tempdir().unwrap();
+        let address = |url: Option<&str>| {
+            let url = url.map(str::to_owned);
+            let place = PlaceArgs { url, data_dir: directory.path().to_owned(), ca: None };
+            let args = HubArgs { place, api_key: Some("k".to_owned()), token: None };
+            Remote::new(&args, Purpose::Publish).unwrap().address()
+        };
+        assert!(address(None).starts_with("http://127.0.0.1:8080 (no hub was named, by --url"));
+        assert_eq!(address(Some("http://127.0.0.1:8080")), "http://127.0.0.1:8080");
     }
 
     #[test]

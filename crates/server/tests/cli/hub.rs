@@ -132,7 +132,7 @@ fn metrics_are_on_the_admin_listener_and_for_clients_only_if_they_are_to_be() {
 #[test]
 fn dev_prints_a_banner_whose_curl_lines_name_the_address_and_keys() {
     let directory = tempfile::tempdir().unwrap();
-    let mut child = tidings(directory.path(), &["dev", "--listen", "127.0.0.1:0"])
+    let mut child = tidings(directory.path(), &["dev", "--listen", "127.0.0.1:0", "--data", "d"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -152,6 +152,8 @@ fn dev_prints_a_banner_whose_curl_lines_name_the_address_and_keys() {
     assert!(!link.contains('?'), "a credential must be in the fragment: {link}");
     assert_eq!(banner.iter().filter(|line| line.contains(" curl ")).count(), 2);
     assert!(banner.iter().all(|line| !line.contains('\u{1b}')), "colours are for terminals");
+    let pipe = banner.iter().find(|line| line.starts_with("or, here")).unwrap();
+    assert!(pipe.ends_with(" --data-dir 'd'"), "{pipe}");
 }
 
 #[test]

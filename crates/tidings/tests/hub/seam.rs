@@ -8,7 +8,10 @@ use tidings::{
     Hub,
     connection::Envelope,
     error::ErrorCode,
-    journal::{Change, DeleteIf, Journal, JournalSettings, memory::MemoryJournal},
+    journal::{
+        Change, DeleteIf, Journal, JournalSettings, embedded::EmbeddedJournal,
+        memory::MemoryJournal,
+    },
     model::Class,
     publish::Publish,
     settings::Settings,
@@ -88,17 +91,19 @@ async fn what_was_asked_before_the_end_is_answered_and_what_comes_after_is_refus
 /// Broken on purpose: in `Hub::poll`, let the deadline end a page before it is caught up.
 #[tokio::test]
 async fn a_page_that_nobody_waits_for_has_what_is_there_although_the_journal_takes_its_time() {
-    let (hub, journal, _) = hub();
+    let directory = tempfile::tempdir().unwrap();
+    let journal = EmbeddedJournal::open(directory.path(), JournalSettings::default()).unwrap();
+    let settings = Settings { ring_frames_max: 2, ..Settings::default() };
+    let hub = Hub::builder().journal(journal).settings(settings).start();
     for number in 1..=5 {
         publish(&hub, "a", log(number)).await;
     }
-    journal.at(Seam::BeforeRead, tokio::task::yield_now);
-    journal.at(Seam::AfterRead, || tokio::time::sleep(Duration::from_millis(5)));
     let page = hub.poll(None, earliest(), Envelope::CloudEvents, Duration::ZERO).await.unwrap();
     assert_eq!(page.events.len(), 5);
     let rest = Follow { cursor: Some(page.cursor), ..earliest() };
     let page = hub.poll(None, rest, Envelope::CloudEvents, Duration::ZERO).await.unwrap();
     assert!(page.events.is_empty() && page.gaps.is_empty());
+    hub.shutdown().await;
 }
 
 /// Broken on purpose: in `Subscription::next`, tell changes only while there are no items.
