@@ -8,10 +8,7 @@ use tidings::{
     Hub,
     connection::Envelope,
     error::ErrorCode,
-    journal::{
-        Change, DeleteIf, Journal, JournalSettings, embedded::EmbeddedJournal,
-        memory::MemoryJournal,
-    },
+    journal::{Change, DeleteIf, Journal, JournalSettings, memory::MemoryJournal},
     model::Class,
     publish::Publish,
     settings::Settings,
@@ -89,21 +86,24 @@ async fn what_was_asked_before_the_end_is_answered_and_what_comes_after_is_refus
 }
 
 /// Broken on purpose: in `Hub::poll`, let the deadline end a page before it is caught up.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_page_that_nobody_waits_for_has_what_is_there_although_the_journal_takes_its_time() {
-    let directory = tempfile::tempdir().unwrap();
-    let journal = EmbeddedJournal::open(directory.path(), JournalSettings::default()).unwrap();
-    let settings = Settings { ring_frames_max: 2, ..Settings::default() };
-    let hub = Hub::builder().journal(journal).settings(settings).start();
+    let (hub, journal, _) = hub();
     for number in 1..=5 {
         publish(&hub, "a", log(number)).await;
     }
+    // Not the read that finds the start, but the one after it.
+    let second = Arc::clone(&journal);
+    journal.at(Seam::BeforeRead, move || {
+        second.at(Seam::BeforeRead, || tokio::time::sleep(Duration::from_millis(20)));
+        std::future::ready(())
+    });
     let page = hub.poll(None, earliest(), Envelope::CloudEvents, Duration::ZERO).await.unwrap();
+    assert!(journal.is_done(Seam::BeforeRead));
     assert_eq!(page.events.len(), 5);
     let rest = Follow { cursor: Some(page.cursor), ..earliest() };
     let page = hub.poll(None, rest, Envelope::CloudEvents, Duration::ZERO).await.unwrap();
     assert!(page.events.is_empty() && page.gaps.is_empty());
-    hub.shutdown().await;
 }
 
 /// Broken on purpose: in `Subscription::next`, tell changes only while there are no items.
