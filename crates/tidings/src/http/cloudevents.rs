@@ -25,12 +25,8 @@ const PREFIX: &str = "ce-";
 /// Names that this hub writes itself, and that an event must not bring.
 const OWN: &[&str] = &["position", "cursor"];
 
-/// Reads an event in structured mode (CloudEvents JSON format §3). `at` is its JSON pointer.
-pub(super) fn event(text: &str, at: &str, bounds: Bounds) -> Result<Draft, Problem> {
-    structured(text, at, bounds, None)
-}
-
-/// Reads an event in structured mode whose topic may be in the query.
+/// Reads an event in structured mode (CloudEvents JSON format §3), whose topic may be in the query.
+/// `at` is its JSON pointer.
 pub(super) fn structured(
     text: &str,
     at: &str,
@@ -230,7 +226,7 @@ mod tests {
         let text = r#"{"specversion":"1.0","id":"1","source":"/w","type":"a.b","topic":"user/1",
             "class":"state","key":"k","traceparent":"00-1","n":7,"dataschema":"http://x",
             "datacontenttype":"text/plain","data":"x","expirytime":"2027-01-01T00:00:00Z"}"#;
-        let draft = event(text, "", BOUNDS).unwrap().publish;
+        let draft = structured(text, "", BOUNDS, None).unwrap().publish;
         assert_eq!(draft.topic.as_str(), "user/1");
         assert!(draft.event.expires_at.is_some());
         let names: Vec<&str> = draft.event.extensions.iter().map(|(name, _)| &**name).collect();
@@ -263,7 +259,7 @@ mod tests {
                 "/data_base64",
             ),
         ] {
-            let problem = event(text, "", BOUNDS).unwrap_err();
+            let problem = structured(text, "", BOUNDS, None).unwrap_err();
             assert_eq!(problem.pointer.as_deref(), Some(pointer), "{text}");
         }
     }

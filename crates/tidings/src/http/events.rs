@@ -101,8 +101,8 @@ fn read(
         return Ok(single(cloudevents::structured(text, "", bounds, topic)));
     }
     if essence == "application/cloudevents-batch+json" {
-        query::parameters(query, &[])?;
-        return ingest::cloudevents_batch(&body, bounds);
+        let topic = topic_parameter(query)?;
+        return ingest::cloudevents_batch(&body, bounds, topic.as_ref());
     }
     if cloudevents::is_binary(headers) {
         let topic = topic_parameter(query)?;

@@ -125,8 +125,15 @@ pub(super) fn json(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
 }
 
 /// Reads `application/cloudevents-batch+json` (CloudEvents JSON format §4).
-pub(super) fn cloudevents_batch(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
-    let events = array(json_text(body, "")?, "", bounds, cloudevents::event)?;
+/// The topic of the query is that of events which name none.
+pub(super) fn cloudevents_batch(
+    body: &[u8],
+    bounds: Bounds,
+    topic: Option<&Topic>,
+) -> Result<Drafts, Problem> {
+    let event =
+        |text: &str, at: &str, bounds| cloudevents::structured(text, at, bounds, topic.cloned());
+    let events = array(json_text(body, "")?, "", bounds, event)?;
     Ok(Drafts { is_single: false, events })
 }
 
@@ -331,7 +338,7 @@ fn array(
     text: &str,
     at: &str,
     bounds: Bounds,
-    event: fn(&str, &str, Bounds) -> Result<Draft, Problem>,
+    event: impl Fn(&str, &str, Bounds) -> Result<Draft, Problem>,
 ) -> Result<Vec<Result<Draft, Problem>>, Problem> {
     let items: Vec<&RawValue> =
         serde_json::from_str(text).map_err(|_| not_read(text, at, "must be an array of events"))?;
@@ -668,7 +675,7 @@ mod tests {
         fn no_body_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = json(&body, BOUNDS);
             let _ = line(&body, BOUNDS);
-            let _ = cloudevents_batch(&body, BOUNDS);
+            let _ = cloudevents_batch(&body, BOUNDS, None);
         }
 
         #[test]

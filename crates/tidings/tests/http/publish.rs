@@ -68,6 +68,12 @@ async fn every_form_of_body_becomes_the_event_it_says() {
             json!([cloud]).to_string().into(),
             with(&from_worker, with(&data, json!({ "traceparent": "00-1" }))),
         ),
+        (
+            "?topic=t/1",
+            "application/cloudevents-batch+json",
+            json!([unnamed]).to_string().into(),
+            from_worker.clone(),
+        ),
         ("", "application/x-ndjson", format!("{plain}\n").into(), with(&bare, data.clone())),
         (query, "application/json", br#"{"n": 1.5}"#.into(), with(&bare, data.clone())),
         (query, "text/plain", b"a\r\nb\0".into(), with(&bare, json!({ "data": "a\r\nb\0" }))),

@@ -214,7 +214,12 @@ async fn an_export_that_was_changed_or_cut_short_makes_no_journal() {
         }
     }
     for (text, says) in wrong {
-        match imported(&other, &text) {
+        let result = imported(&other, &text);
+        // A hub that is started now must not begin an empty journal instead.
+        let opened = EmbeddedJournal::open(&other, JournalSettings::default());
+        let unfinished = |error: &JournalError| error.to_string().contains("was not finished");
+        assert!(opened.is_err_and(|error| unfinished(&error)), "{says:?}");
+        match result {
             Err(JournalError::Broken(message)) => {
                 assert!(message.contains(says), "{says:?} in {message}");
             }

@@ -6,6 +6,7 @@
 //! | `commits` | the high-water mark: how many commits were durable, and a checksum |
 //! | `store/` | the store's own files |
 //! | `store.new/` | a store that is being made, never one that was written to |
+//! | `importing` | nothing: an import into this directory has begun, and not ended |
 //! | `damaged/` | what a repair cut off |
 //!
 //! The mark is written after each commit, before anybody is told of it, and synced once a second:
@@ -32,6 +33,7 @@ const VERSION: u32 = 2;
 const HIGH_WATER_FILE: &str = "commits";
 const STORE: &str = "store";
 const NEW_STORE: &str = "store.new";
+const IMPORTING: &str = "importing";
 const DAMAGED: &str = "damaged";
 
 /// A directory that holds, or will hold, a journal of this version; locked.
@@ -127,6 +129,31 @@ impl Directory {
         let moved = fs::rename(&new, &store).and_then(|()| File::open(&self.path)?.sync_all());
         moved.map_err(|error| failed("created", &store, &error))?;
         Ok((store, Made::Now))
+    }
+
+    /// Notes that an import has begun: until it ends, nobody takes the directory for an empty one.
+    pub(super) fn begin_import(&self) -> Result<(), JournalError> {
+        let begun = replace(&self.path, IMPORTING, b"");
+        begun.map_err(|error| failed("written", &self.path.join(IMPORTING), &error))
+    }
+
+    /// Notes that it has ended.
+    pub(super) fn end_import(&self) -> Result<(), JournalError> {
+        let file = self.path.join(IMPORTING);
+        fs::remove_file(&file).map_err(|error| failed("removed", &file, &error))
+    }
+
+    /// Refuses a directory whose import has begun and made no store.
+    pub(super) fn refuse_half_import(&self) -> Result<(), JournalError> {
+        let file = self.path.join(IMPORTING);
+        if self.has_store() || !file.exists() {
+            return Ok(());
+        }
+        Err(JournalError::Broken(format!(
+            "{}: an import into this directory was not finished; import again, or choose an empty \
+             directory to begin with an empty journal",
+            file.display()
+        )))
     }
 
     /// Where the files of a store are that is there.

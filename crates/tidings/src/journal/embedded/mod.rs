@@ -144,6 +144,7 @@ impl EmbeddedJournal {
     ) -> Result<Arc<Self>, JournalError> {
         let EmbeddedOptions { clock, memtable_bytes, metrics } = options;
         let directory = Arc::new(Directory::open(path)?);
+        directory.refuse_half_import()?;
         let reclaimable = Arc::new(Reclaimable::default());
         let (store, meta) = store::open(&directory, &reclaimable, settings, memtable_bytes)?;
         let progress = Arc::new(Progress::after(meta.commits, metrics));

@@ -451,6 +451,7 @@ pub fn import(
             path.display()
         )));
     }
+    directory.begin_import()?;
     let mut done = Transferred::default();
     let mut commits = 0;
     directory.store(|new| {
@@ -473,6 +474,7 @@ pub fn import(
     })?;
     directory.reach(commits);
     directory.sync();
+    directory.end_import()?;
     directory.release();
     Ok(done)
 }
