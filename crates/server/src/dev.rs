@@ -53,6 +53,10 @@ pub(crate) async fn run(args: &DevArgs) -> Result<Exit, Failure> {
         level: variable("TIDINGS_LOG_LEVEL").unwrap_or_else(|| "warn".to_owned()),
         format: LogFormat::Auto,
     });
+    if args.data.exists() && !args.data.is_dir() {
+        let message = format!("{}: is a file; choose a directory by --data", args.data.display());
+        return Err(Failure::new(Exit::DataDirectory, message));
+    }
     prepare(&args.data).map_err(|error| Failure::output(args.data.display(), &error))?;
     let credentials = Credentials::load_or_create(&args.data)?;
     let config = credentials.config(args);

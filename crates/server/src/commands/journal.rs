@@ -108,10 +108,17 @@ fn told(args: &JournalArgs, report: &CheckReport) -> Result<Exit, Failure> {
         }
         return Ok(Exit::Ok);
     }
-    let message = format!(
-        "the journal is damaged in {findings_total} places: {held}. Restore a backup; or save what \
-         can be read with `tidings journal export --salvage` and import that into an empty directory"
-    );
+    let message = if *commits == 0 {
+        "the journal cannot be opened, so nothing was counted. Restore a backup; where the commit \
+         log is damaged, `tidings journal repair` keeps what is before the damage"
+            .to_owned()
+    } else {
+        format!(
+            "the journal is damaged in {findings_total} places: {held}. Restore a backup; or save \
+             what can be read with `tidings journal export --salvage` and import that into an empty \
+             directory"
+        )
+    };
     Err(Failure::new(Exit::Data, message))
 }
 

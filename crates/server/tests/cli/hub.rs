@@ -130,6 +130,16 @@ fn metrics_are_on_the_admin_listener_and_for_clients_only_if_they_are_to_be() {
 }
 
 #[test]
+fn a_file_is_no_data_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("f"), "mine").unwrap();
+    let ran = run(directory.path(), &["dev", "--listen", "127.0.0.1:0", "--data", "f"]);
+    assert!(ran.err.contains("f: is a file; choose a directory"), "{}", ran.err);
+    ran.expect(72);
+    assert_eq!(std::fs::read_to_string(directory.path().join("f")).unwrap(), "mine");
+}
+
+#[test]
 fn dev_prints_a_banner_whose_curl_lines_name_the_address_and_keys() {
     let directory = tempfile::tempdir().unwrap();
     let mut child = tidings(directory.path(), &["dev", "--listen", "127.0.0.1:0", "--data", "d"])

@@ -416,6 +416,9 @@ async fn a_missing_file_is_noticed_or_harmless() {
         judge(&damaged, &original, &what).await;
         fs::remove_dir_all(&damaged).unwrap();
     }
+    fs::remove_file(store.join("store/version")).unwrap();
+    let message = refusal(&store);
+    assert!(message.contains("store/version: is missing"), "{message}");
     fs::remove_dir_all(store.join("store")).unwrap();
     let message = refusal(&store);
     assert!(message.contains("is missing"), "{message}");

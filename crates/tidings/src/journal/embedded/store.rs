@@ -267,6 +267,14 @@ pub(super) fn unopened(files: &Path, error: &fjall::Error) -> JournalError {
     if let fjall::Error::Locked = error {
         return directory::locked(files);
     }
+    let version = files.join("version");
+    // Without it the store takes the directory for a new one, and meets its own files there.
+    if files.join("keyspaces").exists() && !version.exists() {
+        return JournalError::Broken(format!(
+            "{}: is missing; restore it from a backup",
+            version.display()
+        ));
+    }
     if let Some(error) = io_error(error) {
         return directory::failed("opened", files, error);
     }
@@ -274,7 +282,7 @@ pub(super) fn unopened(files: &Path, error: &fjall::Error) -> JournalError {
         fjall::Error::InvalidVersion(_) => format!(
             "{}: the store has another version, or the file is damaged; run the version of \
              Tidings that wrote it, or restore a backup",
-            files.join("version").display()
+            version.display()
         ),
         other => format!(
             "{at}: the store cannot be opened: {}; restore a backup, or choose an empty directory \
