@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     error::{ErrorCode, Problem},
     hub::Hub,
-    journal::{Append, Dedup, Outcome, Properties},
+    journal::{Append, Dedup, Outcome, Properties, judge_owner},
     model::{
         Class, Cursor, EventId, EventType, JsonText, NewEvent, Offset, Position, StateKey, Tenant,
         Topic, TopicKey, limits::DEDUP_WINDOW,
@@ -136,17 +136,12 @@ impl Hub {
         let Publish { topic, event, owner, .. } = publish;
         let key = TopicKey::new(tenant.clone(), topic.clone());
         let id = event.id.clone();
-        let append = Append { owner, ..Append::new(Arc::new(event)) };
-        let announced = if append.owner.is_some() {
+        if let Some(owner) = owner {
             let info = self.describe(&key).await?;
-            append.not_owner(Some(&info.properties)).map_or(Ok(()), Err)
-        } else {
-            Ok(())
-        };
-        match announced.and_then(|()| self.topics().announce(&key, append.event)) {
-            Ok(()) => Ok(Published { id, topic, position: None, duplicate: false }),
-            Err(refusal) => Err(Problem::from(&refusal)),
+            judge_owner(Some(&owner), Some(&info.properties)).map_err(|r| Problem::from(&r))?;
         }
+        self.topics().announce(&key, Arc::new(event)).map_err(|r| Problem::from(&r))?;
+        Ok(Published { id, topic, position: None, duplicate: false })
     }
 
     async fn append(&self, group: Group) -> Vec<(usize, Result<Published, Problem>)> {

@@ -2,16 +2,16 @@
 //!
 //! Long run: `TIDINGS_TEST_READERS=1800 TIDINGS_TEST_STALLED=200`.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use tokio::{
     io::AsyncWriteExt as _,
     net::TcpSocket,
-    time::{Duration, Instant, timeout},
+    time::{Duration, Instant},
 };
 
 use crate::{
-    PUBLISHERS, Shared, TOPICS, publisher, reader,
+    PUBLISHERS, Shared, TOPICS, everything_arrived, publisher, reader,
     served::{Served, configure, count},
 };
 
@@ -59,22 +59,6 @@ async fn restarts_under_load_lose_and_double_nothing_and_end_in_time() {
         assert_eq!(terminating.await.unwrap(), Some(0), "round {round}");
         hub = Served::start(directory.path(), &listen);
     }
-    shared.stop.store(true, Ordering::SeqCst);
-    for publisher in publishers {
-        publisher.await.unwrap();
-    }
-    shared.complete.store(true, Ordering::SeqCst);
-    let acked = shared.acked.lock().unwrap().clone();
-    for reader in readers {
-        let seen = timeout(Duration::from_secs(60), reader).await.unwrap().unwrap();
-        for (place, id) in &acked {
-            assert_eq!(seen.get(place), Some(id), "{place:?}");
-        }
-        let mut ids: Vec<&String> = seen.values().collect();
-        ids.sort();
-        let count = ids.len();
-        ids.dedup();
-        assert_eq!(ids.len(), count, "an event was stored twice");
-    }
+    everything_arrived(&shared, publishers, readers).await;
     assert_eq!(hub.terminate(), Some(0));
 }

@@ -171,7 +171,7 @@ impl Append {
 }
 
 /// Whether the topic belongs to the subject that it must belong to.
-fn judge_owner(must_be: Option<&str>, properties: Option<&Properties>) -> Judged<()> {
+pub(crate) fn judge_owner(must_be: Option<&str>, properties: Option<&Properties>) -> Judged<()> {
     let owner = properties.and_then(|properties| properties.owner.as_deref());
     if must_be.is_some() && must_be != owner { Err(Refusal::NotOwner) } else { Ok(()) }
 }
