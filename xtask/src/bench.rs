@@ -11,6 +11,8 @@ use crate::{root, suite, target};
 const COUNTS: &str = "bench/instructions.txt";
 /// How much a case may grow before it is a regression.
 const GROWTH_MAX: f64 = 1.05;
+/// How much two refusals may differ that nobody is to tell apart, as a share of the smaller.
+const DIFFERENCE_MAX: f64 = 0.02;
 /// How often a case is done: enough that one beginning or growing buffer does not count.
 const FEW: u64 = 200;
 const MANY: u64 = 1200;
@@ -72,6 +74,11 @@ fn instructions(committed: &[(String, u64)]) -> Result<(), String> {
             grown.push(name.as_str());
         }
     }
+    let apart = told_apart()?;
+    if !apart.is_empty() {
+        let list = apart.join(", ");
+        return Err(format!("who may not read them can tell which topics are there: {list}"));
+    }
     if grown.is_empty() {
         return Ok(());
     }
@@ -80,6 +87,25 @@ fn instructions(committed: &[(String, u64)]) -> Result<(), String> {
         "more instructions than {COUNTS} says: {list}; if that is meant, `cargo xtask bench \
          --instructions --update`"
     ))
+}
+
+/// Counts what must take the same, and names the pairs that do not.
+fn told_apart() -> Result<Vec<String>, String> {
+    let program = target().join("release/tidings-micro");
+    let mut apart = Vec::new();
+    for pair in lines(&program, "--pairs")? {
+        let Some((one, other)) = pair.split_once(' ') else { continue };
+        let [one, other] = [(one, each(&program, one)?), (other, each(&program, other)?)];
+        println!("{:<20} {:>12} {:<22} {:>12}", one.0, one.1, other.0, other.1);
+        if differ(one.1, other.1) {
+            apart.push(pair);
+        }
+    }
+    Ok(apart)
+}
+
+fn differ(one: u64, other: u64) -> bool {
+    one.abs_diff(other) as f64 > one.min(other) as f64 * DIFFERENCE_MAX
 }
 
 /// What is wrong with a count, if anything.
@@ -121,15 +147,20 @@ fn read_counts() -> Result<Vec<(String, u64)>, String> {
 fn count_all() -> Result<Vec<(String, u64)>, String> {
     run_all([suite::cargo("build --release --workspace --locked")])?;
     let program = target().join("release/tidings-micro");
-    let names = Command::new(&program).arg("--names").output();
-    let names = names.map_err(|error| format!("{}: {error}", program.display()))?;
-    let names = String::from_utf8_lossy(&names.stdout).into_owned();
-    let mut counts = Vec::new();
-    for name in names.lines() {
-        let [few, many] = [FEW, MANY].map(|times| count(&program, name, times));
-        counts.push((name.to_owned(), many?.saturating_sub(few?) / (MANY - FEW)));
-    }
-    Ok(counts)
+    let names = lines(&program, "--names")?;
+    names.into_iter().map(|name| each(&program, &name).map(|count| (name, count))).collect()
+}
+
+fn lines(program: &PathBuf, argument: &str) -> Result<Vec<String>, String> {
+    let said = Command::new(program).arg(argument).output();
+    let said = said.map_err(|error| format!("{}: {error}", program.display()))?;
+    Ok(String::from_utf8_lossy(&said.stdout).lines().map(str::to_owned).collect())
+}
+
+/// The instructions of one time of a case.
+fn each(program: &PathBuf, name: &str) -> Result<u64, String> {
+    let [few, many] = [FEW, MANY].map(|times| count(program, name, times));
+    Ok(many?.saturating_sub(few?) / (MANY - FEW))
 }
 
 fn count(program: &PathBuf, name: &str, times: u64) -> Result<u64, String> {
@@ -198,6 +229,11 @@ mod tests {
         assert_eq!(verdict(Some(1000), 10), None);
         assert_eq!(verdict(Some(1000), 1051), Some("grew by more than 5 %"));
         assert_eq!(verdict(None, 1), Some("not committed"));
+    }
+
+    #[test]
+    fn two_refusals_that_differ_by_more_than_two_percent_can_be_told_apart() {
+        assert!(!differ(1000, 1020) && !differ(1020, 1000) && differ(1000, 1021));
     }
 
     #[test]

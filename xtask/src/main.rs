@@ -21,6 +21,7 @@ mod guarantees;
 mod markdown;
 mod mutants;
 mod pages;
+mod services;
 mod setup;
 mod simulate;
 mod step;
@@ -46,6 +47,8 @@ cargo xtask <command>
   fuzz [TARGET] [--seconds N]
                     runs the fuzz targets under libFuzzer, each for N seconds (60)
   mutants [FILE…]   changes the code in small ways and says which changes no test notices
+  services [NAME…]  starts private redis, postgres and rabbitmq and prints where they are
+  cluster [JOURNAL] starts three hubs on a private redis (or postgres) behind one port
   docs              writes the pages under docs/ that are generated from the code
   docs --check      says which of them are out of date
   docs --run        runs the commands shown in README.md and docs/ against a hub
@@ -61,6 +64,8 @@ fn main() -> ExitCode {
         ["simulate", options @ ..] => simulate::run(options),
         ["fuzz", options @ ..] => fuzz::run(options),
         ["mutants", files @ ..] => mutants::run(files),
+        ["services", names @ ..] => services::run(names),
+        ["cluster", journal @ ..] => services::cluster(journal),
         ["docs"] => pages::write(),
         ["docs", "--check"] => pages::check(),
         ["docs", "--run"] => examples::run_alone(),

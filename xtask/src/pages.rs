@@ -8,6 +8,7 @@ use crate::{root, suite, tidings_binary};
 const PAGES: &[(&str, &[&str])] = &[
     ("docs/configuration.md", &["config", "docs"]),
     ("docs/cli.md", &["config", "docs", "cli"]),
+    ("docs/metrics.md", &["config", "docs", "metrics"]),
     ("docs/tidings.schema.json", &["config", "schema"]),
 ];
 

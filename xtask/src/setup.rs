@@ -103,6 +103,32 @@ const NEEDS: &[Need] = &[
     },
 ];
 
+/// Debian's own instances of these are left alone.
+const SERVERS: &[Need] = &[
+    Need {
+        name: "postgresql",
+        why: "the journal, the bus and the outbox in PostgreSQL are tested on real servers",
+        is_there: || {
+            succeeds("postgres", &["--version"])
+                || std::fs::read_dir("/usr/lib/postgresql")
+                    .is_ok_and(|mut found| found.next().is_some())
+        },
+        from: From::Debian(&["postgresql"]),
+    },
+    Need {
+        name: "redis-server",
+        why: "the journal and the bus in Redis are tested on real servers",
+        is_there: || succeeds("redis-server", &["--version"]),
+        from: From::Debian(&["redis-server"]),
+    },
+    Need {
+        name: "RabbitMQ",
+        why: "the source and the bus of RabbitMQ are tested on real brokers",
+        is_there: || Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").exists(),
+        from: From::Debian(&["rabbitmq-server"]),
+    },
+];
+
 const FUZZER: &[Need] = &[Need {
     name: "cargo-fuzz",
     why: "runs the fuzz targets under libFuzzer",
@@ -119,7 +145,13 @@ const MUTANTS: &[Need] = &[Need {
 
 /// Installs what is missing.
 pub(crate) fn run() -> Result<(), String> {
-    install(NEEDS)
+    install(NEEDS)?;
+    install(SERVERS)
+}
+
+/// Installs what `cargo xtask services` starts.
+pub(crate) fn servers() -> Result<(), String> {
+    install(SERVERS)
 }
 
 /// Installs what `cargo xtask fuzz` needs besides.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    examples, pages, root, setup,
+    examples, pages, root, services, setup,
     step::{Count, Report, Runner},
     tidings_binary,
 };
@@ -57,7 +57,9 @@ fn scope(options: &[&str]) -> Result<Scope, String> {
 
 fn steps(scope: &Scope, report: &mut Report) {
     if let Scope::Named(names) = scope {
-        report.command("rust", Runner::Nextest, nextest().args(names));
+        if let Some(servers) = servers(report) {
+            report.command("rust", Runner::Nextest, on(&servers, &mut nextest()).args(names));
+        }
         return;
     }
     report.command("format", Runner::Plain, cargo("fmt --all --check").arg("--verbose"));
@@ -66,7 +68,9 @@ fn steps(scope: &Scope, report: &mut Report) {
         Runner::Plain,
         &mut cargo("clippy --workspace --all-targets --locked -- -D warnings"),
     );
-    report.command("rust", Runner::Nextest, &mut nextest());
+    let Some(servers) = servers(report) else { return };
+    report.command("rust", Runner::Nextest, on(&servers, &mut nextest()));
+    drop(servers);
     if *scope == Scope::Fast {
         report.note("the rest", "--fast was asked for");
         return;
@@ -90,6 +94,21 @@ fn steps(scope: &Scope, report: &mut Report) {
     });
     report.step("examples", "the commands of README.md and docs/ against a hub", examples::run);
     browser(report);
+}
+
+/// Starts what the tests share.
+fn servers(report: &mut Report) -> Option<services::Shared> {
+    let mut started = None;
+    report.step("servers", "private Redis, PostgreSQL and RabbitMQ", || {
+        started = Some(services::Shared::start()?);
+        Ok((Count::default(), None))
+    });
+    started
+}
+
+/// Tells tests where the servers are.
+fn on<'a>(servers: &services::Shared, command: &'a mut Command) -> &'a mut Command {
+    command.envs(servers.variables.iter().map(|(name, value)| (name, value)))
 }
 
 fn supply_chain(report: &mut Report) {

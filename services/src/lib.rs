@@ -1,0 +1,19 @@
+//! Private, throw-away instances of Redis, PostgreSQL and RabbitMQ, from Debian's packages.
+//!
+//! The rule: an instance listens on loopback on a free port, keeps its files in a directory of its
+//! own, belongs to who started it and ends with it; a server that is not installed is a failure
+//! that says so, never a reason to leave something out.
+#![allow(
+    clippy::disallowed_types,
+    reason = "waits for servers outside of any runtime whose clock a test could pause"
+)]
+
+mod postgres;
+mod process;
+mod rabbitmq;
+mod redis;
+
+pub use postgres::{POSTGRES_URL, Postgres, SharedPostgres};
+pub use process::{Process, free_port, until};
+pub use rabbitmq::{RABBITMQ_URL, RabbitMq, SharedRabbitMq};
+pub use redis::{REDIS_URL, Redis};
