@@ -1,0 +1,227 @@
+//! A connection: made safe before anything is asked of it, with its statements prepared.
+//!
+//! The rule: a connection that is handed out commits durably, waits for nothing for ever, and knows
+//! which history its server has.
+
+use std::{future::poll_fn, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_postgres::{AsyncMessage, Client, NoTls, Statement};
+
+use super::{fault::Fault, options::Target};
+
+/// The oldest that is supported: older ones have no `pg_current_xact_id`, or are not mended.
+const VERSION_MIN: i32 = 140_000;
+/// What an answer may take beyond the statement: the way there and back.
+const ANSWER_MARGIN: Duration = Duration::from_secs(1);
+
+/// Declares the statements, each a file.
+macro_rules! statements {
+    ($($name:ident,)*) => {
+        /// What is asked, prepared.
+        #[derive(Debug)]
+        pub(super) struct Statements { $(pub(super) $name: Statement,)* }
+
+        impl Statements {
+            async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
+                Ok(Self {
+                    $($name: client.prepare(include_str!(
+                        concat!("sql/", stringify!($name), ".sql")
+                    )).await?,)*
+                })
+            }
+        }
+    };
+}
+
+statements! {
+    transaction, outcome, lock, seen, current, share_slots, take_slot, absent,
+    insert_topics, update_topics, insert_log, put_states, end_states, insert_marks, put_seen,
+    head, page, states, states_of, fingerprints, latest, since, expired, due, topics, topics_of,
+    excess, old_marks, raise_floor, trim_log, trim_marks, forget_seen,
+    delete_topic, deleted, removed, remove_log, remove_states, remove_marks, remove_dedup,
+}
+
+/// A server's client whose connection ends with it.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    driver: JoinHandle<()>,
+    answer_timeout: Duration,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Closes the socket: who waits for a server that is stuck does not wait for this too.
+        self.driver.abort();
+    }
+}
+
+/// Who is told what others notify.
+pub(crate) type Hear = Arc<dyn Fn(&str) + Send + Sync>;
+
+impl Session {
+    /// Connects, and makes the connection safe.
+    pub(crate) async fn open(target: &Target) -> Result<Self, Fault> {
+        Self::open_hearing(target, Arc::new(|_| {})).await
+    }
+
+    /// As [`Self::open`]; `hear` is told the payload of each notification.
+    pub(crate) async fn open_hearing(target: &Target, hear: Hear) -> Result<Self, Fault> {
+        let limit = target.connect_timeout;
+        timeout(limit, Self::connect(target, hear)).await.unwrap_or_else(|_| Err(Fault::timeout()))
+    }
+
+    async fn connect(target: &Target, hear: Hear) -> Result<Self, Fault> {
+        let (client, driver) = match target.config.get_ssl_mode() {
+            tokio_postgres::config::SslMode::Disable => {
+                let (client, connection) = target.config.connect(NoTls).await?;
+                (client, tokio::spawn(drive(connection, hear)))
+            }
+            _ => {
+                let (client, connection) = target.config.connect(target.tls.clone()).await?;
+                (client, tokio::spawn(drive(connection, hear)))
+            }
+        };
+        let answer_timeout = target.statement_timeout + ANSWER_MARGIN;
+        let session = Self { client, driver, answer_timeout };
+        session.make_safe(target).await?;
+        Ok(session)
+    }
+
+    /// Sets what a role, a database or a server may have set otherwise, and looks at what cannot be.
+    async fn make_safe(&self, target: &Target) -> Result<(), Fault> {
+        let (statement, lock) =
+            (target.statement_timeout.as_millis(), target.lock_timeout.as_millis());
+        // Every question is for few rows by an index, whatever the statistics say: plans are made
+        // once and are these. What is stricter than `on` stays.
+        let settings = format!(
+            "SET search_path TO {schema}, pg_temp; SET statement_timeout = {statement}; \
+             SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = {statement}; \
+             SET default_transaction_isolation = 'read committed'; \
+             SET default_transaction_read_only = off; \
+             SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+             SET plan_cache_mode = force_generic_plan; SET jit = off; \
+             SET client_min_messages = warning; \
+             SELECT set_config('synchronous_commit', 'on', false) \
+             WHERE current_setting('synchronous_commit') IN ('off', 'local')",
+            schema = target.schema,
+        );
+        self.client.batch_execute(&settings).await?;
+        let row = self
+            .client
+            .query_one(
+                "SELECT current_setting('server_version_num')::integer, pg_is_in_recovery(), \
+                 current_setting('server_encoding'), current_setting('fsync') = 'on', \
+                 current_setting('full_page_writes') = 'on'",
+                &[],
+            )
+            .await?;
+        let version: i32 = row.get(0);
+        if version < VERSION_MIN {
+            let major = version / 10_000;
+            let what = format!("PostgreSQL {major} is too old: 14 is needed");
+            return Err(Fault::Broken(what));
+        }
+        if row.get(1) {
+            return Err(Fault::Lost("the server is a standby, which takes no events".to_owned()));
+        }
+        let encoding: String = row.get(2);
+        if encoding != "UTF8" {
+            let what = format!("the database's encoding is {encoding}: make one with UTF8");
+            return Err(Fault::Broken(format!("PostgreSQL: {what}")));
+        }
+        if !row.get::<_, bool>(3) || !row.get::<_, bool>(4) {
+            let what =
+                "fsync or full_page_writes is off, so nothing it says is durable: turn it on";
+            return Err(Fault::Broken(format!("PostgreSQL: {what}")));
+        }
+        Ok(())
+    }
+
+    /// Waits for an answer as long as one can take.
+    pub(crate) async fn answer<T>(
+        &self,
+        asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Fault> {
+        match timeout(self.answer_timeout, asked).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(Fault::timeout()),
+        }
+    }
+}
+
+/// Moves bytes until the connection ends; whoever asked learns of that by its answers.
+async fn drive<S, T>(mut connection: tokio_postgres::Connection<S, T>, hear: Hear)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+        if let AsyncMessage::Notification(notification) = message {
+            hear(notification.payload());
+        }
+    }
+}
+
+/// A connection to a schema that is up to date.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) session: Session,
+    pub(super) statements: Statements,
+    /// Which history the server has.
+    pub(super) history: History,
+}
+
+/// Which history, of which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct History {
+    pub(super) epoch: u32,
+    pub(super) system_identifier: i64,
+    pub(super) timeline: i32,
+}
+
+impl Connection {
+    pub(super) async fn open(target: &Target) -> Result<Self, Fault> {
+        let opening = async {
+            let session = Session::open(target).await?;
+            let history = session.answer(History::look(&session.client)).await?;
+            let statements = session.answer(Statements::prepare(&session.client)).await?;
+            Ok(Self { session, statements, history })
+        };
+        opening.await
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.session.client.is_closed()
+    }
+}
+
+impl std::ops::Deref for Connection {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.session.client
+    }
+}
+
+impl History {
+    /// Which history the server has now. A server that was restored or promoted since is another,
+    /// or went on from another point: it gets a new epoch, once, whoever notices first.
+    async fn look(client: &Client) -> Result<Self, tokio_postgres::Error> {
+        let fresh = getrandom::u32().unwrap_or_default().cast_signed();
+        client.execute(include_str!("sql/renew_epoch.sql"), &[&fresh]).await?;
+        let row =
+            client.query_one("SELECT epoch, system_identifier, timeline FROM store", &[]).await?;
+        let epoch: i32 = row.get(0);
+        Ok(Self {
+            epoch: epoch.cast_unsigned(),
+            system_identifier: row.get(1),
+            timeline: row.get(2),
+        })
+    }
+}

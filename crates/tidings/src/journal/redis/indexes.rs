@@ -1,0 +1,214 @@
+//! What spans topics: listings, and states whose time has come.
+//!
+//! The rule: each group has its part of an index, which changes with its topics in one script; so
+//! an entry is never lost, and what is found is looked up again before it is told.
+
+use std::collections::VecDeque;
+
+use futures_util::future::try_join_all;
+use redis::Value;
+
+use super::{
+    answer::{Answer, Looked, state, unexpected},
+    keys::{GROUPS, deletions_field, group_of, name, name_prefix, read_name},
+    link::{By, Link},
+    script::Script,
+};
+use crate::{
+    journal::{Due, DueKind, JournalError, TopicInfo, TopicQuery},
+    model::{Class, Timestamp, TopicKey},
+};
+
+/// States that are fetched at once, 64 KiB each at most.
+const STATES_AT_ONCE: usize = 64;
+/// Topics that one call describes.
+const TOPICS_AT_ONCE: usize = 128;
+/// Names that are fetched of one group at once.
+const NAMES_AT_ONCE: usize = 1000;
+
+/// States whose time has come, earliest first; of the same time, by topic and key.
+pub(super) async fn due(
+    link: &Link,
+    kind: DueKind,
+    now: Timestamp,
+    limit: usize,
+) -> Result<Vec<Due>, JournalError> {
+    if limit == 0 {
+        return Ok(Vec::new());
+    }
+    let index = match kind {
+        DueKind::Expired => "e",
+        DueKind::Due => "d",
+    };
+    let count = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut pipe = redis::pipe();
+    for group in 0..GROUPS {
+        let key = format!("{}:{index}", link.keys().group(group));
+        pipe.cmd("ZRANGEBYSCORE").arg(key).arg("-inf").arg(now.as_millis());
+        pipe.arg("WITHSCORES").arg("LIMIT").arg(0).arg(count);
+    }
+    let mut answer = link.read_many(&pipe).await?;
+    let mut found = Vec::new();
+    while answer.len() > 0 {
+        let mut group = answer.list()?;
+        while group.len() > 0 {
+            let member = group.bytes()?.ok_or_else(unexpected)?;
+            let score = group.bytes()?.ok_or_else(unexpected)?;
+            found.push((time(&score)?, member));
+        }
+    }
+    found.sort_unstable();
+    found.truncate(limit);
+    let mut due = Vec::with_capacity(found.len());
+    for some in found.chunks(STATES_AT_ONCE) {
+        let mut pipe = redis::pipe();
+        let mut topics = Vec::with_capacity(some.len());
+        for (_, member) in some {
+            let (topic, key) = read_name(member).ok_or_else(unexpected)?;
+            pipe.cmd("HGET").arg(format!("{}:s", link.keys().topic(&topic))).arg(key);
+            topics.push(topic);
+        }
+        let mut answer = link.read_many(&pipe).await?;
+        for topic in topics {
+            // It may have been ended or replaced since the index was read.
+            let Some(bytes) = answer.bytes()? else { continue };
+            let event = state(&topic, &bytes)?;
+            let at = match kind {
+                DueKind::Expired => event.body.expires_at,
+                DueKind::Due => event.body.due_at,
+            };
+            if event.body.class == Class::State && at.is_some_and(|at| at <= now) {
+                due.push(Due { topic, event, why: kind });
+            }
+        }
+    }
+    Ok(due)
+}
+
+/// A time as Redis writes a score: `1700000000000`, or `1.7e+12`.
+fn time(score: &[u8]) -> Result<u64, JournalError> {
+    let text = std::str::from_utf8(score).map_err(|_| unexpected())?;
+    let exact = text.parse::<u64>().ok();
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a time in milliseconds, far below 2^53; a cast of what is not saturates"
+    )]
+    let rounded = || text.parse::<f64>().ok().map(|score| score as u64);
+    exact.or_else(rounded).ok_or_else(unexpected)
+}
+
+/// The names of a group's topics, in order, as far as they were fetched.
+struct Names {
+    waiting: VecDeque<Vec<u8>>,
+    /// The last that was fetched.
+    last: Option<Vec<u8>>,
+    is_whole: bool,
+}
+
+/// Topics by ascending name.
+pub(super) async fn topics(link: &Link, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
+    let TopicQuery { tenant, prefix, after, limit } = query;
+    let (mut least, mut most) = (b"-".to_vec(), b"+".to_vec());
+    if let Some(tenant) = &tenant {
+        let prefix = name_prefix(tenant, &prefix);
+        least = [b"[", prefix.as_slice()].concat();
+        most = [b"(", prefix.as_slice(), b"\xff"].concat();
+    }
+    if let Some(after) = &after {
+        let after = name(after);
+        if least.get(1..).unwrap_or_default() <= after.as_slice() {
+            least = [b"(", after.as_slice()].concat();
+        }
+    }
+    let new = || Names { waiting: VecDeque::new(), last: None, is_whole: false };
+    let mut groups: Vec<Names> = (0..GROUPS).map(|_| new()).collect();
+    // A little more than each group's share, so that few have to be asked twice.
+    let at_once = (limit / GROUPS as usize * 2 + 8).min(NAMES_AT_ONCE);
+    let mut found = Vec::new();
+    while found.len() < limit {
+        fetch(link, &mut groups, &least, &most, at_once).await?;
+        let next = groups.iter_mut().filter(|group| !group.waiting.is_empty());
+        let Some(group) = next.min_by(|a, b| a.waiting.front().cmp(&b.waiting.front())) else {
+            break;
+        };
+        let Some(name) = group.waiting.pop_front() else { break };
+        let (topic, _) = read_name(&name).ok_or_else(unexpected)?;
+        if topic.topic.as_str().starts_with(&prefix) {
+            found.push(topic);
+        }
+    }
+    let mut infos = describe(link, &found).await?;
+    // One that was deleted meanwhile.
+    infos.retain(|info| info.exists);
+    Ok(infos)
+}
+
+/// Fetches names of all groups that have none waiting and may have more.
+async fn fetch(
+    link: &Link,
+    groups: &mut [Names],
+    least: &[u8],
+    most: &[u8],
+    at_once: usize,
+) -> Result<(), JournalError> {
+    let mut pipe = redis::pipe();
+    let mut asked = Vec::new();
+    for (number, group) in (0..GROUPS).zip(groups) {
+        if group.is_whole || !group.waiting.is_empty() {
+            continue;
+        }
+        let after = group.last.as_ref().map(|last| [b"(", last.as_slice()].concat());
+        pipe.cmd("ZRANGEBYLEX").arg(format!("{}:t", link.keys().group(number)));
+        pipe.arg(after.as_deref().unwrap_or(least)).arg(most);
+        pipe.arg("LIMIT").arg(0).arg(at_once);
+        asked.push(group);
+    }
+    if asked.is_empty() {
+        return Ok(());
+    }
+    let mut answer = link.read_many(&pipe).await?;
+    for group in asked {
+        let mut names = answer.list()?;
+        group.is_whole = names.len() < at_once;
+        while names.len() > 0 {
+            group.waiting.push_back(names.bytes()?.ok_or_else(unexpected)?);
+        }
+        group.last = group.waiting.back().cloned().or(group.last.take());
+    }
+    Ok(())
+}
+
+/// Describes topics, in the order asked for.
+pub(super) async fn describe(
+    link: &Link,
+    topics: &[TopicKey],
+) -> Result<Vec<TopicInfo>, JournalError> {
+    let mut by_group: Vec<Vec<(usize, &TopicKey)>> = vec![Vec::new(); GROUPS as usize];
+    for (place, topic) in topics.iter().enumerate() {
+        if let Some(group) = by_group.get_mut(group_of(topic) as usize) {
+            group.push((place, topic));
+        }
+    }
+    let calls = by_group.iter().flat_map(|group| group.chunks(TOPICS_AT_ONCE)).map(async |some| {
+        let keys: Vec<String> = some.iter().map(|(_, topic)| link.keys().topic(topic)).collect();
+        let describe = |cmd: &mut redis::Cmd| {
+            cmd.arg("").arg("describe");
+            for (_, topic) in some {
+                cmd.arg(deletions_field(topic));
+            }
+        };
+        let answer: Value = link.call(By::Reading, Script::Look, &keys, describe).await?;
+        let mut answer = Answer::of(answer)?;
+        let mut infos = Vec::with_capacity(some.len());
+        for (place, topic) in some {
+            let looked = Looked::read(&mut answer)?;
+            link.note(group_of(topic), looked.group_epoch, looked.count);
+            infos.push((*place, looked.info((*topic).clone())?));
+        }
+        Ok::<_, JournalError>(infos)
+    });
+    let mut infos: Vec<_> = try_join_all(calls).await?.into_iter().flatten().collect();
+    infos.sort_unstable_by_key(|(place, _)| *place);
+    Ok(infos.into_iter().map(|(_, info)| info).collect())
+}
