@@ -3,6 +3,7 @@
 //! The rule: whatever can be refused is refused here, before it costs anything, with the limit's
 //! name and the time after which it may work; and every refusal is counted by that name.
 
+mod elsewhere;
 mod holdings;
 mod places;
 mod rate;
@@ -25,8 +26,10 @@ use crate::{
     model::Tenant,
     settings::Settings,
 };
+use elsewhere::Holder;
 use holdings::{HoldingLimit, Holdings};
 
+pub(crate) use elsewhere::{Elsewhere, HOLD, Held};
 pub(crate) use holdings::Room;
 pub(crate) use places::{Place, Places};
 pub(crate) use rate::Buckets;
@@ -62,6 +65,24 @@ impl User {
     }
 }
 
+impl Holder for User {
+    fn name(&self) -> String {
+        format!("user {} {}", self.tenant, self.name)
+    }
+}
+
+impl Holder for Tenant {
+    fn name(&self) -> String {
+        format!("tenant {self}")
+    }
+}
+
+impl Holder for IpAddr {
+    fn name(&self) -> String {
+        format!("address {self}")
+    }
+}
+
 /// The limits that readers and publishers share, and how much of each is taken.
 #[derive(Debug)]
 pub(crate) struct Quotas {
@@ -74,6 +95,7 @@ pub(crate) struct Quotas {
     waiting: Arc<Semaphore>,
     waiting_units: u32,
     publish_wait: Duration,
+    pub(crate) elsewhere: Arc<Elsewhere>,
     pub(crate) holdings: Arc<Holdings>,
 }
 
@@ -92,20 +114,23 @@ pub(crate) struct Waiting {
 }
 
 impl Quotas {
-    pub(crate) fn new(settings: &Settings, metrics: Arc<Metrics>) -> Self {
+    /// `is_alone`: no other node's places count.
+    pub(crate) fn new(settings: &Settings, metrics: Arc<Metrics>, is_alone: bool) -> Self {
         let units = settings.publish_waiting_bytes_max.div_ceil(WAITING_UNIT_BYTES);
         let units = u32::try_from(units).unwrap_or(u32::MAX).max(1);
         let places = |most: usize| if most == 0 { usize::MAX } else { most };
+        let elsewhere = Arc::new(Elsewhere::new(is_alone));
         Self {
             metrics,
-            of_user: Places::new(places(settings.user_connections_max)),
-            of_tenant: Places::new(places(settings.tenant_connections_max)),
-            of_address: Places::new(places(settings.address_connections_max)),
+            of_user: Places::of_all_nodes(places(settings.user_connections_max), &elsewhere),
+            of_tenant: Places::of_all_nodes(places(settings.tenant_connections_max), &elsewhere),
+            of_address: Places::of_all_nodes(places(settings.address_connections_max), &elsewhere),
             user_rate: Buckets::new(settings.user_publish_rate),
             tenant_rate: Buckets::new(settings.tenant_publish_rate),
             waiting: Arc::new(Semaphore::new(units as usize)),
             waiting_units: units,
             publish_wait: settings.publish_wait,
+            elsewhere,
             holdings: Holdings::new(HoldingLimit {
                 topics: settings.tenant_topics_max,
                 bytes: settings.tenant_bytes_max,
