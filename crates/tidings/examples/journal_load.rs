@@ -1,14 +1,18 @@
-//! Measures the embedded journal: `cargo run --release -p tidings --example journal_load [DIR]`.
+//! Measures a journal: `cargo run --release -p tidings --example journal_load [DIR | redis://… | postgres://…]`.
 //!
-//! Every number is of durable appends, with fsync before each answer.
+//! Every number is of appends that were acknowledged: by the embedded journal with fsync before each
+//! answer, by Redis as its `appendfsync` says, by PostgreSQL with `synchronous_commit`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement fails loudly")]
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tidings::{
     clock::{Clock, SystemClock},
     journal::{
-        Append, Batch, Journal, JournalSettings, PageLimit, Retention, embedded::EmbeddedJournal,
+        Append, Batch, Journal, JournalSettings, PageLimit, Retention,
+        embedded::EmbeddedJournal,
+        postgres::{PostgresJournal, PostgresOptions},
+        redis::{RedisJournal, RedisOptions},
     },
     model::{EventType, JsonText, NewEvent, Offset, StateKey, Tenant, Topic, TopicKey},
 };
@@ -30,7 +34,7 @@ fn batch(events: Vec<Append>) -> Batch {
 }
 
 /// Lets so many callers append until they have appended so many batches of so many events.
-async fn appends(journal: &Arc<EmbeddedJournal>, callers: u64, batches: u64, events: usize) -> Run {
+async fn appends(journal: &Arc<dyn Journal>, callers: u64, batches: u64, events: usize) -> Run {
     let text = JsonText::string(&"x".repeat(120));
     let started = Instant::now();
     let tasks: Vec<_> = (0..callers)
@@ -79,7 +83,7 @@ impl Run {
     }
 }
 
-async fn replay(journal: &EmbeddedJournal, topics: u64) -> Run {
+async fn replay(journal: &dyn Journal, topics: u64) -> Run {
     let started = Instant::now();
     let (mut events, mut waits) = (0, Vec::new());
     for n in 0..topics {
@@ -99,7 +103,7 @@ async fn replay(journal: &EmbeddedJournal, topics: u64) -> Run {
     Run { events, took: started.elapsed(), waits }
 }
 
-async fn flood(journal: &EmbeddedJournal, updates: usize) -> (Duration, Duration) {
+async fn flood(journal: &dyn Journal, updates: usize) -> (Duration, Duration) {
     let topic = TopicKey::new(Tenant::parse("acme").unwrap(), Topic::parse("flood").unwrap());
     let text = JsonText::string(&"x".repeat(60));
     let state = || {
@@ -118,18 +122,32 @@ async fn flood(journal: &EmbeddedJournal, updates: usize) -> (Duration, Duration
     (wrote, started.elapsed())
 }
 
+async fn open(place: &str) -> Arc<dyn Journal> {
+    let settings = JournalSettings::default();
+    if !place.contains("://") {
+        return EmbeddedJournal::open(Path::new(place), settings).unwrap();
+    }
+    if place.starts_with("postgres") {
+        let options = PostgresOptions::new(place).schema("load");
+        return PostgresJournal::open(options, settings).await.unwrap();
+    }
+    let journal = RedisJournal::open(RedisOptions::new(place), settings).await.unwrap();
+    println!("Redis acknowledges with an append-only file: {:?}", journal.durability());
+    journal
+}
+
 #[tokio::main]
 async fn main() {
-    let given = std::env::args_os().nth(1).map(PathBuf::from);
+    let given = std::env::args().nth(1);
     let temporary = tempfile::tempdir().unwrap();
-    let directory = given.unwrap_or_else(|| temporary.path().join("journal"));
-    let open = || EmbeddedJournal::open(&directory, JournalSettings::default()).unwrap();
-    let journal = open();
+    let default = || temporary.path().join("journal").to_string_lossy().into_owned();
+    let place = given.unwrap_or_else(default);
+    let journal = open(&place).await;
     appends(&journal, 1, 2_000, 1).await.say("1 caller, 1 event each");
     appends(&journal, 64, 200_000, 1).await.say("64 callers, 1 event each, 1 000 topics");
     appends(&journal, 8, 2_000, 500).await.say("8 callers, 500 events each, 1 000 topics");
-    replay(&journal, TOPICS).await.say("replay by pages of 500 (page, not ack)");
-    let (wrote, read) = flood(&journal, 1_000_000).await;
+    replay(&*journal, TOPICS).await.say("replay by pages of 500 (page, not ack)");
+    let (wrote, read) = flood(&*journal, 1_000_000).await;
     println!("1 000 000 updates of one key: {wrote:.2?}; then read in {read:.2?}");
     let started = Instant::now();
     let kept = Retention { events: Some(50), ..Retention::UNLIMITED };
@@ -137,13 +155,13 @@ async fn main() {
         journal.trim(&topic(n), &kept, SystemClock.now()).await.unwrap();
     }
     println!("trimmed {TOPICS} topics to 50 events in {:.2?}", started.elapsed());
-    replay(&journal, TOPICS).await.say("replay of what is left");
+    replay(&*journal, TOPICS).await.say("replay of what is left");
     let started = Instant::now();
     journal.close().await;
     drop(journal);
     let closed = started.elapsed();
     let started = Instant::now();
-    let journal = open();
+    let journal = open(&place).await;
     println!("closed in {closed:.2?}, opened in {:.2?}", started.elapsed());
     journal.close().await;
 }

@@ -3,8 +3,15 @@
 //! The rule: whatever ends a connection, the last cursor sent is one from which nothing is lost.
 
 mod timers;
+mod waiting;
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    future::{Future as _, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
@@ -21,9 +28,11 @@ use crate::{
     sse::{Control, Frame, GoAway},
     subscribe::{Follow, Item, Subscription},
     ticket::{UsedTicket, first_cursor},
+    topic_task::Waker,
 };
 use timers::Timers;
 
+pub use self::waiting::Waiting;
 pub use crate::counted::Carrier;
 
 /// How a connection writes events.
@@ -73,6 +82,8 @@ pub struct Connection {
     encoder: Encoder,
     timers: Timers,
     options: ConnectionOptions,
+    /// By which it is told that something came for it.
+    waker: Arc<Waker>,
     /// Whose leave it reads by; `None`: nobody need be asked.
     grant: Option<Grant>,
     leave: Option<Leave>,
@@ -110,6 +121,7 @@ impl Connection {
             encoder: Encoder::new(options),
             timers,
             options,
+            waker: Arc::default(),
             grant: None,
             leave: None,
             renewed: None,
@@ -129,7 +141,8 @@ impl Connection {
             Phase::New(follow) | Phase::Start(follow) => follow.topics.as_slice(),
             Phase::Run(_) | Phase::Ended => &[],
         };
-        self.leave = Some(Leave::take(&self.hub, &self.id, topics, ticket, grant.clone()));
+        self.leave =
+            Some(Leave::take(&self.hub, &self.id, topics, ticket, grant.clone(), &self.waker));
         self.grant = Some(grant);
         self
     }
@@ -151,102 +164,218 @@ impl Connection {
     ///
     /// Cancel-safe.
     pub async fn next(&mut self) -> Option<Bytes> {
-        self.counted.handed_at = None;
-        let bytes = self.found_next().await;
-        self.counted.handed_at = bytes.is_some().then_some(self.timers.wrote_at);
-        bytes
-    }
-
-    async fn found_next(&mut self) -> Option<Bytes> {
         loop {
-            match std::mem::replace(&mut self.phase, Phase::Ended) {
-                Phase::New(follow) => {
-                    self.asked_at = Some(Instant::now());
-                    // Before any storage access: the reader learns that the way is clear.
-                    let first = follow.tag.map(|tag| first_cursor(follow.cursor.as_deref(), tag));
-                    self.phase = Phase::Start(follow);
-                    if self.options.format == Format::Sse {
-                        return Some(match first.flatten() {
-                            Some(cursor) => format!(": ok\nid: {}\n\n", cursor.encode()).into(),
-                            None => Bytes::from_static(b": ok\n\n"),
-                        });
+            match poll_fn(|context| self.poll_next(context)).await {
+                Next::Bytes(bytes) => return Some(bytes),
+                Next::Ended => return None,
+                Next::Work => {
+                    if let Some(bytes) = self.work().await {
+                        return Some(bytes);
                     }
                 }
-                Phase::Start(follow) => {
-                    // Put back first: dropped while it starts, this starts anew.
-                    self.phase = Phase::Start(follow.clone());
-                    let started = self.hub.subscribe(follow).await;
-                    let (subscription, started) = match started {
-                        Ok(started) => started,
-                        Err(problem) => return Some(self.fail(&problem)),
-                    };
-                    self.encoder.cursor = subscription.cursor().clone();
-                    self.encoder.gaps_untold = started.gaps;
-                    self.encoder.topics = subscription.topics().cloned().collect();
-                    // Asked before, but changes are told from here on only.
-                    if self.leave.as_ref().is_some_and(Leave::is_revoked) {
-                        return Some(self.revoke());
-                    }
-                    match may_read(&self.hub, self.grant.as_ref(), &subscription).await {
-                        Ok(true) => {}
-                        Ok(false) => return Some(self.revoke()),
-                        Err(error) => return Some(self.fail(&Problem::from(error))),
-                    }
-                    let heads = started.heads.into_iter();
-                    let heartbeat = self.hub.settings().heartbeat.mul_f64(1.2);
-                    let hello = Control::Hello {
-                        connection: &self.id,
-                        heartbeat_ms: millis(heartbeat),
-                        resumed: started.resumed.as_str(),
-                        topics: subscription.topics().zip(heads).collect(),
-                    };
-                    let retry = self.hub.settings().retry;
-                    self.encoder.control(&hello, Cursored::Yes, Some(retry));
-                    self.phase = Phase::Run(subscription);
-                    return Some(self.encoder.take());
-                }
-                Phase::Run(subscription) => {
-                    self.phase = Phase::Run(subscription);
-                    return Some(self.run().await);
-                }
-                Phase::Ended => return None,
             }
         }
     }
 
-    async fn run(&mut self) -> Bytes {
+    /// The next bytes, as far as memory goes.
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
+        self.counted.handed_at = None;
+        loop {
+            match self.phase {
+                Phase::New(_) | Phase::Start(_) => return Poll::Ready(Next::Work),
+                Phase::Run(_) => {}
+                Phase::Ended => return Poll::Ready(Next::Ended),
+            }
+            let bytes = if self.renewed.is_some() || self.may_have_changed() {
+                return Poll::Ready(Next::Work);
+            } else if self.found.is_empty() {
+                match self.poll_happening(context) {
+                    Poll::Ready(Happening::Journal) => return Poll::Ready(Next::Work),
+                    Poll::Ready(happening) => self.answer(happening),
+                    Poll::Pending => return Poll::Pending,
+                }
+            } else {
+                self.deliver()
+            };
+            if let Some(bytes) = self.handed(bytes) {
+                return Poll::Ready(Next::Bytes(bytes));
+            }
+        }
+    }
+
+    /// Notes that bytes are handed out, if there are any.
+    fn handed(&mut self, bytes: Bytes) -> Option<Bytes> {
+        if bytes.is_empty() {
+            return None;
+        }
+        self.counted.handed_at = Some(self.timers.wrote_at);
+        Some(bytes)
+    }
+
+    /// Does what has to be waited for: asks the journal.
+    ///
+    /// Cancel-safe: what was found is kept, and what was begun begins anew.
+    async fn work(&mut self) -> Option<Bytes> {
+        let bytes = match std::mem::replace(&mut self.phase, Phase::Ended) {
+            Phase::New(follow) => {
+                self.asked_at = Some(Instant::now());
+                // Before any storage access: the reader learns that the way is clear.
+                let first = follow.tag.map(|tag| first_cursor(follow.cursor.as_deref(), tag));
+                self.phase = Phase::Start(follow);
+                match (self.options.format, first.flatten()) {
+                    (Format::Ndjson, _) => Bytes::new(),
+                    (Format::Sse, Some(cursor)) => {
+                        format!(": ok\nid: {}\n\n", cursor.encode()).into()
+                    }
+                    (Format::Sse, None) => Bytes::from_static(b": ok\n\n"),
+                }
+            }
+            Phase::Start(follow) => {
+                // Put back first: dropped while it starts, this starts anew.
+                self.phase = Phase::Start(follow.clone());
+                self.start(follow).await
+            }
+            Phase::Run(subscription) => {
+                self.phase = Phase::Run(subscription);
+                self.work_on().await
+            }
+            Phase::Ended => Bytes::new(),
+        };
+        self.handed(bytes)
+    }
+
+    async fn start(&mut self, follow: Follow) -> Bytes {
+        let (topics, waker) = (Arc::clone(self.hub.topics()), Arc::clone(&self.waker));
+        let (subscription, started) = match Subscription::start(topics, follow, waker).await {
+            Ok(started) => started,
+            Err(problem) => return self.fail(&problem),
+        };
+        self.encoder.cursor = subscription.cursor().clone();
+        self.encoder.gaps_untold = started.gaps;
+        self.encoder.topics = subscription.topics().cloned().collect();
+        // Asked before, but changes are told from here on only.
+        if self.leave.as_ref().is_some_and(Leave::is_revoked) {
+            return self.revoke();
+        }
+        match may_read(&self.hub, self.grant.as_ref(), &subscription).await {
+            Ok(true) => {}
+            Ok(false) => return self.revoke(),
+            Err(error) => return self.fail(&Problem::from(error)),
+        }
+        let heads = started.heads.into_iter();
+        let heartbeat = self.hub.settings().heartbeat.mul_f64(1.2);
+        let hello = Control::Hello {
+            connection: &self.id,
+            heartbeat_ms: millis(heartbeat),
+            resumed: started.resumed.as_str(),
+            topics: subscription.topics().zip(heads).collect(),
+        };
+        let retry = self.hub.settings().retry;
+        self.encoder.control(&hello, Cursored::Yes, Some(retry));
+        self.phase = Phase::Run(subscription);
+        self.encoder.take()
+    }
+
+    /// Whether something that was found may be from after a change of who may read it.
+    fn may_have_changed(&self) -> bool {
+        self.found.iter().any(|item| matches!(item, Item::Changed { .. }))
+    }
+
+    /// Asks the journal for what memory does not have.
+    async fn work_on(&mut self) -> Bytes {
         if self.renewed.is_some() {
             return self.renew().await;
         }
-        if !self.found.is_empty() {
-            return self.deliver().await;
+        let is_judged = !self.may_have_changed();
+        if is_judged {
+            return self.read().await;
         }
-        let Self { phase: Phase::Run(subscription), timers, draining, leave, .. } = self else {
+        let Self { hub, phase: Phase::Run(subscription), grant, found, .. } = self else {
             return Bytes::new();
         };
-        // Before the end by time: the credential may have been renewed in time.
-        let order = leave.as_mut().and_then(Leave::told_now);
-        // The end first, and its notice: a reader that is behind always has events waiting, and a
-        // credential that has ended must not deliver them.
-        let now = Instant::now();
-        let happening = match (order, timers.ended(now), timers.noticed(now)) {
-            (Some(told), ..) => Happening::Told(told),
-            (None, Some(reason), _) => Happening::End(reason),
-            (None, None, Some(expires_at)) => Happening::Notice(expires_at),
-            (None, None, None) => tokio::select! {
-                biased;
-                told = told(leave) => Happening::Told(told),
-                () = draining, if !timers.is_draining => Happening::Drain,
-                items = subscription.next() => Happening::Items(items),
-                happening = timers.next() => happening,
-            },
-        };
-        match happening {
-            Happening::Items(Ok(items)) => {
-                self.found = items;
-                return self.deliver().await;
+        match may_read(hub, grant.as_ref(), subscription).await {
+            Ok(true) => {
+                found.retain(|item| !matches!(item, Item::Changed { .. }));
+                self.deliver()
             }
-            Happening::Items(Err(error)) => return self.fail(&Problem::from(error)),
+            Ok(false) => self.revoke(),
+            Err(error) => self.fail(&Problem::from(error)),
+        }
+    }
+
+    /// Has the subscription read the journal, unless something else happens before.
+    async fn read(&mut self) -> Bytes {
+        let Self { phase: Phase::Run(subscription), timers, draining, waker, .. } = self else {
+            return Bytes::new();
+        };
+        let happening = {
+            let mut reading = pin!(subscription.read());
+            let next = poll_fn(|context| {
+                if waker.listen(context).is_ready() {
+                    // What others want comes first, and this begins anew.
+                    return Poll::Ready(None);
+                }
+                if !timers.is_draining && draining.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Some(Happening::Drain));
+                }
+                match reading.as_mut().poll(context) {
+                    Poll::Ready(Ok(())) => Poll::Ready(None),
+                    Poll::Ready(Err(error)) => Poll::Ready(Some(Happening::Failed(error))),
+                    Poll::Pending => timers.poll_next(context).map(Some),
+                }
+            });
+            next.await
+        };
+        happening.map_or_else(Bytes::new, |happening| self.answer(happening))
+    }
+
+    /// Waits for the next thing that happens to it.
+    fn poll_happening(&mut self, context: &mut Context<'_>) -> Poll<Happening> {
+        let Self { phase: Phase::Run(subscription), timers, draining, leave, waker, .. } = self
+        else {
+            return Poll::Pending;
+        };
+        loop {
+            // Before the end by time: the credential may have been renewed in time.
+            if waker.answer()
+                && let Some(told) = leave.as_ref().and_then(Leave::told)
+            {
+                return Poll::Ready(Happening::Told(told));
+            }
+            // The end first, and its notice: a reader that is behind always has events waiting, and
+            // a credential that has ended must not deliver them.
+            let now = Instant::now();
+            if let Some(reason) = timers.ended(now) {
+                return Poll::Ready(Happening::End(reason));
+            }
+            if let Some(expires_at) = timers.noticed(now) {
+                return Poll::Ready(Happening::Notice(expires_at));
+            }
+            if !timers.is_draining && draining.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Happening::Drain);
+            }
+            match subscription.poll_next(context) {
+                Poll::Ready(Some(items)) => return Poll::Ready(Happening::Found(items)),
+                Poll::Ready(None) => return Poll::Ready(Happening::Journal),
+                Poll::Pending => {}
+            }
+            // A call before the waker was registered wakes nobody.
+            if !waker.is_called() {
+                return timers.poll_next(context);
+            }
+        }
+    }
+
+    /// What the reader is sent because of what happened.
+    fn answer(&mut self, happening: Happening) -> Bytes {
+        match happening {
+            Happening::Found(items) => {
+                self.found = items;
+                // What it may be after a change of the topic's properties is asked first.
+                return if self.may_have_changed() { Bytes::new() } else { self.deliver() };
+            }
+            Happening::Journal => {}
+            Happening::Failed(error) => return self.fail(&Problem::from(error)),
             Happening::Ping => {
                 let now = self.hub.clock().now();
                 self.encoder.control(&Control::Ping(now), Cursored::No, None);
@@ -256,12 +385,9 @@ impl Connection {
                 let expires_at = Some(expires_at);
                 self.encoder.control(&Control::Auth { expires_at }, Cursored::No, None);
             }
-            Happening::Told(Told::Renewed(grant)) => {
-                self.renewed = Some(grant);
-                return self.renew().await;
-            }
+            Happening::Told(Told::Renewed(grant)) => self.renewed = Some(grant),
             Happening::Told(Told::End(GoAway::Revoked)) => return self.revoke(),
-            Happening::Told(Told::End(reason)) => {
+            Happening::Told(Told::End(reason)) | Happening::End(reason) => {
                 let window = self.hub.settings().retry;
                 self.go_away(reason, window.mul_f64(0.5 + random()));
             }
@@ -269,28 +395,16 @@ impl Connection {
                 // Readers are let go one after the other, in time for the last to be told.
                 let window = self.hub.settings().drain_window;
                 self.timers.drain(window.mul_f64(0.8 * random()));
-                return Bytes::new();
-            }
-            Happening::End(reason) => {
-                let window = self.hub.settings().retry;
-                self.go_away(reason, window.mul_f64(0.5 + random()));
             }
         }
         self.encoder.take()
     }
 
-    /// Writes what was found, once it is sure that the reader may have it.
-    async fn deliver(&mut self) -> Bytes {
-        let Self { phase: Phase::Run(subscription), found, grant, .. } = self else {
+    /// Writes what was found, of which it is sure that the reader may have it.
+    fn deliver(&mut self) -> Bytes {
+        let Self { phase: Phase::Run(subscription), found, .. } = self else {
             return Bytes::new();
         };
-        if found.iter().any(|item| matches!(item, Item::Changed { .. })) {
-            match may_read(&self.hub, grant.as_ref(), subscription).await {
-                Ok(true) => {}
-                Ok(false) => return self.revoke(),
-                Err(error) => return self.fail(&Problem::from(error)),
-            }
-        }
         let delivered = self.encoder.items(std::mem::take(found), subscription);
         let now = self.timers.wrote();
         let metrics = self.hub.metrics();
@@ -354,8 +468,19 @@ impl Connection {
     }
 }
 
+/// What a connection has for its reader.
+enum Next {
+    Bytes(Bytes),
+    Ended,
+    /// Something has to be waited for first, by [`Connection::work`].
+    Work,
+}
+
 enum Happening {
-    Items(Result<Vec<Item>, JournalError>),
+    Found(Vec<Item>),
+    /// What follows is in the journal.
+    Journal,
+    Failed(JournalError),
     Ping,
     Notice(Timestamp),
     Told(Told),
@@ -409,7 +534,8 @@ impl Encoder {
     }
 
     fn take(&mut self) -> Bytes {
-        self.out.split().freeze()
+        // Whole: what `split` leaves would keep the buffer while the connection is quiet.
+        std::mem::take(&mut self.out).freeze()
     }
 
     /// Writes items and returns what was among them.
@@ -419,8 +545,11 @@ impl Encoder {
             match item {
                 Item::Event { place, frame, mark } => {
                     delivered.events += 1;
-                    if self.is_live && delivered.oldest.is_none() {
-                        delivered.oldest = frame.taken_at;
+                    if let Some(taken) = frame.taken.as_ref().filter(|_| self.is_live) {
+                        delivered.oldest = delivered.oldest.or(Some(taken.at));
+                        if let Some(delivery) = &taken.delivery {
+                            delivery.handed(frame.position.map(|position| position.offset));
+                        }
                     }
                     self.event(place, &frame, mark);
                 }
@@ -647,13 +776,6 @@ async fn may_read(
         }
     }
     Ok(true)
-}
-
-async fn told(leave: &mut Option<Leave>) -> Told {
-    match leave {
-        Some(leave) => leave.told().await,
-        None => std::future::pending().await,
-    }
 }
 
 fn millis(duration: Duration) -> u64 {

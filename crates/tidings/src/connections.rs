@@ -8,15 +8,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::watch;
-
 use crate::{
     auth::Grant,
     error::{ErrorCode, Problem},
     hub::Hub,
-    model::{Timestamp, Topic, TopicKey},
+    model::{Tenant, Timestamp, Topic, TopicKey},
     sse::GoAway,
     ticket::UsedTicket,
+    topic_task::Waker,
 };
 
 /// An open connection.
@@ -33,12 +32,14 @@ pub struct ConnectionInfo {
 }
 
 /// What is to become of a connection.
-#[derive(Debug, Clone)]
-pub(crate) struct Orders {
-    /// Whose leave it reads by.
-    pub(crate) grant: Grant,
+#[derive(Debug)]
+struct Orders {
+    /// Whose leave it reads by, once it has taken what it is told.
+    grant: Grant,
+    /// Whether it was not told so yet.
+    is_renewed: bool,
     /// Why it is to end.
-    pub(crate) end: Option<GoAway>,
+    end: Option<GoAway>,
 }
 
 #[derive(Debug)]
@@ -46,7 +47,20 @@ struct Entry {
     topics: Vec<Topic>,
     ticket: Option<UsedTicket>,
     opened_at: Timestamp,
-    orders: watch::Sender<Orders>,
+    orders: Mutex<Orders>,
+    waker: Arc<Waker>,
+}
+
+impl Entry {
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves an order and calls the connection.
+    fn order(&self, change: impl FnOnce(&mut Orders)) {
+        change(&mut self.orders());
+        self.waker.call();
+    }
 }
 
 /// The connections of a hub.
@@ -57,6 +71,11 @@ impl Connections {
     fn open(&self) -> MutexGuard<'_, HashMap<String, Arc<Entry>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Has all of them look whether their credential still counts.
+    pub(crate) fn call(&self) {
+        self.open().values().for_each(|entry| entry.waker.call());
+    }
 }
 
 /// A connection's place among the open ones. Dropped, it is gone from there.
@@ -64,8 +83,7 @@ impl Connections {
 pub(crate) struct Leave {
     hub: Hub,
     id: String,
-    orders: watch::Receiver<Orders>,
-    arrivals: watch::Receiver<u64>,
+    entry: Arc<Entry>,
 }
 
 /// What a connection is told.
@@ -84,54 +102,35 @@ impl Leave {
         topics: &[TopicKey],
         ticket: Option<UsedTicket>,
         grant: Grant,
+        waker: &Arc<Waker>,
     ) -> Self {
-        let entry = Entry {
+        let entry = Arc::new(Entry {
             topics: topics.iter().map(|key| key.topic.clone()).collect(),
             ticket,
             opened_at: hub.clock().now(),
-            orders: watch::Sender::new(Orders { grant, end: None }),
-        };
-        let orders = entry.orders.subscribe();
+            orders: Mutex::new(Orders { grant, is_renewed: false, end: None }),
+            waker: Arc::clone(waker),
+        });
         // Before anybody asks whether it is revoked, so that no revocation falls in between.
-        let arrivals = hub.revocations().arrivals();
-        hub.open_connections().open().insert(id.into(), Arc::new(entry));
-        Self { hub: hub.clone(), id: id.into(), orders, arrivals }
+        hub.open_connections().open().insert(id.into(), Arc::clone(&entry));
+        Self { hub: hub.clone(), id: id.into(), entry }
     }
 
     /// Whether the credential has been revoked.
     pub(crate) fn is_revoked(&self) -> bool {
-        let orders = self.orders.borrow();
-        self.hub.is_revoked(&orders.grant)
+        self.hub.is_revoked(&self.entry.orders().grant)
     }
 
-    /// Waits for something that is to become of the connection.
-    ///
-    /// Cancel-safe.
-    pub(crate) async fn told(&mut self) -> Told {
-        loop {
-            tokio::select! {
-                biased;
-                // Its sender is in the entry, which lives as long as this.
-                _ = self.orders.changed() => {
-                    let Orders { grant, end } = self.orders.borrow_and_update().clone();
-                    return match end {
-                        Some(reason) => Told::End(reason),
-                        None => Told::Renewed(grant),
-                    };
-                }
-                _ = self.arrivals.changed() => {
-                    if self.is_revoked() {
-                        return Told::End(GoAway::Revoked);
-                    }
-                }
-            }
+    /// What is to become of the connection, which was called.
+    pub(crate) fn told(&self) -> Option<Told> {
+        let mut orders = self.entry.orders();
+        if let Some(reason) = orders.end {
+            return Some(Told::End(reason));
         }
-    }
-
-    /// The same without waiting.
-    pub(crate) fn told_now(&mut self) -> Option<Told> {
-        use futures_util::FutureExt as _;
-        self.told().now_or_never()
+        if self.hub.is_revoked(&orders.grant) {
+            return Some(Told::End(GoAway::Revoked));
+        }
+        std::mem::take(&mut orders.is_renewed).then(|| Told::Renewed(orders.grant.clone()))
     }
 }
 
@@ -148,7 +147,7 @@ impl Hub {
         let open = self.open_connections().open();
         let info = |(id, entry): (&String, &Arc<Entry>)| ConnectionInfo {
             id: id.clone(),
-            grant: entry.orders.borrow().grant.clone(),
+            grant: entry.orders().grant.clone(),
             topics: entry.topics.clone(),
             opened_at: entry.opened_at,
         };
@@ -159,8 +158,23 @@ impl Hub {
     #[must_use]
     pub fn end_connection(&self, id: &str, reason: GoAway) -> bool {
         let Some(entry) = self.open_connections().open().get(id).cloned() else { return false };
-        entry.orders.send_modify(|orders| orders.end = Some(reason));
+        entry.order(|orders| orders.end = Some(reason));
         true
+    }
+
+    /// Ends all connections of a subject on this node, and returns how many there were.
+    #[must_use]
+    pub fn end_subject(&self, tenant: &Tenant, subject: &str) -> usize {
+        let is_its = |entry: &&Arc<Entry>| {
+            let orders = entry.orders();
+            orders.grant.tenant() == tenant && orders.grant.subject() == Some(subject)
+        };
+        let entries: Vec<Arc<Entry>> =
+            self.open_connections().open().values().filter(is_its).cloned().collect();
+        for entry in &entries {
+            entry.order(|orders| orders.end = Some(GoAway::Drain));
+        }
+        entries.len()
     }
 
     /// Has a connection read by another credential of the same subject, which must allow everything
@@ -172,7 +186,7 @@ impl Hub {
     /// as before.
     pub async fn renew_connection(&self, id: &str, grant: &Grant) -> Result<Vec<Topic>, Problem> {
         let entry = self.open_connections().open().get(id).cloned();
-        let entry = entry.filter(|entry| is_same(&entry.orders.borrow().grant, grant));
+        let entry = entry.filter(|entry| is_same(&entry.orders().grant, grant));
         let Some(entry) = entry else {
             let detail = "this subject has no such connection here";
             return Err(Problem::new(ErrorCode::NotFound, detail));
@@ -189,7 +203,10 @@ impl Hub {
         if let Some(ticket) = &entry.ticket {
             self.renew_ticket(ticket, grant).await?;
         }
-        entry.orders.send_modify(|orders| orders.grant = grant.clone());
+        entry.order(|orders| {
+            orders.grant = grant.clone();
+            orders.is_renewed = true;
+        });
         Ok(entry.topics.clone())
     }
 }

@@ -66,7 +66,7 @@ impl Hub {
             ends_expired: true,
             ..Append::new(Arc::new(tombstone))
         };
-        let appended = self.topics().append(&expired.topic, vec![append], false).await?;
+        let appended = self.topics().append(&expired.topic, vec![append], false, None).await?;
         let stored = |outcome: &&Outcome| matches!(outcome, Outcome::Stored(_));
         Ok(appended.1.iter().filter(stored).count())
     }

@@ -5,12 +5,15 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use opentelemetry::global::BoxedTracer;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Access, Grant},
+    bus::Bus,
     clock::{Clock, SystemClock},
+    cluster,
     connections::Connections,
     due,
     error::Problem,
@@ -20,12 +23,13 @@ use crate::{
         turns::{TurnLimit, Turns},
     },
     metrics::Metrics,
-    model::{Cursor, Mark, Topic, TopicKey},
+    model::{Cursor, Mark, Timestamp, Topic, TopicKey},
     quota::Quotas,
-    retention,
+    relay, retention,
     revocation::{self, Revocations},
     ring::RingLimit,
     settings::Settings,
+    spans::Spans,
     sse::Frame,
     subscribe::{Follow, Started, Subscription},
     topic_task::{Shared, Topics},
@@ -58,6 +62,8 @@ struct Inner {
     connections: Connections,
     revocations: Revocations,
     quotas: Quotas,
+    asked: cluster::Asked,
+    started_at: Timestamp,
     tasks: TaskTracker,
     /// Nobody new is to be sent here; set before draining.
     withdrawn: AtomicBool,
@@ -70,8 +76,10 @@ struct Inner {
 pub struct HubBuilder {
     settings: Settings,
     journal: Option<Arc<dyn Journal>>,
+    bus: Option<Arc<dyn Bus>>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
+    tracer: Option<BoxedTracer>,
 }
 
 impl HubBuilder {
@@ -89,6 +97,14 @@ impl HubBuilder {
         self
     }
 
+    /// Shares its journal with other nodes, which announce by this bus what they append. Without it
+    /// the hub takes itself for the only one.
+    #[must_use]
+    pub fn bus(mut self, bus: Arc<dyn Bus>) -> Self {
+        self.bus = Some(bus);
+        self
+    }
+
     /// Tells time by this clock instead of the machine's.
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -100,6 +116,13 @@ impl HubBuilder {
     #[must_use]
     pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = metrics;
+        self
+    }
+
+    /// Makes spans of what is published and delivered with this tracer; without one there are none.
+    #[must_use]
+    pub fn tracer(mut self, tracer: BoxedTracer) -> Self {
+        self.tracer = Some(tracer);
         self
     }
 
@@ -119,8 +142,11 @@ impl HubBuilder {
             bytes: self.settings.ring_bytes_max,
         };
         let (clock, metrics) = (self.clock, self.metrics);
-        let quotas = Quotas::new(&self.settings, Arc::clone(&metrics));
-        let shared = Shared { journal, clock, metrics, ring, appended };
+        let quotas = Quotas::new(&self.settings, Arc::clone(&metrics), self.bus.is_none());
+        let started_at = clock.now();
+        let (bus, node) = (self.bus, getrandom::u64().unwrap_or_default());
+        let spans = Spans::new(self.tracer);
+        let shared = Shared { journal, bus, node, clock, metrics, spans, ring, appended };
         let tasks = TaskTracker::new();
         let stopped = CancellationToken::new();
         let hub = Hub(Arc::new(Inner {
@@ -129,6 +155,8 @@ impl HubBuilder {
             connections: Connections::default(),
             revocations: Revocations::new(),
             quotas,
+            asked: cluster::Asked::default(),
+            started_at,
             tasks,
             withdrawn: AtomicBool::new(false),
             draining: CancellationToken::new(),
@@ -137,6 +165,11 @@ impl HubBuilder {
         hub.background(retention::run(hub.clone(), grown));
         hub.background(due::run(hub.clone()));
         hub.background(revocation::run(hub.clone()));
+        if let Some(bus) = &hub.topics().shared().bus {
+            hub.background(relay::listen(hub.clone(), Arc::clone(bus)));
+            hub.background(relay::compare(hub.clone()));
+            hub.background(cluster::run(hub.clone()));
+        }
         hub
     }
 }
@@ -148,8 +181,10 @@ impl Hub {
         HubBuilder {
             settings: Settings::default(),
             journal: None,
+            bus: None,
             clock: Arc::new(SystemClock),
             metrics: Arc::default(),
+            tracer: None,
         }
     }
 
@@ -165,7 +200,7 @@ impl Hub {
     /// [`ErrorCode::Unavailable`](crate::error::ErrorCode) if the journal cannot say where the topics
     /// stand, and refusals of too many topics, or one twice.
     pub async fn subscribe(&self, follow: Follow) -> Result<(Subscription, Started), Problem> {
-        Subscription::start(Arc::clone(self.topics()), follow).await
+        Subscription::start(Arc::clone(self.topics()), follow, Arc::default()).await
     }
 
     /// The current states of a topic whose keys start with a text, and a cursor behind them.
@@ -238,7 +273,7 @@ impl Hub {
     /// # Errors
     /// The journal's.
     pub async fn close(&self, topic: &TopicKey) -> Result<(), JournalError> {
-        self.topics().append(topic, Vec::new(), true).await.map(drop)
+        self.topics().append(topic, Vec::new(), true, None).await.map(drop)
     }
 
     /// Deletes a topic; its readers are told that its history ended. Returns whether there was one.
@@ -284,6 +319,10 @@ impl Hub {
         &self.0.topics.shared().metrics
     }
 
+    pub(crate) fn spans(&self) -> &Spans {
+        &self.0.topics.shared().spans
+    }
+
     pub(crate) fn shared_metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.0.topics.shared().metrics)
     }
@@ -310,6 +349,12 @@ impl Hub {
         self.journal().failure()
     }
 
+    /// Why this node does not hear the others now, whose events its readers get a second late.
+    #[must_use]
+    pub fn bus_failure(&self) -> Option<String> {
+        self.topics().shared().bus.as_ref()?.failure()
+    }
+
     /// Stops being ready, so that balancers send nobody new; everything else goes on. The first
     /// step of an orderly shutdown, some seconds before [`Hub::drain`].
     pub fn withdraw(&self) {
@@ -333,9 +378,17 @@ impl Hub {
     /// Stop accepting requests before, and wait for those that run.
     pub async fn shutdown(&self) {
         self.0.draining.cancel();
+        if self.topics().shared().bus.is_some()
+            && let Err(problem) = self.say_goodbye().await
+        {
+            tracing::debug!(%problem, "other nodes will miss this one after a while");
+        }
         self.0.stopped.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+        if let Some(bus) = &self.0.topics.shared().bus {
+            bus.close().await;
+        }
         self.journal().close().await;
     }
 
@@ -349,6 +402,14 @@ impl Hub {
 
     pub(crate) fn revocations(&self) -> &Revocations {
         &self.0.revocations
+    }
+
+    pub(crate) fn asked(&self) -> &cluster::Asked {
+        &self.0.asked
+    }
+
+    pub(crate) fn started_at(&self) -> Timestamp {
+        self.0.started_at
     }
 
     pub(crate) fn quotas(&self) -> &Quotas {

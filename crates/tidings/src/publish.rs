@@ -15,6 +15,7 @@ use crate::{
         Class, Cursor, EventId, EventType, JsonText, NewEvent, Offset, Position, StateKey, Tenant,
         Topic, TopicKey, limits::DEDUP_WINDOW,
     },
+    spans::Commit,
     topic_task::problem,
 };
 
@@ -140,14 +141,20 @@ impl Hub {
             let info = self.describe(&key).await?;
             judge_owner(Some(&owner), Some(&info.properties)).map_err(|r| Problem::from(&r))?;
         }
-        self.topics().announce(&key, Arc::new(event)).map_err(|r| Problem::from(&r))?;
+        self.topics().ephemeral(&key, Arc::new(event)).map_err(|r| Problem::from(&r))?;
         Ok(Published { id, topic, position: None, duplicate: false })
     }
 
     async fn append(&self, group: Group) -> Vec<(usize, Result<Published, Problem>)> {
         let Group { topic, numbers, appends } = group;
         let ids: Vec<EventId> = appends.iter().map(|append| append.event.id.clone()).collect();
-        let outcomes = self.topics().append(&topic, appends, false).await;
+        let mut commit = self.spans().commit(&topic, appends.len());
+        let delivery = commit.as_ref().map(Commit::delivery);
+        let outcomes = self.topics().append(&topic, appends, false, delivery).await;
+        if let (Some(commit), Err(_)) = (&mut commit, &outcomes) {
+            commit.failed();
+        }
+        drop(commit);
         let (epoch, outcomes) = match outcomes {
             Ok(outcomes) => outcomes,
             Err(error) => {

@@ -214,13 +214,10 @@ impl Revocations {
         }
     }
 
-    fn put(&self, stored: &Stored, offset: Offset, now: Timestamp) {
+    /// Takes one in. Returns whether it revokes something.
+    fn put(&self, stored: &Stored, offset: Offset, now: Timestamp) -> bool {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let revokes = table.put(stored, offset, now);
-        drop(table);
-        if revokes {
-            self.arrived.send_modify(|count| *count += 1);
-        }
+        table.put(stored, offset, now)
     }
 
     /// Wakes with every revocation that arrives from here on.
@@ -259,7 +256,7 @@ fn take(hub: &Hub, frame: &Frame) {
     // A tombstone says that its time is over, which its state said already.
     if let (Some(position), false) = (frame.position, frame.is_tombstone) {
         match serde_json::from_slice(&frame.data()) {
-            Ok(stored) => hub.revocations().put(&stored, position.offset, hub.clock().now()),
+            Ok(stored) => hub.learn(&stored, position.offset, hub.clock().now()),
             Err(error) => tracing::error!(%error, "a revocation cannot be read"),
         }
     }
@@ -302,10 +299,18 @@ impl Hub {
         let published = self.publish_one(&topic.tenant, Publish::new(topic.topic, event)).await?;
         // At once: whoever got the answer may rely on it, on this node.
         let offset = published.position.map_or(Offset::ZERO, |position| position.offset);
-        self.revocations().put(&stored, offset, now);
+        self.learn(&stored, offset, now);
         let (kind, name) = (stored.revoked.kind(), stored.revoked.name());
         tracing::info!(%tenant, kind, name, %until, by, "credentials were revoked");
         Ok(until)
+    }
+
+    /// Takes a revocation in, and has everything that is open look whether it is meant.
+    fn learn(&self, stored: &Stored, offset: Offset, now: Timestamp) {
+        if self.revocations().put(stored, offset, now) {
+            self.revocations().arrived.send_modify(|count| *count += 1);
+            self.open_connections().call();
+        }
     }
 
     /// Refuses a credential that was revoked.

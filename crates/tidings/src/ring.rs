@@ -32,7 +32,8 @@ pub(crate) struct Ring {
 
 #[derive(Debug)]
 struct Slot {
-    frame: Arc<Frame>,
+    /// `None`: a state that was superseded before this node heard of it.
+    frame: Option<Arc<Frame>>,
     /// A newer state of its key is in the ring: a reader that comes now needs only that one.
     superseded: bool,
 }
@@ -64,15 +65,31 @@ impl Ring {
             && let Some(slot) = self.slot_mut(older)
         {
             // The journal keeps tombstones, so a reader that comes by this way gets them too.
-            slot.superseded = !slot.frame.is_tombstone;
+            slot.superseded = slot.frame.as_ref().is_none_or(|frame| !frame.is_tombstone);
         }
         self.bytes += frame.bytes().len();
-        self.slots.push_back(Slot { frame, superseded: false });
+        self.slots.push_back(Slot { frame: Some(frame), superseded: false });
+        self.shrink_to(limit);
+    }
+
+    /// Says that the journal holds nothing more up to this offset.
+    pub(crate) fn skip_to(&mut self, offset: Offset, limit: RingLimit) {
+        if offset.0.saturating_sub(self.end().0) > limit.frames as u64 {
+            self.restart(offset);
+        }
+        while self.end() < offset {
+            self.slots.push_back(Slot { frame: None, superseded: true });
+        }
+        self.shrink_to(limit);
+    }
+
+    fn shrink_to(&mut self, limit: RingLimit) {
         while self.slots.len() > limit.frames || self.bytes > limit.bytes {
             let Some(oldest) = self.slots.pop_front() else { break };
             self.floor = self.floor.next();
-            self.bytes -= oldest.frame.bytes().len();
-            if let Some(key) = &oldest.frame.key
+            let Some(frame) = oldest.frame else { continue };
+            self.bytes -= frame.bytes().len();
+            if let Some(key) = &frame.key
                 && self.newest.get(key) == Some(&self.floor)
             {
                 self.newest.remove(key);
@@ -109,7 +126,8 @@ impl Ring {
         let Some(skip) = after.0.checked_sub(self.floor.0) else { return false };
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
         for slot in self.slots.iter().skip(skip) {
-            if !slot.superseded && !take(&slot.frame) {
+            let wanted = slot.frame.as_ref().filter(|_| !slot.superseded);
+            if wanted.is_some_and(|frame| !take(frame)) {
                 break;
             }
         }

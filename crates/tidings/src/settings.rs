@@ -77,6 +77,8 @@ pub struct Settings {
     pub body_read_max: Duration,
     /// Bytes a second that must arrive of it, after a grace of 5 s. 0: without bound.
     pub body_rate_min: u64,
+    /// What this node is called among those that share its journal.
+    pub node_name: String,
     /// Pages of the journal that readers read at once.
     pub replay_reads_max: usize,
     /// Of these, those that one tenant's readers read.
@@ -116,6 +118,7 @@ impl Default for Settings {
             publish_store_max: Duration::from_secs(20),
             body_read_max: Duration::from_secs(30),
             body_rate_min: 1024,
+            node_name: "node".to_owned(),
             replay_reads_max: limits::REPLAY_READS_MAX,
             tenant_replay_reads_max: limits::TENANT_REPLAY_READS_MAX,
         }

@@ -3,7 +3,7 @@
 //! The rule: an event has one encoding. Live and replayed bytes come from the same function over
 //! the same record, and no byte of an event can end a line of the stream.
 
-use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
+use std::{collections::BTreeMap, fmt::Write as _, ops::Range, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -18,7 +18,16 @@ use crate::{
         json::escape_into,
         resume::{Gap, Head},
     },
+    spans::Delivery,
 };
+
+/// An event was taken here, just now, and is not replayed.
+#[derive(Debug, Clone)]
+pub(crate) struct Taken {
+    pub(crate) at: Instant,
+    /// Whom to tell of its delivery, if its publish is traced.
+    pub(crate) delivery: Option<Arc<Delivery>>,
+}
 
 /// An event, encoded.
 #[derive(Debug)]
@@ -34,7 +43,7 @@ pub struct Frame {
     /// What happened.
     pub event_type: EventType,
     /// When this hub took the event; `None` for one that is replayed.
-    pub taken_at: Option<Instant>,
+    pub(crate) taken: Option<Taken>,
     bytes: Bytes,
     json: Range<usize>,
     data: Range<usize>,
@@ -72,7 +81,7 @@ impl Frame {
             key: event.body.key.clone(),
             is_tombstone: event.body.delete,
             event_type: event.body.event_type.clone(),
-            taken_at: None,
+            taken: None,
             bytes: Bytes::from(out),
             json,
             data,
@@ -81,8 +90,8 @@ impl Frame {
 
     /// Says when this hub took the event.
     #[must_use]
-    pub fn taken_at(self, at: Option<Instant>) -> Self {
-        Self { taken_at: at, ..self }
+    pub(crate) fn taken(self, taken: Option<Taken>) -> Self {
+        Self { taken, ..self }
     }
 
     /// The whole frame with the cursor of a connection that follows this topic alone.

@@ -5,33 +5,32 @@
 //! judged by the resume table. So a first replay, a slow reader, a topic that lost its history and
 //! the seam between replay and follow are the same code.
 
-use std::{collections::HashSet, future::poll_fn, sync::Arc};
+mod reader;
 
-use tokio::time::Instant;
+use std::{
+    collections::HashSet,
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
+use self::reader::{Found, Policy, Reader, is_full};
 use crate::{
     error::{ErrorCode, Problem},
-    journal::{Journal, JournalError, Locate, Page, PageLimit, StateQuery},
+    journal::{Journal, JournalError, Locate, Page, PageLimit},
     metrics::Metrics,
     model::{
         Class, Cursor, EventType, Mark, Offset, StateKey, Timestamp, Topic, TopicKey,
         cursor::TicketTag,
         limits::CONNECTION_TOPICS_MAX,
-        resume::{Gap, GapReason, Head, Restart, Resume, reset, resume},
+        resume::{Gap, GapReason, Head, Restart, reset},
     },
     sse::Frame,
-    topic_task::{Live, Look, Registration, Topics, Waker},
+    topic_task::{Live, Look, Topics, Waker},
 };
 
-/// Events handed out at once: a connection writes them in one go, then it is another's turn.
-const BATCH_EVENTS_MAX: usize = 128;
-/// Bytes handed out at once, apart from the last event.
-const BATCH_BYTES_MAX: usize = 64 * 1024;
 /// The first page, read while it is found out where a reader starts; kept until it is sent.
 const START_PAGE: PageLimit = PageLimit { events: 32, bytes: 32 * 1024 };
-/// Events that may be filtered out before a reader's cursor is moved past them by a checkpoint.
-const FILTERED_EVENTS_MAX: u64 = 500;
-
 /// What a reader asks for.
 #[derive(Debug, Clone)]
 pub struct Follow {
@@ -213,52 +212,14 @@ pub struct Subscription {
     caught_up: bool,
 }
 
-/// How a reader goes on after a gap.
-#[derive(Debug, Clone, Copy)]
-struct Policy {
-    restart: Restart,
-    states: States,
-}
-
-impl Policy {
-    /// What the resume table says, less the states if they are not wanted.
-    fn judge(self, mark: Mark, page: &Page) -> Resume {
-        self.trim(resume(mark, &page.head, page.after_fingerprint, self.restart))
-    }
-
-    fn trim(self, mut resume: Resume) -> Resume {
-        if resume.gap.is_some() && self.states == States::Skip {
-            resume.mark.states_after = None;
-        }
-        resume
-    }
-}
-
-#[derive(Debug)]
-struct Reader {
-    key: TopicKey,
-    registration: Registration,
-    /// Up to which change of its topic's properties it was told.
-    changes: u64,
-    mark: Mark,
-    /// The first page, if finding the start needed one.
-    page: Option<Page>,
-    /// It stands at the end of its topic.
-    at_end: bool,
-    finished: bool,
-    /// It was connected before: what is missing now, retention took while it read.
-    connected: bool,
-    filtered: u64,
-}
-
 impl Subscription {
     /// Attaches to the topics and finds where to start in each.
     pub(crate) async fn start(
         topics: Arc<Topics>,
         follow: Follow,
+        waker: Arc<Waker>,
     ) -> Result<(Self, Started), Problem> {
         check(&follow.topics)?;
-        let waker = Arc::new(Waker::default());
         let cursor = follow.cursor.as_deref().map(Cursor::decode);
         let restart = match follow.since {
             Some(Since::Now) => Restart::Now,
@@ -301,7 +262,6 @@ impl Subscription {
                 changes,
                 mark: start.mark,
                 page: start.page,
-                at_end: false,
                 finished: false,
                 connected: false,
                 filtered: 0,
@@ -368,31 +328,61 @@ impl Subscription {
     /// The journal's; the cursor has not moved past what was handed out, so coming back with it
     /// loses nothing.
     pub async fn next(&mut self) -> Result<Vec<Item>, JournalError> {
-        // Gaps at the start, before anything is waited for: the cursor is behind them already. And
-        // what was found before this was dropped.
-        if !self.items.is_empty() {
-            return Ok(self.hand_out());
-        }
         loop {
-            // Also while one topic has much: the others get their turn.
-            self.dirty |= self.waker.take();
-            while self.dirty != 0 && !self.is_full() {
-                self.step().await?;
+            match poll_fn(|context| self.poll_next(context)).await {
+                Some(items) => return Ok(items),
+                None => self.read().await?,
             }
-            if self.dirty == 0 && !self.caught_up {
-                self.caught_up = true;
-                self.items.push(Item::CaughtUp);
-            }
-            self.tell_changes();
-            if !self.items.is_empty() {
-                return Ok(self.hand_out());
-            }
-            self.dirty = poll_fn(|context| self.waker.poll(context)).await;
         }
     }
 
+    /// The same as far as memory goes; `None`: [`Subscription::read`] is to be waited for first.
+    pub(crate) fn poll_next(&mut self, context: &Context<'_>) -> Poll<Option<Vec<Item>>> {
+        // Gaps at the start, before anything is waited for: the cursor is behind them already. And
+        // what was found before.
+        while self.items.is_empty() {
+            if self.fill() == Filled::NeedsJournal {
+                return Poll::Ready(None);
+            }
+            if self.items.is_empty() {
+                self.dirty = ready!(self.waker.poll(context));
+            }
+        }
+        Poll::Ready(Some(self.hand_out()))
+    }
+
+    /// Finds what only the journal has.
+    ///
+    /// Cancel-safe: what was found is kept.
+    ///
+    /// # Errors
+    /// The journal's, as of [`Subscription::next`].
+    pub(crate) async fn read(&mut self) -> Result<(), JournalError> {
+        while self.fill() == Filled::NeedsJournal {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    /// Finds what there is, as far as memory goes.
+    fn fill(&mut self) -> Filled {
+        // Also while one topic has much: the others get their turn.
+        self.dirty |= self.waker.take();
+        while self.dirty != 0 && !self.is_full() {
+            if self.step_now() == Filled::NeedsJournal {
+                return Filled::NeedsJournal;
+            }
+        }
+        if self.dirty == 0 && !self.caught_up {
+            self.caught_up = true;
+            self.items.push(Item::CaughtUp);
+        }
+        self.tell_changes();
+        Filled::All
+    }
+
     fn is_full(&self) -> bool {
-        self.items.len() >= BATCH_EVENTS_MAX || self.item_bytes >= BATCH_BYTES_MAX
+        is_full(self.items.len(), self.item_bytes)
     }
 
     /// Puts changes of properties before everything that was found: it may be from after them.
@@ -424,17 +414,44 @@ impl Subscription {
         std::mem::take(&mut self.items)
     }
 
-    /// Takes one turn with one topic that may have something.
-    async fn step(&mut self) -> Result<(), JournalError> {
+    /// Whose turn it is of the topics that may have something.
+    fn whose_turn(&self) -> Option<usize> {
         let count = self.readers.len();
-        let turn = (0..count)
+        (0..count)
             .map(|ahead| (self.turn + ahead) % count)
-            .find(|place| self.dirty & (1 << place) != 0);
-        let Some(place) = turn else {
+            .find(|place| self.dirty & (1 << place) != 0)
+    }
+
+    /// Takes one turn with one topic that may have something, if the ring has it.
+    fn step_now(&mut self) -> Filled {
+        let Some(place) = self.whose_turn() else {
             self.dirty = 0;
-            return Ok(());
+            return Filled::All;
         };
-        self.turn = (place + 1) % count;
+        let metrics = &self.topics.shared().metrics;
+        let Some(reader) = self.readers.get_mut(place) else { return Filled::All };
+        let mut found = Found {
+            place,
+            filter: &self.filter,
+            items: &mut self.items,
+            bytes: &mut self.item_bytes,
+        };
+        match reader.look(metrics, &mut found) {
+            Look::Behind => return Filled::NeedsJournal,
+            Look::Frames { .. } => {}
+            Look::End { is_closed } => {
+                self.dirty &= !(1 << place);
+                self.end(place, is_closed);
+            }
+        }
+        self.turn = place + 1;
+        Filled::All
+    }
+
+    /// Takes one turn with one topic, asking the journal.
+    async fn step(&mut self) -> Result<(), JournalError> {
+        let Some(place) = self.whose_turn() else { return Ok(()) };
+        self.turn = place + 1;
         let shared = self.topics.shared();
         let Some(reader) = self.readers.get_mut(place) else { return Ok(()) };
         let mut found = Found {
@@ -443,23 +460,33 @@ impl Subscription {
             items: &mut self.items,
             bytes: &mut self.item_bytes,
         };
-        let more = reader.advance(&*shared.journal, &shared.metrics, self.policy, &mut found).await;
-        match more {
-            Ok(true) => {}
+        let metrics = &shared.metrics;
+        let is_end = reader.advance(&*shared.journal, metrics, self.policy, &mut found).await?;
+        if is_end {
             // Only now: whoever drops this future while the journal reads finds the bit again. What
             // happened meanwhile is among the waker's own bits.
-            Ok(false) => self.dirty &= !(1 << place),
-            Err(error) => return Err(error),
-        }
-        if reader.mark.states_after.is_some() || !reader.at_end {
-            return Ok(());
-        }
-        if reader.registration.live.is_finished(reader.mark.position.offset) && !reader.finished {
-            reader.finished = true;
-            self.items.push(Item::Closed { place });
+            self.dirty &= !(1 << place);
+            let is_closed = reader.registration.live.is_finished(reader.mark.position.offset);
+            self.end(place, is_closed);
         }
         Ok(())
     }
+
+    /// A reader has everything of its topic.
+    fn end(&mut self, place: usize, is_closed: bool) {
+        let Some(reader) = self.readers.get_mut(place) else { return };
+        if is_closed && !reader.finished {
+            reader.finished = true;
+            self.items.push(Item::Closed { place });
+        }
+    }
+}
+
+/// Whether what memory has was all there is to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Filled {
+    All,
+    NeedsJournal,
 }
 
 /// Whether a reader can follow these topics at once: its waker has a bit for each.
@@ -544,193 +571,6 @@ impl Start {
         let states_after = states_after.filter(|_| position.offset > Offset::ZERO);
         let page = page.filter(|_| states_after.is_none());
         Ok(Self { head, gap, mark: Mark { position, states_after }, page })
-    }
-}
-
-/// Where a reader puts what it finds.
-struct Found<'a> {
-    place: usize,
-    filter: &'a Filter,
-    items: &'a mut Vec<Item>,
-    bytes: &'a mut usize,
-}
-
-impl Found<'_> {
-    /// Returns whether the reader wants the event.
-    fn event(&mut self, frame: &Arc<Frame>, mark: Option<Mark>) -> bool {
-        let wanted = self.filter.wants(frame);
-        if wanted {
-            *self.bytes += frame.bytes().len();
-            self.items.push(Item::Event { place: self.place, frame: Arc::clone(frame), mark });
-        }
-        wanted
-    }
-
-    fn is_full(&self) -> bool {
-        self.items.len() >= BATCH_EVENTS_MAX || *self.bytes >= BATCH_BYTES_MAX
-    }
-}
-
-impl Reader {
-    /// Looks once for what follows. Returns whether there may be more.
-    async fn advance(
-        &mut self,
-        journal: &dyn Journal,
-        metrics: &Metrics,
-        policy: Policy,
-        found: &mut Found<'_>,
-    ) -> Result<bool, JournalError> {
-        if let Some(after) = self.mark.states_after {
-            self.states(journal, metrics, policy, after, found).await?;
-            return Ok(true);
-        }
-        let live = Arc::clone(&self.registration.live);
-        let from = self.registration.ephemeral_next;
-        self.registration.ephemeral_next = live.look_ephemeral(from, |frame| {
-            found.event(frame, None);
-        });
-        let position = self.mark.position;
-        let look = live.look(position.epoch, position.offset, position.fingerprint, |frame| {
-            self.take(frame, found);
-            !found.is_full()
-        });
-        match look {
-            Look::End => {
-                self.connected = true;
-                self.at_end = true;
-                if self.filtered > 0 {
-                    self.checkpoint(found);
-                }
-                Ok(false)
-            }
-            Look::Frames(lag) => {
-                metrics.reader_lag.ring.observe(lag);
-                // Only a look that finds nothing, and checkpoints what was filtered, is the end.
-                self.at_end = false;
-                self.page = None;
-                Ok(true)
-            }
-            Look::Behind => self.replay(journal, metrics, policy, found).await,
-        }
-    }
-
-    /// Takes a frame that follows the position.
-    fn take(&mut self, frame: &Arc<Frame>, found: &mut Found<'_>) {
-        let Some(position) = frame.position else { return };
-        self.mark = position.into();
-        if found.event(frame, Some(self.mark)) {
-            self.filtered = 0;
-        } else {
-            self.filtered += 1;
-            if self.filtered >= FILTERED_EVENTS_MAX {
-                self.checkpoint(found);
-            }
-        }
-    }
-
-    fn checkpoint(&mut self, found: &mut Found<'_>) {
-        self.filtered = 0;
-        found.items.push(Item::Checkpoint { place: found.place, mark: self.mark });
-    }
-
-    /// Reads a page of the journal.
-    async fn replay(
-        &mut self,
-        journal: &dyn Journal,
-        metrics: &Metrics,
-        policy: Policy,
-        found: &mut Found<'_>,
-    ) -> Result<bool, JournalError> {
-        self.at_end = false;
-        let page = match self.page.take() {
-            Some(page) => page,
-            None => {
-                let after = self.mark.position.offset;
-                let asked_at = Instant::now();
-                let page = journal.read(&self.key, after, PageLimit::default()).await?;
-                metrics.replay_read_duration.observe_duration(asked_at.elapsed());
-                page
-            }
-        };
-        if self.judge(&page, metrics, policy, found) {
-            return Ok(true);
-        }
-        let before = self.mark;
-        metrics.events_replayed.inc_by(page.events.len() as u64);
-        if !page.events.is_empty() {
-            let end = page.head.tail.previous().0;
-            metrics.reader_lag.journal.observe(end.saturating_sub(before.position.offset.0));
-        }
-        for event in &page.events {
-            let frame = Arc::new(Frame::of(&self.key, page.head.epoch, event));
-            self.take(&frame, found);
-        }
-        if self.mark.position != page.next {
-            // Superseded states at the page's end.
-            self.mark = page.next.into();
-            self.filtered += 1;
-        }
-        // A page that has nothing, although the ring thought so: the topic will wake this reader
-        // when it has heard of it.
-        self.at_end = self.mark == before;
-        if self.at_end && self.filtered > 0 {
-            self.checkpoint(found);
-        }
-        Ok(!self.at_end)
-    }
-
-    /// Reads a page of the states before the position.
-    async fn states(
-        &mut self,
-        journal: &dyn Journal,
-        metrics: &Metrics,
-        policy: Policy,
-        after: Offset,
-        found: &mut Found<'_>,
-    ) -> Result<(), JournalError> {
-        let until = self.mark.position.offset;
-        let query = StateQuery { after, until, ..StateQuery::all() };
-        let asked_at = Instant::now();
-        let page = journal.states(&self.key, query).await?;
-        metrics.replay_read_duration.observe_duration(asked_at.elapsed());
-        if page.head.epoch != self.mark.position.epoch {
-            self.judge(&page, metrics, policy, found);
-            return Ok(());
-        }
-        metrics.events_replayed.inc_by(page.events.len() as u64);
-        for event in &page.events {
-            let frame = Arc::new(Frame::of(&self.key, page.head.epoch, event));
-            self.mark.states_after = Some(event.offset);
-            found.event(&frame, Some(self.mark));
-        }
-        if page.next.offset >= until || page.events.is_empty() {
-            self.mark.states_after = None;
-            if until > Offset::ZERO {
-                self.checkpoint(found);
-            }
-        }
-        Ok(())
-    }
-
-    /// Compares the position with the journal. Returns whether the reader was moved by a gap.
-    fn judge(
-        &mut self,
-        page: &Page,
-        metrics: &Metrics,
-        policy: Policy,
-        found: &mut Found<'_>,
-    ) -> bool {
-        let resume = policy.judge(self.mark, page);
-        let Some(mut gap) = resume.gap else { return false };
-        if self.connected && gap.reason == GapReason::Trimmed {
-            gap.reason = GapReason::Lagged;
-        }
-        Metrics::count(&metrics.gaps, gap.reason.as_str());
-        self.mark = resume.mark;
-        self.page = None;
-        self.finished = false;
-        found.items.push(Item::Gap { place: found.place, gap, mark: self.mark });
-        true
     }
 }
 

@@ -3,280 +3,57 @@
 //! The rule: a frame enters the ring after the journal has its event, in offset order. What was
 //! queued while the last append ran is appended together, so a busy topic needs few commits.
 
+mod live;
+
 use std::{
     collections::HashMap,
     hash::{BuildHasher as _, RandomState},
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
-use futures_util::{FutureExt as _, task::AtomicWaker};
+use futures_util::FutureExt as _;
 use tokio::{
-    sync::{OnceCell, mpsc, oneshot},
+    runtime::Handle as Runtime,
+    sync::{mpsc, oneshot},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    bus::{Announcement, Bus},
     clock::Clock,
     error::Problem,
     journal::{
-        Append, Appended, Batch, Change, DeleteIf, Journal, JournalError, Judged, Outcome, Refusal,
-        TopicInfo,
+        Append, Batch, Change, DeleteIf, Journal, JournalError, Judged, Outcome, PageLimit,
+        Refusal, TopicInfo,
     },
     metrics::Metrics,
     model::{
-        Epoch, Event, Fingerprint, NewEvent, Offset, TopicKey,
+        Epoch, Event, Fingerprint, NewEvent, Offset, Timestamp, TopicKey,
         limits::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, TOPIC_IDLE, TOPIC_QUEUE_MAX},
         resume::Head,
     },
-    ring::{Ring, RingLimit},
-    sse::Frame,
+    ring::RingLimit,
+    spans::{Delivery, Spans},
+    sse::{Frame, Taken},
 };
 
-/// Wakes one connection: a bit for each of its topics that advanced.
-///
-/// This is all that a topic knows of a reader. Waking a reader twice costs nothing.
-#[derive(Debug, Default)]
-pub(crate) struct Waker {
-    dirty: AtomicU32,
-    task: AtomicWaker,
-}
+pub(crate) use self::live::{Live, Look, Registration, Waker};
 
-impl Waker {
-    /// Says that the connection's topic with this number advanced.
-    pub(crate) fn wake(&self, number: u32) {
-        let bit = 1_u32.checked_shl(number).unwrap_or(0);
-        // A connection with a bit already set was woken and has not looked yet.
-        if self.dirty.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
-            self.task.wake();
-        }
-    }
-
-    /// Takes the bits there are.
-    pub(crate) fn take(&self) -> u32 {
-        self.dirty.swap(0, Ordering::AcqRel)
-    }
-
-    /// Takes the bits, or registers the task to be woken by the next one.
-    pub(crate) fn poll(&self, context: &std::task::Context<'_>) -> std::task::Poll<u32> {
-        self.task.register(context.waker());
-        match self.dirty.swap(0, Ordering::AcqRel) {
-            0 => std::task::Poll::Pending,
-            bits => std::task::Poll::Ready(bits),
-        }
-    }
-}
-
-/// What a topic's readers share: its ring and where it stands.
-#[derive(Debug)]
-pub(crate) struct Live {
-    pub(crate) topic: TopicKey,
-    loaded: OnceCell<()>,
-    /// How often the topic's properties changed: what they allowed must be asked again.
-    changes: AtomicU64,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    /// As the journal last told; `None` until it was asked or written.
-    head: Option<Head>,
-    ring: Ring,
-    readers: Vec<Option<(Arc<Waker>, u32)>>,
-    reader_count: usize,
-}
-
-/// What a reader finds when it looks into the ring.
-pub(crate) enum Look {
-    /// It has everything there is.
-    End,
-    /// It was given frames, or skipped what it does not need; so many offsets were ahead of it.
-    Frames(u64),
-    /// It must ask the journal.
-    Behind,
-}
-
-impl Live {
-    fn new(topic: TopicKey) -> Self {
-        let state =
-            State { head: None, ring: Ring::default(), readers: Vec::new(), reader_count: 0 };
-        Self {
-            topic,
-            loaded: OnceCell::new(),
-            changes: AtomicU64::default(),
-            state: Mutex::new(state),
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where the topic stands, asking the journal the first time.
-    pub(crate) async fn head(&self, journal: &dyn Journal) -> Result<Head, JournalError> {
-        if let Some(head) = self.state().head {
-            return Ok(head);
-        }
-        let load = async || {
-            let info = journal.describe(&self.topic).await?;
-            let mut state = self.state();
-            // An append may have been faster, and knows better.
-            if state.head.is_none() {
-                state.ring.restart(info.head.tail.previous());
-                state.head = Some(info.head);
-            }
-            Ok(())
-        };
-        self.loaded.get_or_try_init(load).await?;
-        let head = self.state().head;
-        head.ok_or_else(|| JournalError::Unavailable("topic was not loaded".to_owned()))
-    }
-
-    /// Looks for what follows a reader's position, handing out frames until `take` says no.
-    pub(crate) fn look(
-        &self,
-        epoch: Epoch,
-        after: Offset,
-        fingerprint: Fingerprint,
-        take: impl FnMut(&Arc<Frame>) -> bool,
-    ) -> Look {
-        let state = self.state();
-        let Some(head) = &state.head else { return Look::Behind };
-        if head.epoch != epoch {
-            return Look::Behind;
-        }
-        let end = head.tail.previous();
-        if after == end {
-            // The same place in another history: only the journal can tell.
-            return if head.tail_fingerprint == fingerprint { Look::End } else { Look::Behind };
-        }
-        if after > end {
-            // A page may be ahead of the ring: durable, and about to be pushed.
-            return Look::End;
-        }
-        if state.ring.end() == end && state.ring.read(after, take) {
-            return Look::Frames(end.0 - after.0);
-        }
-        Look::Behind
-    }
-
-    /// A number that is another one once the topic's properties may allow something else: before
-    /// anything that was appended after the change can be found.
-    pub(crate) fn changes(&self) -> u64 {
-        self.changes.load(Ordering::SeqCst)
-    }
-
-    /// Whether the topic is closed, as far as this node knows.
-    fn is_closed(&self) -> bool {
-        self.state().head.is_some_and(|head| head.closed)
-    }
-
-    /// Whether the topic is closed and ends at this offset.
-    pub(crate) fn is_finished(&self, at: Offset) -> bool {
-        self.state().head.is_some_and(|head| head.closed && head.tail.previous() <= at)
-    }
-
-    /// Hands out the ephemeral frames since a place and returns the next place.
-    pub(crate) fn look_ephemeral(&self, from: u64, mut take: impl FnMut(&Arc<Frame>)) -> u64 {
-        let state = self.state();
-        state.ring.ephemeral(from).for_each(&mut take);
-        state.ring.ephemeral_end()
-    }
-
-    fn wake_all(state: &State) {
-        for (waker, number) in state.readers.iter().flatten() {
-            waker.wake(*number);
-        }
-    }
-
-    /// Takes in what an append stored. `taken` says when the hub took each event, by offset.
-    fn advance(&self, appended: &Appended, taken: &[(Offset, Instant)], limit: RingLimit) {
-        let frame = |event: &Event| {
-            let place = taken.binary_search_by_key(&event.offset, |(offset, _)| *offset).ok();
-            let at = place.and_then(|place| taken.get(place)).map(|(_, at)| *at);
-            let frame = Frame::of(&self.topic, appended.head.epoch, event).taken_at(at);
-            (event.offset, Arc::new(frame))
-        };
-        let frames: Vec<(Offset, Arc<Frame>)> = appended.events.iter().map(frame).collect();
-        let mut state = self.state();
-        let moved = state.head != Some(appended.head);
-        if state.head.is_none_or(|head| head.epoch != appended.head.epoch) {
-            state.ring.restart(appended.head.tail.previous());
-        }
-        for (offset, frame) in frames {
-            state.ring.push(offset, frame, limit);
-        }
-        state.head = Some(appended.head);
-        if moved {
-            Self::wake_all(&state);
-        }
-    }
-
-    /// Takes in what the journal says of the topic after its properties changed or it was deleted.
-    fn refresh(&self, head: Head) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
-        let mut state = self.state();
-        if state.head.is_some_and(|old| old.epoch != head.epoch) {
-            state.ring.restart(head.tail.previous());
-        }
-        state.head = Some(head);
-        Self::wake_all(&state);
-    }
-}
-
-/// A reader's place among those that a topic wakes. Dropped, it is not woken any more.
-#[derive(Debug)]
-pub(crate) struct Registration {
-    pub(crate) live: Arc<Live>,
-    place: usize,
-    /// The next ephemeral frame that this reader has not seen.
-    pub(crate) ephemeral_next: u64,
-}
-
-impl Registration {
-    fn new(live: Arc<Live>, waker: Arc<Waker>, number: u32) -> Self {
-        let mut state = live.state();
-        let place = state.readers.iter().position(Option::is_none).unwrap_or_else(|| {
-            state.readers.push(None);
-            state.readers.len() - 1
-        });
-        if let Some(slot) = state.readers.get_mut(place) {
-            *slot = Some((waker, number));
-        }
-        state.reader_count += 1;
-        let ephemeral_next = state.ring.ephemeral_end();
-        drop(state);
-        Self { live, place, ephemeral_next }
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        let mut state = self.live.state();
-        if let Some(slot) = state.readers.get_mut(self.place) {
-            *slot = None;
-        }
-        state.reader_count -= 1;
-        while matches!(state.readers.last(), Some(None)) {
-            state.readers.pop();
-        }
-    }
-}
+/// A command in a topic's queue: so small that a queue that is empty costs little.
+type Queued = Box<Command>;
 
 /// What a topic's task is asked to do.
 enum Command {
     Append {
         events: Vec<Append>,
         close: bool,
-        taken_at: Instant,
+        taken: Taken,
         reply: Reply,
     },
-    Ephemeral(Arc<NewEvent>, Instant),
+    Ephemeral(Arc<NewEvent>, Timestamp, Instant),
     SetProperties {
         change: Change,
         reply: oneshot::Sender<Result<Judged<TopicInfo>, JournalError>>,
@@ -290,9 +67,14 @@ enum Command {
 /// The topic's epoch, and what became of each event.
 type Reply = oneshot::Sender<Result<(Epoch, Vec<Outcome>), JournalError>>;
 
-#[derive(Debug, Clone)]
+/// The way to a topic's task. In boxes: a channel's first block has room for 32 commands, whatever
+/// is queued.
+type Commands = mpsc::Sender<Queued>;
+
+#[derive(Debug)]
 struct Handle {
-    commands: mpsc::Sender<Command>,
+    /// `None`: nothing is to be done. A topic that only has readers has no task.
+    commands: Option<Commands>,
     live: Arc<Live>,
 }
 
@@ -300,11 +82,28 @@ struct Handle {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) journal: Arc<dyn Journal>,
+    /// What other nodes are told by, if there may be others.
+    pub(crate) bus: Option<Arc<dyn Bus>>,
+    /// This node, among those on the bus.
+    pub(crate) node: u64,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) spans: Spans,
     pub(crate) ring: RingLimit,
     /// Told which topic got how many events, so that retention looks at the busy ones first.
     pub(crate) appended: mpsc::Sender<(TopicKey, u64)>,
+}
+
+impl Shared {
+    fn announce(&self, announcement: impl FnOnce() -> Announcement) {
+        if let Some(bus) = &self.bus {
+            bus.announce(announcement());
+        }
+    }
+
+    fn announce_change(&self, live: &Live) {
+        self.announce(|| Announcement::Changed { topic: live.topic.clone() });
+    }
 }
 
 /// The active topics of this node.
@@ -312,6 +111,8 @@ pub(crate) struct Shared {
 pub(crate) struct Topics {
     shared: Arc<Shared>,
     tasks: TaskTracker,
+    /// Where tasks are started: readers may be dropped anywhere.
+    runtime: Runtime,
     stopped: CancellationToken,
     hasher: RandomState,
     shards: Box<[Mutex<HashMap<TopicKey, Handle>>]>,
@@ -327,7 +128,8 @@ impl Topics {
         stopped: CancellationToken,
     ) -> Arc<Self> {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Arc::new(Self { shared, tasks, stopped, hasher: RandomState::new(), shards })
+        let (runtime, hasher) = (Runtime::current(), RandomState::new());
+        Arc::new(Self { shared, tasks, runtime, stopped, hasher, shards })
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -340,8 +142,8 @@ impl Topics {
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers a reader, starting the topic's task if it sleeps. Done under the table's lock, so
-    /// that the task cannot retire in between.
+    /// Registers a reader. Done under the table's lock, so that the topic cannot leave memory in
+    /// between.
     pub(crate) fn attach(
         self: &Arc<Self>,
         topic: &TopicKey,
@@ -349,35 +151,58 @@ impl Topics {
         number: u32,
     ) -> Registration {
         let mut shard = self.shard(topic);
-        let handle = self.activate(&mut shard, topic);
-        Registration::new(Arc::clone(&handle.live), Arc::clone(waker), number)
+        let live = Arc::clone(&self.handle(&mut shard, topic).live);
+        if let Some(bus) = &self.shared.bus
+            && !live.followed.swap(true, Ordering::Relaxed)
+        {
+            bus.follow(topic);
+        }
+        Registration::new(Arc::clone(self), live, Arc::clone(waker), number)
     }
 
-    fn activate(
-        self: &Arc<Self>,
-        shard: &mut HashMap<TopicKey, Handle>,
+    fn handle<'a>(
+        &self,
+        shard: &'a mut HashMap<TopicKey, Handle>,
         topic: &TopicKey,
-    ) -> Handle {
-        if let Some(handle) = shard.get(topic) {
-            return handle.clone();
+    ) -> &'a mut Handle {
+        shard.entry(topic.clone()).or_insert_with(|| {
+            self.shared.metrics.topics_active.inc();
+            Handle { commands: None, live: Arc::new(Live::new(topic.clone())) }
+        })
+    }
+
+    /// The way to the topic's task, which is started if it sleeps.
+    fn commands<'a>(self: &Arc<Self>, handle: &'a mut Handle) -> &'a Commands {
+        let Handle { commands, live } = handle;
+        commands.get_or_insert_with(|| {
+            let (sender, receiver) = mpsc::channel(TOPIC_QUEUE_MAX);
+            let task = run(Arc::clone(self), Arc::clone(live), receiver);
+            self.tasks.spawn_on(task, &self.runtime);
+            sender
+        })
+    }
+
+    /// The last reader of a topic left: its task, which may have to be started for that, lets it
+    /// leave memory after a while, unless somebody comes.
+    fn left(self: &Arc<Self>, live: &Live) {
+        let mut shard = self.shard(&live.topic);
+        if self.stopped.is_cancelled() || live.state().reader_count > 0 {
+            return;
         }
-        let (sender, receiver) = mpsc::channel(TOPIC_QUEUE_MAX);
-        let handle = Handle { commands: sender, live: Arc::new(Live::new(topic.clone())) };
-        shard.insert(topic.clone(), handle.clone());
-        self.shared.metrics.topics_active.inc();
-        self.tasks.spawn(run(Arc::clone(self), Arc::clone(&handle.live), receiver));
-        handle
+        if let Some(handle) = shard.get_mut(&live.topic) {
+            self.commands(handle);
+        }
     }
 
     /// Sends a command, again to a fresh task if the topic's retired meanwhile. Once the hub has
     /// stopped the command is dropped, and whoever waits for its answer is told.
-    async fn send(self: &Arc<Self>, topic: &TopicKey, mut command: Command) {
+    async fn send(self: &Arc<Self>, topic: &TopicKey, mut command: Box<Command>) {
         while !self.stopped.is_cancelled() {
-            let handle = {
+            let commands = {
                 let mut shard = self.shard(topic);
-                self.activate(&mut shard, topic)
+                self.commands(self.handle(&mut shard, topic)).clone()
             };
-            match handle.commands.send(command).await {
+            match commands.send(command).await {
                 Ok(()) => return,
                 Err(mpsc::error::SendError(back)) => command = back,
             }
@@ -390,30 +215,71 @@ impl Topics {
         topic: &TopicKey,
         events: Vec<Append>,
         close: bool,
+        delivery: Option<Arc<Delivery>>,
     ) -> Result<(Epoch, Vec<Outcome>), JournalError> {
         // Nobody is to wait behind a disk that does not get on.
-        if let Some(reason) = self.shared.journal.failure() {
+        if let Some(reason) = self.shared.journal.failure_of(topic) {
             return Err(JournalError::Unavailable(reason));
         }
         let (reply, answer) = oneshot::channel();
-        let taken_at = Instant::now();
-        self.send(topic, Command::Append { events, close, taken_at, reply }).await;
+        let taken = Taken { at: Instant::now(), delivery };
+        self.send(topic, Box::new(Command::Append { events, close, taken, reply })).await;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// Hands an ephemeral event to the readers there are now; a topic that is known to be closed
-    /// has none.
-    pub(crate) fn announce(&self, topic: &TopicKey, event: Arc<NewEvent>) -> Judged<()> {
-        let handle = self.shard(topic).get(topic).cloned();
-        let Some(handle) = handle else { return Ok(()) };
-        if handle.live.is_closed() {
-            return Err(Refusal::Closed);
-        }
+    /// Hands an ephemeral event to the readers there are now, on all nodes; a topic that is known to
+    /// be closed has none.
+    pub(crate) fn ephemeral(
+        self: &Arc<Self>,
+        topic: &TopicKey,
+        event: Arc<NewEvent>,
+    ) -> Judged<()> {
+        let at = self.shared.clock.now();
+        self.hand_out(topic, Arc::clone(&event), at)?;
+        self.shared.announce(|| {
+            let (topic, node) = (topic.clone(), self.shared.node);
+            Announcement::Ephemeral { topic, event, at, node }
+        });
+        Ok(())
+    }
+
+    /// Hands an ephemeral event to the readers here.
+    pub(crate) fn hand_out(
+        self: &Arc<Self>,
+        topic: &TopicKey,
+        event: Arc<NewEvent>,
+        at: Timestamp,
+    ) -> Judged<()> {
+        let commands = {
+            let mut shard = self.shard(topic);
+            let Some(handle) = shard.get_mut(topic) else { return Ok(()) };
+            if handle.live.is_closed() {
+                return Err(Refusal::Closed);
+            }
+            self.commands(handle).clone()
+        };
+        let command = Box::new(Command::Ephemeral(event, at, Instant::now()));
         // A full queue drops it: that is what its class allows.
-        if handle.commands.try_send(Command::Ephemeral(event, Instant::now())).is_err() {
+        if commands.try_send(command).is_err() {
             self.shared.metrics.ephemeral_dropped.inc();
         }
         Ok(())
+    }
+
+    /// A topic, if it is active here.
+    pub(crate) fn live(&self, topic: &TopicKey) -> Option<Arc<Live>> {
+        self.shard(topic).get(topic).map(|handle| Arc::clone(&handle.live))
+    }
+
+    /// The topics that have readers here.
+    pub(crate) fn followed(&self) -> Vec<Arc<Live>> {
+        let mut followed = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let read = shard.values().filter(|handle| handle.live.state().reader_count > 0);
+            followed.extend(read.map(|handle| Arc::clone(&handle.live)));
+        }
+        followed
     }
 
     /// Replaces a topic's properties.
@@ -423,7 +289,7 @@ impl Topics {
         change: Change,
     ) -> Result<Judged<TopicInfo>, JournalError> {
         let (reply, answer) = oneshot::channel();
-        self.send(topic, Command::SetProperties { change, reply }).await;
+        self.send(topic, Box::new(Command::SetProperties { change, reply })).await;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
@@ -434,15 +300,15 @@ impl Topics {
         condition: DeleteIf,
     ) -> Result<Judged<bool>, JournalError> {
         let (reply, answer) = oneshot::channel();
-        self.send(topic, Command::Delete { condition, reply }).await;
+        self.send(topic, Box::new(Command::Delete { condition, reply })).await;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// Takes in how far a topic was trimmed, if it is active here.
     pub(crate) fn trimmed(&self, topic: &TopicKey, trimmed: Head) {
-        let handle = self.shard(topic).get(topic).cloned();
-        if let Some(handle) = handle {
-            let mut state = handle.live.state();
+        let live = self.shard(topic).get(topic).map(|handle| Arc::clone(&handle.live));
+        if let Some(live) = live {
+            let mut state = live.state();
             if let Some(head) = state.head.as_mut().filter(|head| head.epoch == trimmed.epoch) {
                 head.earliest = trimmed.earliest;
                 head.floor_fingerprint = trimmed.floor_fingerprint;
@@ -450,14 +316,36 @@ impl Topics {
         }
     }
 
-    /// Takes a task out of the table unless somebody still needs it.
-    fn retire(&self, live: &Live, commands: &mut mpsc::Receiver<Command>) -> bool {
+    /// Asks a topic's task to look into the journal; `change` if its properties may be others.
+    pub(crate) fn hint(self: &Arc<Self>, live: &Live, change: bool) {
+        // Before the table's lock, so that a task that retires finds it.
+        live.hint(change);
+        if let Some(handle) = self.shard(&live.topic).get_mut(&live.topic) {
+            self.commands(handle);
+        }
+    }
+
+    /// Takes a task out of the table unless somebody still needs it, and its topic with it unless
+    /// that has readers.
+    fn retire(&self, live: &Live, commands: &mut mpsc::Receiver<Queued>) -> bool {
         let mut shard = self.shard(&live.topic);
-        if live.state().reader_count > 0 || !commands.is_empty() {
+        if !commands.is_empty() || live.is_hinted() {
             return false;
         }
-        shard.remove(&live.topic);
         commands.close();
+        if live.state().reader_count > 0 {
+            if let Some(handle) = shard.get_mut(&live.topic) {
+                handle.commands = None;
+            }
+            return true;
+        }
+        shard.remove(&live.topic);
+        // Under the table's lock: whoever attaches now follows it again.
+        if let Some(bus) = &self.shared.bus
+            && live.followed.load(Ordering::Relaxed)
+        {
+            bus.unfollow(&live.topic);
+        }
         self.shared.metrics.topics_active.dec();
         true
     }
@@ -468,7 +356,7 @@ fn stopped() -> JournalError {
 }
 
 /// A topic's task: runs until it has had nothing to do for a while.
-async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<Command>) {
+async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<Queued>) {
     let shared = Arc::clone(&topics.shared);
     let mut queue = Vec::new();
     let mut stopped = pin!(topics.stopped.cancelled());
@@ -482,6 +370,7 @@ async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<
                 }
                 serve_all(&shared, &live, &mut queue).await;
             }
+            () = live.hinted.notified() => look(&shared, &live).await,
             // After closing, what was sent before is still received: the loop ends at 0.
             () = &mut stopped, if !is_stopping => {
                 is_stopping = true;
@@ -502,7 +391,7 @@ async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<
 
 /// Serves the queue, and goes on with the next although this one met a defect: the topic's readers
 /// are here, and nobody else would wake them.
-async fn serve_all(shared: &Shared, live: &Live, queue: &mut Vec<Command>) {
+async fn serve_all(shared: &Shared, live: &Live, queue: &mut Vec<Queued>) {
     let served = AssertUnwindSafe(serve(shared, live, queue)).catch_unwind().await;
     if served.is_ok() {
         return;
@@ -510,35 +399,33 @@ async fn serve_all(shared: &Shared, live: &Live, queue: &mut Vec<Command>) {
     // Who waited for an answer was told that there is none when the commands were dropped.
     queue.clear();
     tracing::error!("a topic's task panicked; it goes on from what the journal holds");
-    match shared.journal.describe(&live.topic).await {
-        Ok(info) => live.refresh(info.head),
-        Err(error) => tracing::error!(%error, "the topic's readers learn of it by the next event"),
-    }
+    live.ask_anew(&*shared.journal).await;
 }
 
 /// Does what is queued, joining neighbouring appends into one commit.
-async fn serve(shared: &Shared, live: &Live, queue: &mut Vec<Command>) {
+async fn serve(shared: &Shared, live: &Live, queue: &mut Vec<Queued>) {
     let mut pending = Pending::default();
     for command in queue.drain(..) {
-        match command {
-            Command::Append { events, close, taken_at, reply } => {
+        match *command {
+            Command::Append { events, close, taken, reply } => {
                 if pending.is_full_with(&events) {
                     pending.commit(shared, live).await;
                 }
-                pending.add(events, close, taken_at, reply);
+                pending.add(events, close, taken, reply);
                 if close {
                     // What is queued behind it must find the topic closed.
                     pending.commit(shared, live).await;
                 }
             }
-            Command::Ephemeral(event, taken_at) => {
+            Command::Ephemeral(event, at, taken_at) => {
+                let taken = Taken { at: taken_at, delivery: None };
                 let event = Event {
                     offset: Offset::ZERO,
                     fingerprint: Fingerprint(0),
-                    recorded_at: shared.clock.now(),
+                    recorded_at: at,
                     body: event,
                 };
-                let frame = Frame::ephemeral(&live.topic, &event).taken_at(Some(taken_at));
+                let frame = Frame::ephemeral(&live.topic, &event).taken(Some(taken));
                 let mut state = live.state();
                 state.ring.push_ephemeral(Arc::new(frame));
                 Live::wake_all(&state);
@@ -547,7 +434,8 @@ async fn serve(shared: &Shared, live: &Live, queue: &mut Vec<Command>) {
                 pending.commit(shared, live).await;
                 let set = shared.journal.set_properties(&live.topic, change).await;
                 if let Ok(Ok(info)) = &set {
-                    live.refresh(info.head);
+                    live.refresh(info.clone());
+                    shared.announce_change(live);
                 }
                 // A caller that went away does not need the answer.
                 let _ = reply.send(set);
@@ -567,8 +455,40 @@ async fn delete(
     condition: DeleteIf,
 ) -> Result<Judged<bool>, JournalError> {
     let deleted = shared.journal.delete(&live.topic, condition).await?;
-    live.refresh(shared.journal.describe(&live.topic).await?.head);
+    live.ask_anew(&*shared.journal).await;
+    shared.announce_change(live);
     Ok(deleted)
+}
+
+/// Looks what other nodes did to the topic.
+async fn look(shared: &Shared, live: &Live) {
+    let looked = async {
+        catch_up(shared, live).await?;
+        if live.hinted_change.swap(false, Ordering::AcqRel) {
+            let info = shared.journal.describe(&live.topic).await?;
+            if live.agrees(&info) != (true, true) {
+                live.refresh(info);
+            }
+        }
+        Ok::<(), JournalError>(())
+    };
+    if let Err(error) = looked.await {
+        // The relay compares all topics now and then, and hints again.
+        tracing::debug!(%error, "a topic could not be looked at");
+    }
+}
+
+/// Reads what other nodes appended, once for all readers here.
+async fn catch_up(shared: &Shared, live: &Live) -> Result<(), JournalError> {
+    loop {
+        // Nobody here knows where the topic ends: its first reader will ask.
+        let Some(head) = live.state().head else { return Ok(()) };
+        let after = head.end().offset;
+        let page = shared.journal.read(&live.topic, after, PageLimit::default()).await?;
+        if !live.extend(head, &page, shared.ring) {
+            return Ok(());
+        }
+    }
 }
 
 /// Appends that will be committed together.
@@ -582,7 +502,7 @@ struct Pending {
 /// Who waits for the outcomes of how many of the appends, and since when.
 struct Asked {
     count: usize,
-    taken_at: Instant,
+    taken: Taken,
     reply: Reply,
 }
 
@@ -593,9 +513,9 @@ impl Pending {
                 || self.bytes + bytes(events) > COMMIT_BYTES_MAX)
     }
 
-    fn add(&mut self, events: Vec<Append>, close: bool, taken_at: Instant, reply: Reply) {
+    fn add(&mut self, events: Vec<Append>, close: bool, taken: Taken, reply: Reply) {
         self.bytes += bytes(&events);
-        self.asked.push(Asked { count: events.len(), taken_at, reply });
+        self.asked.push(Asked { count: events.len(), taken, reply });
         self.batch.events.extend(events);
         self.batch.close |= close;
     }
@@ -606,9 +526,25 @@ impl Pending {
             return;
         }
         batch.now = shared.clock.now();
+        let closes = batch.close || batch.events.iter().any(|append| append.close);
         match shared.journal.append(&live.topic, batch).await {
             Ok(appended) => {
-                live.advance(&appended, &taken(&appended.outcomes, &asked), shared.ring);
+                for delivery in asked.iter().filter_map(|asked| asked.taken.delivery.as_ref()) {
+                    delivery.committed();
+                }
+                // Behind what another node appended, this comes by the journal, in order.
+                let read = !live.is_next(&appended) && catch_up(shared, live).await.is_ok();
+                if !read {
+                    live.advance(&appended, &taken(&appended.outcomes, &asked), shared.ring);
+                }
+                if appended.events.is_empty() {
+                    if closes {
+                        shared.announce_change(live);
+                    }
+                } else {
+                    let (topic, end) = (live.topic.clone(), appended.head.end());
+                    shared.announce(|| Announcement::Advanced { topic, end });
+                }
                 let count = appended.events.len() as u64;
                 if count > 0 && shared.appended.try_send((live.topic.clone(), count)).is_err() {
                     // The sweep finds the topic later.
@@ -631,10 +567,10 @@ impl Pending {
 }
 
 /// When each event that was stored was taken, by ascending offset.
-fn taken(outcomes: &[Outcome], asked: &[Asked]) -> Vec<(Offset, Instant)> {
-    let times = asked.iter().flat_map(|asked| std::iter::repeat_n(asked.taken_at, asked.count));
-    let stored = outcomes.iter().zip(times).filter_map(|(outcome, at)| match outcome {
-        Outcome::Stored(position) => Some((position.offset, at)),
+fn taken(outcomes: &[Outcome], asked: &[Asked]) -> Vec<(Offset, Taken)> {
+    let times = asked.iter().flat_map(|asked| std::iter::repeat_n(&asked.taken, asked.count));
+    let stored = outcomes.iter().zip(times).filter_map(|(outcome, taken)| match outcome {
+        Outcome::Stored(position) => Some((position.offset, taken.clone())),
         Outcome::Duplicate(_) | Outcome::Refused(_) => None,
     });
     stored.collect()

@@ -87,14 +87,14 @@ impl Default for AuthSettings {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct SettingsError {
-    /// Which one, from [`AuthSettings`] down: `jwt.keys[0].secret`.
+    /// Which one, by its path in the settings that were checked: `jwt.keys[0].secret`.
     pub path: String,
     /// What is wrong and what is possible; without the value.
     pub reason: String,
 }
 
 impl SettingsError {
-    fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
+    pub(crate) fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { path: path.into(), reason: reason.into() }
     }
 }

@@ -3,7 +3,12 @@
 //! The rule: what is due is asked for, not only waited for: a reader that is behind always has
 //! events waiting, and would never let the timer have its turn.
 
-use std::{future::Future as _, pin::Pin, time::Duration};
+use std::{
+    future::Future as _,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use tokio::time::{Instant, Sleep};
 
@@ -79,19 +84,20 @@ impl Timers {
         self.notice.take_if(|(at, _)| *at <= now).map(|(_, expires_at)| expires_at)
     }
 
-    pub(super) async fn next(&mut self) -> Happening {
+    /// Waits for the next thing that is due.
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Happening> {
         loop {
-            std::future::poll_fn(|context| self.timer.as_mut().poll(context)).await;
+            ready!(self.timer.as_mut().poll(context));
             let now = Instant::now();
             if let Some(reason) = self.ended(now) {
-                return Happening::End(reason);
+                return Poll::Ready(Happening::End(reason));
             }
             if let Some(expires_at) = self.noticed(now) {
-                return Happening::Notice(expires_at);
+                return Poll::Ready(Happening::Notice(expires_at));
             }
             let ping = self.wrote_at + self.heartbeat;
             if ping <= now {
-                return Happening::Ping;
+                return Poll::Ready(Happening::Ping);
             }
             let times = self.ends.iter().map(|(at, _)| *at).chain(self.notice.map(|(at, _)| at));
             self.timer.as_mut().reset(times.fold(ping, Instant::min));

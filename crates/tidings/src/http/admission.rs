@@ -7,11 +7,11 @@ use std::collections::HashSet;
 
 use axum::http::{HeaderMap, header};
 
-use super::ingest::Draft;
 use crate::{
     auth::Grant,
     error::Problem,
     hub::Hub,
+    ingest::Draft,
     model::{Class, Offset, Tenant, Topic, TopicKey},
     publish::{Publish, Published},
     quota::{Room, Waiting},

@@ -21,7 +21,7 @@ pub(super) async fn renew(
     let Path(id) = id.map_err(|_| {
         Problem::new(ErrorCode::Malformed, "the path is not percent-encoded UTF-8").at("id")
     })?;
-    let topics = app.hub.renew_connection(&id, &grant).await?;
+    let topics = app.hub.renew_connection_anywhere(&id, &grant).await?;
     let names = |topics: &[Topic]| topics.iter().map(|topic| topic.to_string()).collect::<Vec<_>>();
     let answer = json!({
         "connection": id,

@@ -14,6 +14,9 @@ use crate::error::{ErrorCode, Problem};
 /// How long browsers may remember a preflight's answer, seconds: Chromium's own maximum.
 const MAX_AGE: &str = "7200";
 
+/// How many `ce-*` headers a preflight names: those of CloudEvents and of Tidings, and 16 extensions.
+const ATTRIBUTES_MAX: usize = 32;
+
 /// The origins whose pages may read answers.
 #[derive(Debug)]
 pub(super) struct Cors {
@@ -62,7 +65,7 @@ pub(super) async fn apply(State(cors): State<Arc<Cors>>, request: Request, next:
         && request.headers().contains_key(header::ORIGIN)
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = match (is_preflight, &origin) {
-        (true, Some(_)) => preflight(),
+        (true, Some(_)) => preflight(request.headers()),
         (true, None) => {
             let detail = "pages of this origin may not use the hub; the operator names origins";
             Problem::new(ErrorCode::ForbiddenOrigin, detail).into_response()
@@ -82,16 +85,32 @@ pub(super) async fn apply(State(cors): State<Arc<Cors>>, request: Request, next:
     response
 }
 
-fn preflight() -> Response {
+fn preflight(asked: &HeaderMap) -> Response {
     let headers = [
-        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, DELETE"),
-        (
-            header::ACCESS_CONTROL_ALLOW_HEADERS,
-            "authorization, content-type, idempotency-key, last-event-id",
-        ),
-        (header::ACCESS_CONTROL_MAX_AGE, MAX_AGE),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, DELETE".to_owned()),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, allowed_headers(asked)),
+        (header::ACCESS_CONTROL_MAX_AGE, MAX_AGE.to_owned()),
     ];
     (StatusCode::NO_CONTENT, headers).into_response()
+}
+
+/// The headers that a page may send. There is no wildcard for `ce-*` (WHATWG Fetch §3.2.5), so those
+/// that it asks for are named back.
+fn allowed_headers(asked: &HeaderMap) -> String {
+    let mut allowed = "authorization, content-type, idempotency-key, last-event-id, traceparent, \
+                       tracestate"
+        .to_owned();
+    let asked = asked.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).iter();
+    let names = asked.filter_map(|value| value.to_str().ok()).flat_map(|names| names.split(','));
+    let is_attribute = |name: &&str| {
+        let attribute = name.strip_prefix("ce-").unwrap_or_default();
+        !attribute.is_empty() && attribute.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    };
+    for name in names.map(str::trim).filter(is_attribute).take(ATTRIBUTES_MAX) {
+        allowed.push_str(", ");
+        allowed.push_str(name);
+    }
+    allowed
 }
 
 #[cfg(test)]

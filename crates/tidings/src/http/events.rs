@@ -17,16 +17,13 @@ use serde_json::{Value, json};
 use super::{
     admission::{self, Admission},
     caller::{Caller, may_write, read_body},
-    cloudevents,
-    ingest::{self, Bounds, Draft, Drafts, Fields},
-    problem,
-    query::{self, Parameter},
+    problem, query,
     router::App,
-    trace::TraceContext,
 };
 use crate::{
     auth::Grant,
     error::{ErrorCode, Problem},
+    ingest::{self, Bounds, Draft, Drafts, Fields, Parameter, cloudevents, trace::TraceContext},
     metrics::Metrics,
     model::{Tenant, Topic},
     publish::{Publish, Published},
@@ -69,20 +66,29 @@ pub(super) async fn publish(
         let place = app.hub.quotas().publisher(&grant)?;
         return Ok(publish_stream(app.clone(), grant, place, bounds, body));
     }
-    let key = idempotency_key(&headers)?;
-    app.hub.quotas().may_publish(&grant)?;
-    let _room = admission::room_for_body(&app.hub, &headers).await?;
-    let body = read_body(settings, body, settings.publish_bytes_max).await;
-    let body = body.map_err(|problem| problem.at(""))?;
-    let mut drafts =
-        read(&essence, content_type, query.as_deref(), &headers, body.clone(), bounds)?;
-    if let Some(trace) = TraceContext::of(&headers) {
-        drafts.events.iter_mut().flatten().for_each(|draft| trace.give_to(&mut draft.publish));
-    }
-    let key = key.map(|key| (key, whole_request(content_type, query.as_deref(), &headers, &body)));
-    app.hub.quotas().publish(&grant, drafts.events.len())?;
-    let results = authorize_and_publish(&app, &grant, drafts.events, key).await?;
-    Ok(answer(drafts.is_single, &results))
+    let trace = TraceContext::of(&headers);
+    let work = async {
+        let key = idempotency_key(&headers)?;
+        app.hub.quotas().may_publish(&grant)?;
+        let _room = admission::room_for_body(&app.hub, &headers).await?;
+        let body = read_body(settings, body, settings.publish_bytes_max).await;
+        let body = body.map_err(|problem| problem.at(""))?;
+        let query = query.as_deref();
+        let mut drafts = read(&essence, content_type, query, &headers, body.clone(), bounds)?;
+        if let Some(trace) = &trace {
+            drafts.events.iter_mut().flatten().for_each(|draft| trace.give_to(&mut draft.publish));
+        }
+        let key = key.map(|key| (key, whole_request(content_type, query, &headers, &body)));
+        app.hub.quotas().publish(&grant, drafts.events.len())?;
+        let results = authorize_and_publish(&app, &grant, drafts.events, key).await?;
+        Ok(answer(drafts.is_single, &results))
+    };
+    let caller = || trace.as_ref().and_then(TraceContext::span);
+    let status = |answer: &Result<Response, Problem>| match answer {
+        Ok(response) => response.status().as_u16(),
+        Err(problem) => problem.code.status(),
+    };
+    app.hub.spans().request(caller, work, status).await
 }
 
 /// Reads the body by its media type.
@@ -98,7 +104,7 @@ fn read(
     if essence == "application/cloudevents+json" {
         let topic = topic_parameter(query)?;
         let text = ingest::json_text(&body, "")?;
-        return Ok(single(cloudevents::structured(text, "", bounds, topic)));
+        return Ok(single(cloudevents::structured(text, "", bounds, topic.into())));
     }
     if essence == "application/cloudevents-batch+json" {
         let topic = topic_parameter(query)?;
@@ -344,7 +350,12 @@ fn publish_stream(
             };
             let state = match read {
                 Ok((numbers, drafts, _room)) => {
-                    let results = authorize_and_publish(&app, &grant, drafts, None).await;
+                    let work = authorize_and_publish(&app, &grant, drafts, None);
+                    let status = |answer: &Result<_, Problem>| {
+                        answer.as_ref().map_or_else(|problem| problem.code.status(), |_| 200)
+                    };
+                    // What was read together is a request: a stream may go on for ever.
+                    let results = app.hub.spans().request(|| None, work, status).await;
                     // One result for each line, also where all are refused together.
                     let refused = |problem| vec![Err(problem); numbers.len()];
                     let results = results.unwrap_or_else(refused);

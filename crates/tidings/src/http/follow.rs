@@ -1,8 +1,14 @@
 //! `GET /v1/events`: following topics as SSE, NDJSON or long-poll.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
+    Extension,
     body::Body,
     extract::{RawQuery, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
@@ -11,18 +17,19 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream;
 use http_body::Frame;
-use http_body_util::StreamBody;
 
 use super::{
     caller::{Carried, authenticate},
+    chunks::LongAnswer,
     proxy::BehindProxy,
-    query::{self, Parameter, duration},
+    query,
     router::App,
 };
 use crate::{
     auth::{Grant, Secret},
-    connection::{Carrier, Connection, ConnectionOptions, Envelope, Format},
+    connection::{Carrier, Connection, ConnectionOptions, Envelope, Format, Waiting},
     error::{ErrorCode, Problem},
+    ingest::{Parameter, text::duration},
     model::{
         Class, Cursor, Timestamp, Topic,
         limits::{CONNECTION_FILTERS_MAX, LONG_POLL_WAIT_MAX},
@@ -170,13 +177,27 @@ async fn answer(
             let connection = Connection::open(&app.hub, follow, options)
                 .carried_by(carrier)
                 .guarded_by(grant, ticket);
-            // The places are given back with the body, however that ends.
-            let bytes = stream::unfold((connection, places), async |(mut connection, places)| {
-                let bytes = connection.next().await?;
-                Some((Ok::<_, Infallible>(Frame::data(bytes)), (connection, places)))
-            });
-            Ok((stream_headers(Some(format)), Body::new(StreamBody::new(bytes))).into_response())
+            let body = Body::new(Events { connection: connection.into(), _places: places });
+            Ok((stream_headers(Some(format)), Extension(LongAnswer), body).into_response())
         }
+    }
+}
+
+/// A connection as a body. Its places are given back with it, however it ends.
+struct Events<P> {
+    connection: Waiting,
+    _places: P,
+}
+
+impl<P: Unpin> http_body::Body for Events<P> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.connection.poll_next(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 

@@ -6,14 +6,13 @@ use axum::{body::Body, http::HeaderMap};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, stream};
 
-use super::{
-    cloudevents as events,
-    events::Lines,
-    follow,
-    ingest::{self, Bounds, Draft},
-    query as parameters,
+use super::{events::Lines, follow, query as parameters};
+use crate::{
+    error::Problem,
+    fuzzing::check_event,
+    ingest::{self, Bounds, Draft, cloudevents as events},
+    model::Timestamp,
 };
-use crate::{error::Problem, fuzzing::check_event, model::Timestamp};
 
 const BOUNDS: Bounds = Bounds { event_bytes_max: 300, events_max: 5 };
 /// Short, so that lines beyond it are tried.
@@ -52,7 +51,7 @@ pub fn json_body(input: &[u8]) {
 /// CloudEvents in structured mode, one and a batch.
 pub fn cloudevents(input: &[u8]) {
     if let Ok(text) = std::str::from_utf8(input) {
-        check(events::structured(text, "", BOUNDS, None));
+        check(events::structured(text, "", BOUNDS, events::Given::default()));
     }
     match ingest::cloudevents_batch(input, BOUNDS, None) {
         Ok(drafts) => drafts.events.into_iter().for_each(check),

@@ -5,7 +5,7 @@
 
 mod admission;
 mod caller;
-mod cloudevents;
+mod chunks;
 mod connections;
 mod cookie;
 mod cors;
@@ -14,11 +14,9 @@ mod follow;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod health;
-mod ingest;
 mod observe;
 mod openapi;
 mod problem;
-mod properties;
 mod proxy;
 mod query;
 mod rest;
@@ -30,7 +28,6 @@ mod state;
 mod tickets;
 mod tls;
 mod topics;
-mod trace;
 mod transport;
 
 pub use cookie::CookieSettings;

@@ -21,7 +21,8 @@ mod tests {
     use super::*;
     use crate::{
         error::ErrorCode,
-        http::{follow, ingest, revocations, state, topics},
+        http::{follow, revocations, state, topics},
+        ingest,
     };
 
     const METHODS: [&str; 5] = ["get", "post", "put", "delete", "patch"];

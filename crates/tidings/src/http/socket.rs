@@ -6,12 +6,14 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use axum::body::Body;
 use bytes::{Buf as _, Bytes, BytesMut};
+use http_body::Frame;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     time::{Instant, Sleep},
@@ -161,11 +163,36 @@ enum Phase {
 
 /// Where an HTTP/1 connection is between its requests; shared with the service that answers them.
 #[derive(Debug, Clone)]
-pub(super) struct Requests(Arc<Mutex<Phase>>);
+pub(super) struct Requests(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    leaving: Leaving,
+}
+
+/// How far an answer is that goes on without hyper once that has written its head.
+#[derive(Debug, Default)]
+enum Leaving {
+    /// There is none.
+    #[default]
+    No,
+    /// Its head is made.
+    Head(Body),
+    /// hyper asked for what comes behind the head, so that is in hyper's buffer.
+    Buffered(Body),
+    /// hyper's buffer is empty.
+    Written(Body),
+}
 
 impl Requests {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Phase::Idle)))
+        let state = State { phase: Phase::Idle, leaving: Leaving::No };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A head has come whole. The connection is idle again when what this returns is dropped.
@@ -174,12 +201,60 @@ impl Requests {
         Answering(self.clone())
     }
 
+    /// Keeps a body for whoever goes on without hyper, and returns one of no known length that
+    /// hyper waits for meanwhile.
+    pub(super) fn leave(&self, body: Body) -> Body {
+        self.state().leaving = Leaving::Head(body);
+        Body::new(Behind(self.clone()))
+    }
+
+    /// The body that is kept, as soon as hyper has written its head.
+    pub(super) fn left(&self) -> Option<Body> {
+        let mut state = self.state();
+        match std::mem::take(&mut state.leaving) {
+            Leaving::Written(body) => Some(body),
+            other => {
+                state.leaving = other;
+                None
+            }
+        }
+    }
+
+    /// hyper's buffer is empty: it flushes when it has written everything.
+    fn flushed(&self) {
+        let mut state = self.state();
+        state.leaving = match std::mem::take(&mut state.leaving) {
+            Leaving::Buffered(body) => Leaving::Written(body),
+            other => other,
+        };
+    }
+
     fn set(&self, phase: Phase) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+        self.state().phase = phase;
     }
 
     fn phase(&self) -> Phase {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state().phase
+    }
+}
+
+/// What hyper waits for behind a head: it never comes.
+struct Behind(Requests);
+
+impl http_body::Body for Behind {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let mut state = self.0.state();
+        state.leaving = match std::mem::take(&mut state.leaving) {
+            Leaving::Head(body) => Leaving::Buffered(body),
+            other => other,
+        };
+        Poll::Pending
     }
 }
 
@@ -249,6 +324,18 @@ impl<T> Reads<T> {
     pub(super) fn hurried(self, requests: Requests, head_max: Duration) -> Self {
         Self { heads: Some(Heads { requests, head_max, timer: None }), ..self }
     }
+
+    /// Goes on behind what hyper wrote; it had read some bytes that it made no request of.
+    pub(super) fn without_hyper(self, unread: &[u8]) -> Self {
+        // Copied: hyper's whole buffer would be kept for them.
+        Self { io: self.io, first: self.first, heads: None, instead: Bytes::new() }.reread(unread)
+    }
+
+    /// Reads these bytes once more.
+    pub(super) fn reread(self, bytes: &[u8]) -> Self {
+        let first = [bytes, &self.first[..]].concat().into();
+        Self { first, ..self }
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Reads<T> {
@@ -310,7 +397,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Reads<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_instead(context))?;
-        Pin::new(&mut self.io).poll_flush(context)
+        ready!(Pin::new(&mut self.io).poll_flush(context))?;
+        if let Some(heads) = &self.heads {
+            heads.requests.flushed();
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -11,12 +11,13 @@ use futures_util::{StreamExt as _, stream};
 
 use super::{
     caller::{Caller, not_found},
-    query::{self, Parameter},
+    query,
     router::App,
 };
 use crate::{
     error::Problem,
     hub::Hub,
+    ingest::Parameter,
     journal::{JournalError, Page, StateQuery},
     model::{Cursor, Mark, Offset, Topic, TopicKey},
     sse::Frame,

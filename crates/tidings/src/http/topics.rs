@@ -13,13 +13,15 @@ use serde_json::{Value, json};
 use super::{
     admission::room_for_topic,
     caller::{Caller, may_write, not_found, read_body},
-    ingest::json_text,
-    properties::{self, PropertiesText},
-    query::{self, Parameter},
+    query,
     router::App,
 };
 use crate::{
     error::{ErrorCode, Problem},
+    ingest::{
+        Parameter, json_text,
+        properties::{self, PropertiesText},
+    },
     journal::{Change, DeleteIf, TopicInfo, TopicQuery},
     model::{Topic, TopicKey},
 };

@@ -16,8 +16,13 @@ pub mod contract;
 pub mod embedded;
 pub mod memory;
 mod page;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod problem;
 pub mod record;
+#[cfg(feature = "redis")]
+pub mod redis;
+pub mod routed;
 pub(crate) mod turns;
 
 pub use crate::model::resume::Head;
@@ -59,6 +64,16 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
 
     /// The topic's bounds and properties.
     async fn describe(&self, topic: &TopicKey) -> Result<TopicInfo, JournalError>;
+
+    /// Several topics' bounds and properties, in the order asked for. Each is as it was at some time
+    /// after the call; not all of them at one time.
+    async fn describe_all(&self, topics: &[TopicKey]) -> Result<Vec<TopicInfo>, JournalError> {
+        let mut infos = Vec::with_capacity(topics.len());
+        for topic in topics {
+            infos.push(self.describe(topic).await?);
+        }
+        Ok(infos)
+    }
 
     /// The offset after which a reader finds what `from` asks for.
     async fn locate(&self, topic: &TopicKey, from: Locate) -> Result<Offset, JournalError>;
@@ -103,6 +118,11 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
 
     /// Why the journal takes no appends now; `None` while it works.
     fn failure(&self) -> Option<String>;
+
+    /// Why the journal takes no appends to this topic now; `None` while it does.
+    fn failure_of(&self, _: &TopicKey) -> Option<String> {
+        self.failure()
+    }
 
     /// Damaged places that were met since the start; each was logged, with its topic, once.
     fn damaged_places(&self) -> usize {

@@ -33,45 +33,70 @@ pub enum RecordError {
 /// Writes the record of an event at its offset; the first four bytes are its fingerprint.
 #[must_use]
 pub fn encode(event: &NewEvent, offset: Offset, recorded_at: Timestamp) -> (Fingerprint, Vec<u8>) {
+    let mut out = Vec::with_capacity(128 + event.data.len());
+    out.extend([0; 4]);
+    write_body(&mut out, event, recorded_at);
+    let sum = checksum(out.get(4..).unwrap_or_default(), offset);
+    if let Some(slot) = out.first_chunk_mut() {
+        *slot = sum.to_be_bytes();
+    }
+    (Fingerprint(sum), out)
+}
+
+/// The record of an event whose offset is not known yet: a store that assigns it puts the
+/// fingerprint in front.
+#[cfg(feature = "redis")]
+pub(crate) struct Unplaced {
+    /// All of the record but its fingerprint.
+    pub(crate) body: Vec<u8>,
+}
+
+#[cfg(feature = "redis")]
+impl Unplaced {
+    pub(crate) fn new(event: &NewEvent, recorded_at: Timestamp) -> Self {
+        let mut body = Vec::with_capacity(128 + event.data.len());
+        write_body(&mut body, event, recorded_at);
+        Self { body }
+    }
+
+    /// The fingerprint that it has at an offset.
+    pub(crate) fn at(&self, offset: Offset) -> Fingerprint {
+        Fingerprint(checksum(&self.body, offset))
+    }
+}
+
+/// Writes what a record has after its checksum.
+fn write_body(out: &mut Vec<u8>, event: &NewEvent, recorded_at: Timestamp) {
     let mut flags = 0;
     flags |= if event.class == Class::State { STATE } else { 0 };
     flags |= if event.delete { DELETE } else { 0 };
-    let mut out = Vec::with_capacity(128 + event.data.len());
-    out.extend([0; 4]);
+    flags |= if matches!(event.data, Data::Binary { .. }) { BINARY } else { 0 };
     out.push(VERSION);
     out.push(flags);
     out.extend(recorded_at.as_millis().to_be_bytes());
     fn present(text: Option<&str>) -> Option<&[u8]> {
         text.map(str::as_bytes)
     }
-    put(&mut out, Some(event.id.as_str().as_bytes()));
-    put(&mut out, Some(event.event_type.as_str().as_bytes()));
-    put(&mut out, present(event.key.as_ref().map(StateKey::as_str)));
-    put(&mut out, present(event.source.as_ref().map(Attribute::as_str)));
-    put(&mut out, present(event.subject.as_ref().map(Attribute::as_str)));
+    put(out, Some(event.id.as_str().as_bytes()));
+    put(out, Some(event.event_type.as_str().as_bytes()));
+    put(out, present(event.key.as_ref().map(StateKey::as_str)));
+    put(out, present(event.source.as_ref().map(Attribute::as_str)));
+    put(out, present(event.subject.as_ref().map(Attribute::as_str)));
     for time in [event.time, event.expires_at, event.due_at] {
-        put(&mut out, time.map(|time| time.as_millis().to_be_bytes()).as_ref().map(|b| &b[..]));
+        put(out, time.map(|time| time.as_millis().to_be_bytes()).as_ref().map(|b| &b[..]));
     }
     match &event.data {
-        Data::None => put(&mut out, None),
-        Data::Json(text) => put(&mut out, Some(text.as_str().as_bytes())),
+        Data::None => put(out, None),
+        Data::Json(text) => put(out, Some(text.as_str().as_bytes())),
         Data::Binary { content_type, bytes } => {
-            if let Some(slot) = out.get_mut(5) {
-                *slot |= BINARY;
-            }
-            put(&mut out, Some(bytes));
-            put(&mut out, Some(content_type.as_str().as_bytes()));
+            put(out, Some(bytes));
+            put(out, Some(content_type.as_str().as_bytes()));
         }
     }
     for (name, value) in &event.extensions {
-        put(&mut out, Some(name.as_bytes()));
-        put(&mut out, Some(value.as_str().as_bytes()));
+        put(out, Some(name.as_bytes()));
+        put(out, Some(value.as_str().as_bytes()));
     }
-    let sum = checksum(out.get(4..).unwrap_or_default(), offset);
-    if let Some(slot) = out.first_chunk_mut() {
-        *slot = sum.to_be_bytes();
-    }
-    (Fingerprint(sum), out)
 }
 
 /// Reads a record, checking that it is whole and belongs to the offset.

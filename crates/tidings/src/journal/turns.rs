@@ -139,6 +139,10 @@ impl Journal for Turns {
         self.journal.describe(topic).await
     }
 
+    async fn describe_all(&self, topics: &[TopicKey]) -> Result<Vec<TopicInfo>, JournalError> {
+        self.journal.describe_all(topics).await
+    }
+
     async fn set_properties(
         &self,
         topic: &TopicKey,
@@ -175,6 +179,14 @@ impl Journal for Turns {
 
     fn failure(&self) -> Option<String> {
         self.journal.failure()
+    }
+
+    fn failure_of(&self, topic: &TopicKey) -> Option<String> {
+        self.journal.failure_of(topic)
+    }
+
+    fn damaged_places(&self) -> usize {
+        self.journal.damaged_places()
     }
 
     async fn close(&self) {

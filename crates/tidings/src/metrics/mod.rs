@@ -113,6 +113,7 @@ const PUBLISHED: &[Label] = &[Label {
     further: Some(Values::Codes),
 }];
 const KEY_SETS: &[Label] = &[Label::listed("result", &["read", "failed"])];
+const SPANS: &[Label] = &[Label::listed("result", &["sent", "dropped", "failed"])];
 const GAPS: &[Label] =
     &[Label::listed("reason", &["trimmed", "unknown_cursor", "epoch", "lagged"])];
 const CONNECTION: &[Label] = &[
@@ -131,6 +132,12 @@ const REQUEST: &[Label] = &[
 ];
 const LIMITS: &[Label] = &[Label { name: "limit", listed: &[], further: Some(Values::Limits) }];
 const VERSION: &[Label] = &[Label { name: "version", listed: &[], further: Some(Values::Version) }];
+const HEARD: &[Label] =
+    &[Label::listed("result", &["advanced", "changed", "ephemeral", "missed", "found"])];
+const MESSAGES: &[Label] =
+    &[Label::listed("result", &["stored", "duplicate", "ephemeral", "dead", "retried"])];
+const DEAD: &[Label] =
+    &[Label { name: "reason", listed: &["unmapped"], further: Some(Values::Codes) }];
 const SOURCE: &[Label] = &[Label::listed("source", &["ring", "journal"])];
 
 /// Declares the metrics: what each counts, its name, type, unit and labels.
@@ -211,6 +218,29 @@ metrics! {
     gaps: Family<ReasonLabel, Counter> = Family::default(), None, GAPS;
     /// Ephemeral events dropped because a topic was busy.
     ephemeral_dropped: Counter = Counter::default(), None, NONE;
+    /// What was heard of other nodes, by what it was: announcements that a topic advanced or changed,
+    /// ephemeral events, `missed` where the bus may have lost something, and `found` for topics that
+    /// had changed without a word, or a moment before it.
+    announcements: Family<ResultLabel, Counter> = Family::default(), None, HEARD;
+    /// Announcements that were not sent to other nodes because there were too many at once; those
+    /// look for themselves within a second.
+    announcements_dropped: Counter = Counter::default(), None, NONE;
+    /// Messages of sources by what became of them: `dead` if they cannot become events, `retried` for
+    /// each time that the journal did not take one.
+    source_messages: Family<ResultLabel, Counter> = Family::default(), None, MESSAGES;
+    /// Messages that a source's broker delivered again.
+    source_redelivered: Counter = Counter::default(), None, NONE;
+    /// Messages that are in a dead-letter queue, by why.
+    source_dead_letters: Family<ReasonLabel, Counter> = Family::default(), None, DEAD;
+    /// Connections of sources that ended and were made anew.
+    source_reconnects: Counter = Counter::default(), None, NONE;
+    /// From a message's own timestamp until it is stored, in whole seconds. One value for each batch,
+    /// of the oldest message in it.
+    source_lag: Histogram = latencies(), Some(Unit::Seconds), NONE;
+    /// Messages that wait in the queues of sources, as was last asked.
+    source_queue_depth: Gauge = Gauge::default(), None, NONE;
+    /// Queues of sources that are not consumed now.
+    source_queues_failing: Gauge = Gauge::default(), None, NONE;
     /// Topics that somebody reads or writes just now.
     topics_active: Gauge = Gauge::default(), None, NONE;
     /// Hints to retention dropped because it was busy; the next sweep finds those topics.
@@ -233,6 +263,9 @@ metrics! {
     key_sets_read: Family<ResultLabel, Counter> = Family::default(), None, KEY_SETS;
     /// Issuers whose key set could not be read the last time.
     key_sets_failing: Gauge = Gauge::default(), None, NONE;
+    /// Spans for the OpenTelemetry collector: sent to it, dropped because the queue was full or the
+    /// hub ended, or failed because the collector did not take them.
+    spans: Family<ResultLabel, Counter> = Family::default(), None, SPANS;
     /// Places of the journal that were met since the start and cannot be read.
     journal_damaged_places: Gauge = Gauge::default(), None, NONE;
     /// Answering a request, streams of events excluded.

@@ -230,6 +230,13 @@ mod tests {
         )
     }
 
+    /// The first bytes of SHA-256, which cursors that browsers keep were made with.
+    #[test]
+    fn a_topic_is_held_by_the_hash_of_its_name() {
+        let hash = TopicHash::from(&Topic::parse("user/42").unwrap());
+        assert_eq!(hash, TopicHash([0xff, 0x93, 0x67, 0x30, 0x7e, 0xb0, 0x33, 0x73]));
+    }
+
     proptest! {
         #[test]
         fn a_cursor_comes_back_as_it_was(

@@ -5,8 +5,7 @@ use std::time::Duration;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use tidings::settings::Settings;
-
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use super::support::{Options, Reader, Server, json_of, problem_of, raw, token};
 
@@ -287,6 +286,59 @@ async fn a_closed_topic_ends_its_streams_and_keeps_finished_readers_away() {
     let request = server.post("/v1/events").header("content-type", "application/json").body(body);
     let (status, problem) = problem_of(request.send().await.unwrap()).await;
     assert_eq!((status, &problem["code"]), (409, &json!("topic_closed")));
+}
+
+/// A stream's head is hyper's, its chunks are not, and the requests behind it are hyper's again.
+#[tokio::test]
+async fn a_connection_takes_requests_again_behind_a_stream_that_ended() {
+    let server = Server::start().await;
+    server.publish_numbers("t", 1..3).await;
+    server.publish(&json!({ "topic": "t", "type": "end", "close": true })).await;
+    let head = |path: &str, more: &str| {
+        let key = &server.key;
+        format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n{more}\r\n")
+    };
+    let stream = "/v1/events?topic=t&since=earliest";
+    let requests = [
+        head(stream, ""),
+        head("/health/live", ""),
+        head(stream, ""),
+        head(stream, "connection: Close\r\n"),
+    ];
+    let mut ways = vec![requests.to_vec()];
+    // All at once, whole or cut anywhere, and one behind the other.
+    ways.push(vec![requests.concat()]);
+    for cut in [1, 100, requests[0].len() - 1, requests[0].len(), requests[0].len() + 9] {
+        let all = requests.concat();
+        ways.push(vec![all[..cut].to_owned(), all[cut..].to_owned()]);
+    }
+    for way in ways {
+        let mut connection = TcpStream::connect(server.address).await.unwrap();
+        for part in &way[..way.len() - 1] {
+            connection.write_all(part.as_bytes()).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let answers = raw(&mut connection, way[way.len() - 1].as_bytes()).await;
+        assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), 4, "{answers}");
+        assert_eq!(answers.matches("transfer-encoding: chunked\r\n").count(), 3, "{answers}");
+        assert_eq!(answers.matches("\n\n\r\n0\r\n\r\n").count(), 3, "{answers}");
+        assert_eq!(answers.matches("\"reason\":\"closed\"").count(), 3, "{answers}");
+        assert!(answers.ends_with("\r\n0\r\n\r\n"), "{answers}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_knows_no_chunks_gets_none() {
+    let server = Server::start().await;
+    server.publish(&json!({ "topic": "t", "type": "end", "close": true })).await;
+    let request = format!(
+        "GET /v1/events?topic=t&since=earliest HTTP/1.0\r\nauthorization: Bearer {}\r\n\r\n",
+        server.key
+    );
+    let mut connection = TcpStream::connect(server.address).await.unwrap();
+    let answer = raw(&mut connection, request.as_bytes()).await;
+    assert!(!answer.contains("chunked") && answer.contains("\r\n\r\n: ok\n\n"), "{answer}");
+    assert!(answer.ends_with("}\n\n"), "{answer}");
 }
 
 #[tokio::test]

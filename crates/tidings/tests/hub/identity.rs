@@ -21,7 +21,7 @@ use crate::support::{Down, clock, key, log, publish, tenant};
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A grant to read these topics, with more or other claims.
-fn grant_with(sub: &str, topics: &[&str], more: Value) -> Grant {
+pub(crate) fn grant_with(sub: &str, topics: &[&str], more: Value) -> Grant {
     let scope = |topic: &&str| {
         json!({ "topic": topic, "read": "allowed", "write": "denied", "answer": "denied",
             "feed": false })
@@ -40,7 +40,7 @@ fn ends(sub: &str, at: Timestamp) -> Grant {
     grant_with(sub, &["t"], json!({ "expires_at_ms": at.as_millis() }))
 }
 
-fn open(hub: &Hub, topic: &str, grant: &Grant) -> Connection {
+pub(crate) fn open(hub: &Hub, topic: &str, grant: &Grant) -> Connection {
     let options = ConnectionOptions {
         format: Format::Sse,
         envelope: Envelope::CloudEvents,
@@ -51,7 +51,7 @@ fn open(hub: &Hub, topic: &str, grant: &Grant) -> Connection {
 }
 
 /// Reads until something with this text was written, or to the end.
-async fn read(connection: &mut Connection, until: &str) -> String {
+pub(crate) async fn read(connection: &mut Connection, until: &str) -> String {
     let mut all = String::new();
     while !all.contains(until) {
         let Some(bytes) = connection.next().await else { break };
@@ -61,7 +61,7 @@ async fn read(connection: &mut Connection, until: &str) -> String {
 }
 
 /// Whether the connection ends for this reason, without an event before.
-async fn ends_as(connection: &mut Connection, reason: &str) {
+pub(crate) async fn ends_as(connection: &mut Connection, reason: &str) {
     let rest = read(connection, "tidings.goaway").await;
     assert!(rest.contains(&format!("\"reason\":\"{reason}\"")), "{rest}");
     assert!(!rest.contains("specversion"), "{rest}");

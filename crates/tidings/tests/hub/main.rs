@@ -7,10 +7,12 @@
     reason = "a test fails by panicking, and reads better short"
 )]
 
+mod cluster;
 mod connection;
 mod follow;
 mod identity;
 mod metrics;
+mod nodes;
 mod publish;
 mod seam;
 mod support;

@@ -16,8 +16,8 @@ use tidings::{
 };
 
 use crate::support::{
-    Got, Seam, SeamJournal, catch_up, event, follow, key, log, publish, state, take, tenant, topic,
-    trim,
+    Got, Seam, SeamJournal, catch_up, delete, event, follow, key, log, publish, state, take,
+    tenant, topic, trim,
 };
 
 fn hub() -> (Hub, Arc<SeamJournal>, Arc<MemoryJournal>) {
@@ -41,6 +41,21 @@ async fn a_defect_met_by_an_append_neither_hangs_its_topic_nor_loses_its_readers
     let first = Publish::new(topic("a"), log(1));
     let refused = hub.publish_one(&tenant(), first).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Unavailable);
+    publish(&hub, "a", log(2)).await;
+    assert_eq!(take(&mut reader, 1).await, [event("log", 1, 2)]);
+}
+
+/// Broken on purpose: in `Live::ask_anew`, leave out `forget`.
+#[tokio::test(start_paused = true)]
+async fn readers_are_told_of_a_deletion_although_the_journal_does_not_say_where_the_topic_stands() {
+    let (hub, journal, _) = hub();
+    publish(&hub, "a", log(1)).await;
+    let mut reader = follow(&hub, earliest()).await;
+    assert_eq!(take(&mut reader, 1).await, [event("log", 1, 1)]);
+    journal.fail_describe();
+    delete(&hub, "a").await;
+    let told = tokio::time::timeout(Duration::from_secs(60), take(&mut reader, 1)).await.unwrap();
+    assert!(matches!(told.as_slice(), [Got::Gap("epoch", ..)]), "{told:?}");
     publish(&hub, "a", log(2)).await;
     assert_eq!(take(&mut reader, 1).await, [event("log", 1, 2)]);
 }

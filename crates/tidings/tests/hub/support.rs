@@ -1,7 +1,10 @@
 //! What the hub's tests share: short spellings, a reader that collects, a journal with seams.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -132,6 +135,7 @@ type Act = Box<dyn FnMut() -> BoxFuture<'static, ()> + Send>;
 /// A journal that acts in the gap: just before or after it reads a page, once.
 pub(crate) struct SeamJournal {
     inner: Arc<dyn Journal>,
+    fails_describe: AtomicBool,
     before_append: Mutex<Option<Act>>,
     before_read: Mutex<Option<Act>>,
     after_read: Mutex<Option<Act>>,
@@ -161,6 +165,7 @@ impl SeamJournal {
     pub(crate) fn new(inner: Arc<dyn Journal>) -> Arc<Self> {
         Arc::new(Self {
             inner,
+            fails_describe: AtomicBool::new(false),
             before_append: Mutex::default(),
             before_read: Mutex::default(),
             after_read: Mutex::default(),
@@ -187,6 +192,11 @@ impl SeamJournal {
         F: Future<Output = ()> + Send + 'static,
     {
         *self.slot(seam).lock().unwrap() = Some(Box::new(move || Box::pin(act())));
+    }
+
+    /// Does not say the next time where a topic stands.
+    pub(crate) fn fail_describe(&self) {
+        self.fails_describe.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn is_done(&self, seam: Seam) -> bool {
@@ -232,6 +242,9 @@ impl Journal for SeamJournal {
     }
 
     async fn describe(&self, topic: &TopicKey) -> Result<TopicInfo, JournalError> {
+        if !topic.tenant.is_reserved() && self.fails_describe.swap(false, Ordering::SeqCst) {
+            return down();
+        }
         let info = self.inner.describe(topic).await;
         self.act(Seam::AfterDescribe, topic).await;
         info

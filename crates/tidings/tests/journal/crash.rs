@@ -24,10 +24,10 @@ use tidings::{
     },
 };
 
-/// `TIDINGS_TEST_ROUNDS` asks for more than CI has time for.
+/// `TESTS_ROUNDS` asks for more than CI has time for.
 const ROUNDS: u64 = 25;
 const TOPICS: usize = 6;
-const DIRECTORY: &str = "TIDINGS_TEST_CRASH_DIRECTORY";
+const DIRECTORY: &str = "TESTS_CRASH_DIRECTORY";
 
 fn topic(n: usize) -> TopicKey {
     TopicKey::new(Tenant::parse("a").unwrap(), Topic::parse(&format!("t/{n}")).unwrap())
@@ -188,7 +188,7 @@ fn no_acknowledged_event_is_lost_doubled_or_renumbered_by_kill_9() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (mut expected, mut epochs) = (Expected::new(), HashMap::new());
-    let rounds = std::env::var("TIDINGS_TEST_ROUNDS").ok();
+    let rounds = std::env::var("TESTS_ROUNDS").ok();
     let rounds = rounds.map_or(ROUNDS, |rounds| rounds.parse().unwrap());
     for round in 0..rounds {
         // Every fourth is killed while it opens, the others somewhere in their first thousand.

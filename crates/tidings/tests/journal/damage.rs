@@ -170,9 +170,9 @@ impl Random {
     }
 }
 
-/// How many places are damaged: `TIDINGS_TEST_DAMAGES` asks for more than CI has time for.
+/// How many places are damaged: `TESTS_DAMAGES` asks for more than CI has time for.
 fn damages() -> usize {
-    let more = std::env::var("TIDINGS_TEST_DAMAGES").ok();
+    let more = std::env::var("TESTS_DAMAGES").ok();
     more.map_or(100, |count| count.parse().unwrap())
 }
 

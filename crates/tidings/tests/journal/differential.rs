@@ -1,4 +1,4 @@
-//! Random operations on the memory and the embedded journal: both answer the same.
+//! Random operations on the memory journal and another one: both answer the same.
 //!
 //! The memory journal is in turn compared with an oracle that knows nothing but lists.
 
@@ -9,19 +9,24 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use proptest::{prelude::*, sample::Index};
 use tidings::{
     clock::ManualClock,
     journal::{
         Append, Appended, Batch, Change, Dedup, DeleteIf, DueKind, Head, Journal, JournalSettings,
         Locate, Outcome, Page, PageLimit, Properties, Retention, StateQuery, TopicInfo, TopicQuery,
-        embedded::EmbeddedJournal, memory::MemoryJournal,
+        embedded::EmbeddedJournal, memory::MemoryJournal, postgres::PostgresJournal,
+        redis::RedisJournal,
     },
     model::{
         Epoch, Event, EventId, EventType, JsonText, NewEvent, Offset, Position, StateKey, Tenant,
         Timestamp, Topic, TopicKey,
     },
 };
+use tidings_services::{Postgres, Redis};
+
+use crate::{postgres::fresh, redis::options};
 
 /// Small enough that every bound is reached within one run.
 const SETTINGS: JournalSettings = JournalSettings {
@@ -159,11 +164,67 @@ impl Listed {
     }
 }
 
+/// A journal that is compared with the memory journal.
+struct Opened {
+    journal: Arc<dyn Journal>,
+    /// The same one, if it reclaims space in its own time.
+    reclaims: Option<Arc<EmbeddedJournal>>,
+}
+
+impl std::ops::Deref for Opened {
+    type Target = dyn Journal;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.journal
+    }
+}
+
+/// Opens the same content each time.
+type Open = Box<dyn Fn(Arc<ManualClock>) -> BoxFuture<'static, Opened>>;
+
+fn embedded() -> Open {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    Box::new(move |clock| {
+        let directory = Arc::clone(&directory);
+        Box::pin(async move {
+            let journal =
+                EmbeddedJournal::open_with_clock(directory.path(), SETTINGS, clock).unwrap();
+            Opened { journal: journal.clone(), reclaims: Some(journal) }
+        })
+    })
+}
+
+fn redis() -> Open {
+    let redis = Arc::new(Redis::shared().unwrap());
+    let options = options(&redis);
+    Box::new(move |clock| {
+        let (redis, options) = (Arc::clone(&redis), options.clone());
+        Box::pin(async move {
+            let journal = RedisJournal::open_with_clock(options, SETTINGS, clock).await.unwrap();
+            drop(redis);
+            Opened { journal, reclaims: None }
+        })
+    })
+}
+
+fn postgres() -> Open {
+    let server = Arc::new(Postgres::shared().unwrap());
+    let options = fresh(server.url());
+    Box::new(move |clock| {
+        let (server, options) = (Arc::clone(&server), options.clone());
+        Box::pin(async move {
+            let journal = PostgresJournal::open_with_clock(options, SETTINGS, clock).await.unwrap();
+            drop(server);
+            Opened { journal, reclaims: None }
+        })
+    })
+}
+
 struct World {
-    directory: tempfile::TempDir,
+    open: Open,
     clock: Arc<ManualClock>,
     memory: MemoryJournal,
-    embedded: Arc<EmbeddedJournal>,
+    other: Opened,
     /// Both journals' epochs of each topic, which must change together.
     epochs: HashMap<(usize, Epoch), Epoch>,
     listed: BTreeMap<usize, Listed>,
@@ -184,20 +245,18 @@ fn owned_by(owner: u8) -> Properties {
     }
 }
 
-fn same<T: Debug + PartialEq>(what: &str, memory: T, embedded: T) -> Result<(), TestCaseError> {
-    prop_assert_eq!(memory, embedded, "{} differs: memory left, embedded right", what);
+fn same<T: Debug + PartialEq>(what: &str, memory: T, other: T) -> Result<(), TestCaseError> {
+    prop_assert_eq!(memory, other, "{} differs: memory left, other right", what);
     Ok(())
 }
 
 impl World {
-    async fn open() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+    async fn new(open: Open) -> Self {
         let clock = Arc::new(ManualClock::new(Timestamp::from_millis(100)));
         let memory = MemoryJournal::with_clock(SETTINGS, clock.clone());
-        let embedded =
-            EmbeddedJournal::open_with_clock(directory.path(), SETTINGS, clock.clone()).unwrap();
+        let other = open(clock.clone()).await;
         let (epochs, listed) = (HashMap::new(), BTreeMap::new());
-        Self { directory, clock, memory, embedded, epochs, listed, now: 100 }
+        Self { open, clock, memory, other, epochs, listed, now: 100 }
     }
 
     fn tick(&mut self, by: i64) -> Timestamp {
@@ -207,32 +266,27 @@ impl World {
         now
     }
 
-    /// The epoch that the memory journal has where the embedded one has this.
-    fn translate(&mut self, topic: usize, memory: Epoch, embedded: Epoch) -> Epoch {
-        *self.epochs.entry((topic, embedded)).or_insert(memory)
+    /// The epoch that the memory journal has where the other one has this.
+    fn translate(&mut self, topic: usize, memory: Epoch, other: Epoch) -> Epoch {
+        *self.epochs.entry((topic, other)).or_insert(memory)
     }
 
-    fn head(&mut self, topic: usize, memory: &Head, embedded: Head) -> Head {
-        Head { epoch: self.translate(topic, memory.epoch, embedded.epoch), ..embedded }
+    fn head(&mut self, topic: usize, memory: &Head, other: Head) -> Head {
+        Head { epoch: self.translate(topic, memory.epoch, other.epoch), ..other }
     }
 
-    fn info(&mut self, topic: usize, memory: &TopicInfo, embedded: TopicInfo) -> TopicInfo {
-        TopicInfo { head: self.head(topic, &memory.head, embedded.head), ..embedded }
+    fn info(&mut self, topic: usize, memory: &TopicInfo, other: TopicInfo) -> TopicInfo {
+        TopicInfo { head: self.head(topic, &memory.head, other.head), ..other }
     }
 
-    fn same_page(
-        &mut self,
-        topic: usize,
-        memory: Page,
-        embedded: Page,
-    ) -> Result<(), TestCaseError> {
-        let head = self.head(topic, &memory.head, embedded.head);
-        let epoch = self.translate(topic, memory.next.epoch, embedded.next.epoch);
-        let next = Position { epoch, ..embedded.next };
+    fn same_page(&mut self, topic: usize, memory: Page, other: Page) -> Result<(), TestCaseError> {
+        let head = self.head(topic, &memory.head, other.head);
+        let epoch = self.translate(topic, memory.next.epoch, other.next.epoch);
+        let next = Position { epoch, ..other.next };
         same("head", memory.head, head)?;
-        same("events", memory.events, embedded.events)?;
+        same("events", memory.events, other.events)?;
         same("next", memory.next, next)?;
-        same("after_fingerprint", memory.after_fingerprint, embedded.after_fingerprint)
+        same("after_fingerprint", memory.after_fingerprint, other.after_fingerprint)
     }
 
     async fn apply(&mut self, op: Op) -> Result<(), TestCaseError> {
@@ -249,44 +303,43 @@ impl World {
             Op::Trim { topic, retention, clock } => {
                 let now = self.tick(clock);
                 let memory = self.memory.trim(&key(topic), &retention, now).await.unwrap();
-                let embedded = self.embedded.trim(&key(topic), &retention, now).await.unwrap();
-                let embedded = self.head(topic, &memory, embedded);
-                same("trimmed head", memory, embedded)?;
+                let other = self.other.trim(&key(topic), &retention, now).await.unwrap();
+                let other = self.head(topic, &memory, other);
+                same("trimmed head", memory, other)?;
             }
             Op::Delete { topic, by } => {
                 let of = &key(topic);
                 let condition =
                     by.map_or(DeleteIf::Always, |by| DeleteIf::OwnedBy(by.to_string().into()));
                 let memory = self.memory.delete(of, condition.clone()).await.unwrap();
-                let embedded = self.embedded.delete(of, condition).await.unwrap();
+                let other = self.other.delete(of, condition).await.unwrap();
                 if memory == Ok(true) {
                     self.listed.remove(&topic);
                 }
-                same("deleted", memory, embedded)?;
+                same("deleted", memory, other)?;
             }
             Op::SetProperties { topic, owner, by, close } => {
                 let of = &key(topic);
                 let owner_is = by.map(|by| by.to_string().into());
                 let change = Change { properties: owned_by(owner), close, owner: owner_is };
                 let memory = self.memory.set_properties(of, change.clone()).await.unwrap();
-                let embedded = self.embedded.set_properties(of, change).await.unwrap();
-                match (memory, embedded) {
-                    (Ok(memory), Ok(embedded)) => {
-                        let embedded = self.info(topic, &memory, embedded);
-                        same("properties set", memory, embedded)?;
+                let other = self.other.set_properties(of, change).await.unwrap();
+                match (memory, other) {
+                    (Ok(memory), Ok(other)) => {
+                        let other = self.info(topic, &memory, other);
+                        same("properties set", memory, other)?;
                     }
-                    (memory, embedded) => same("properties refused", memory, embedded)?,
+                    (memory, other) => same("properties refused", memory, other)?,
                 }
             }
-            Op::Reclaim => self.embedded.reclaim().await.unwrap(),
+            Op::Reclaim => {
+                if let Some(embedded) = &self.other.reclaims {
+                    embedded.reclaim().await.unwrap();
+                }
+            }
             Op::Reopen => {
-                self.embedded.close().await;
-                self.embedded = EmbeddedJournal::open_with_clock(
-                    self.directory.path(),
-                    SETTINGS,
-                    self.clock.clone(),
-                )
-                .unwrap();
+                self.other.close().await;
+                self.other = (self.open)(self.clock.clone()).await;
             }
             Op::Look { topic, place, events, bytes, key: state, since } => {
                 let tail = self.memory.describe(&key(topic)).await.unwrap().head.tail.0;
@@ -332,7 +385,7 @@ impl World {
     async fn appended(&mut self, topic: usize, batch: Batch) -> Result<(), TestCaseError> {
         let memory = self.memory.append(&key(topic), batch.clone()).await.unwrap();
         let Appended { head, outcomes, events } =
-            self.embedded.append(&key(topic), batch).await.unwrap();
+            self.other.append(&key(topic), batch).await.unwrap();
         let head = self.head(topic, &memory.head, head);
         let epochs = &self.epochs;
         let here = |position: Position| Position {
@@ -361,35 +414,35 @@ impl World {
     ) -> Result<(), TestCaseError> {
         let of = &key(topic);
         let memory = self.memory.read(of, place, limit).await.unwrap();
-        let embedded = self.embedded.read(of, place, limit).await.unwrap();
-        self.same_page(topic, memory, embedded)?;
+        let other = self.other.read(of, place, limit).await.unwrap();
+        self.same_page(topic, memory, other)?;
         let prefix = if state.is_multiple_of(2) { "k".to_owned() } else { format!("k{state}") };
         let until = Offset(place.0.saturating_add(limit.bytes as u64 / 8));
         let query = StateQuery { prefix, after: place, until, limit };
         let memory = self.memory.states(of, query.clone()).await.unwrap();
-        let embedded = self.embedded.states(of, query).await.unwrap();
-        self.same_page(topic, memory, embedded)?;
+        let other = self.other.states(of, query).await.unwrap();
+        self.same_page(topic, memory, other)?;
         for from in [Locate::Latest(limit.events as u64), Locate::Since(since)] {
             let memory = self.memory.locate(of, from).await.unwrap();
-            let embedded = self.embedded.locate(of, from).await.unwrap();
-            same("located offset", memory, embedded)?;
+            let other = self.other.locate(of, from).await.unwrap();
+            same("located offset", memory, other)?;
         }
         let now = Timestamp::from_millis(since.as_millis());
         for kind in [DueKind::Due, DueKind::Expired] {
             let memory = self.memory.due(kind, now, usize::MAX).await.unwrap();
-            let embedded = self.embedded.due(kind, now, usize::MAX).await.unwrap();
+            let other = self.other.due(kind, now, usize::MAX).await.unwrap();
             let time = |event: &Event| match kind {
                 DueKind::Due => event.body.due_at,
                 DueKind::Expired => event.body.expires_at,
             };
-            prop_assert!(embedded.is_sorted_by_key(|due| time(&due.event)));
+            prop_assert!(other.is_sorted_by_key(|due| time(&due.event)));
             let ordered = |mut due: Vec<tidings::journal::Due>| {
                 due.sort_by_key(|due| (due.topic.clone(), due.event.offset));
                 due
             };
-            let some = self.embedded.due(kind, now, limit.events).await.unwrap();
-            same("limited due", some.as_slice(), &embedded[..limit.events.min(embedded.len())])?;
-            same("due", ordered(memory), ordered(embedded))?;
+            let some = self.other.due(kind, now, limit.events).await.unwrap();
+            same("limited due", some.as_slice(), &other[..limit.events.min(other.len())])?;
+            same("due", ordered(memory), ordered(other))?;
         }
         Ok(())
     }
@@ -399,15 +452,22 @@ impl World {
         for topic in 0..TOPICS.len() {
             let of = &key(topic);
             let memory = self.memory.describe(of).await.unwrap();
-            let embedded = self.embedded.describe(of).await.unwrap();
-            let embedded = self.info(topic, &memory, embedded);
-            same("description", &memory, &embedded)?;
+            let other = self.other.describe(of).await.unwrap();
+            let other = self.info(topic, &memory, other);
+            same("description", &memory, &other)?;
             let page = self.memory.read(of, Offset::ZERO, everything).await.unwrap();
             let listed = self.listed.entry(topic).or_default();
             same("oracle", listed.replay(Offset::ZERO, page.head.earliest), page.events.clone())?;
-            let embedded = self.embedded.read(of, Offset::ZERO, everything).await.unwrap();
-            self.same_page(topic, page, embedded)?;
+            let other = self.other.read(of, Offset::ZERO, everything).await.unwrap();
+            self.same_page(topic, page, other)?;
         }
+        let keys: Vec<TopicKey> = (0..TOPICS.len()).map(key).collect();
+        let mut one_by_one = Vec::new();
+        for key in &keys {
+            one_by_one.push(self.other.describe(key).await.unwrap());
+        }
+        let together = self.other.describe_all(&keys).await.unwrap();
+        prop_assert_eq!(together, one_by_one, "described together, and one by one");
         for (tenant, prefix) in [(None, "t"), (Some("a"), ""), (Some("a"), "t/")] {
             let query = TopicQuery {
                 tenant: tenant.map(|tenant| Tenant::parse(tenant).unwrap()),
@@ -416,13 +476,26 @@ impl World {
                 limit: 9,
             };
             let memory = self.memory.topics(query.clone()).await.unwrap();
-            let embedded = self.embedded.topics(query).await.unwrap();
+            let other = self.other.topics(query).await.unwrap();
             let name = |info: TopicInfo| info.topic;
             let memory: Vec<_> = memory.into_iter().map(name).collect();
-            same("topics", memory, embedded.into_iter().map(name).collect())?;
+            same("topics", memory, other.into_iter().map(name).collect())?;
         }
         Ok(())
     }
+}
+
+/// Applies the operations to a new journal and a new memory journal.
+fn both_answer_the_same(open: Open, ops: Vec<Op>) -> Result<(), TestCaseError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new(open).await;
+        for op in ops {
+            world.apply(op).await?;
+        }
+        world.other.close().await;
+        Ok(())
+    })
 }
 
 proptest! {
@@ -430,15 +503,21 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn both_journals_answer_the_same(ops in proptest::collection::vec(op(), 1..80)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut world = World::open().await;
-            for op in ops {
-                world.apply(op).await?;
-            }
-            world.embedded.close().await;
-            Ok::<(), TestCaseError>(())
-        })?;
+    fn the_embedded_journal_answers_as_the_memory_journal(
+        ops in proptest::collection::vec(op(), 1..80),
+    ) {
+        both_answer_the_same(embedded(), ops)?;
+    }
+
+    // Broken on purpose: without the removal of due entries in `supersede` of append.lua it fails.
+    #[test]
+    fn redis_answers_as_the_memory_journal(ops in proptest::collection::vec(op(), 1..80)) {
+        both_answer_the_same(redis(), ops)?;
+    }
+
+    // Broken on purpose: with `>` for `>=` in `excess`, or without `ended` in `Rows`, it fails.
+    #[test]
+    fn postgres_answers_as_the_memory_journal(ops in proptest::collection::vec(op(), 1..80)) {
+        both_answer_the_same(postgres(), ops)?;
     }
 }

@@ -4,4 +4,9 @@
 mod crash;
 mod damage;
 mod differential;
+mod postgres;
+mod postgres_outbox;
+mod redis;
+mod redis_bus;
+mod redis_faults;
 mod tools;

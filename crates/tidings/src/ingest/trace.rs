@@ -1,9 +1,10 @@
-//! W3C trace context of a publish request, carried on with its events (CloudEvents distributed
+//! W3C trace context of a publish request or a message, carried on with its events (CloudEvents distributed
 //! tracing extension).
 //!
 //! The rule: it is the publisher's word. The hub checks its form, and neither believes nor changes it.
 
-use axum::http::HeaderMap;
+use http::HeaderMap;
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
 use crate::{
     model::{JsonText, limits::EXTENSIONS_MAX},
@@ -17,7 +18,7 @@ const TRACESTATE_BYTES_MAX: usize = 512;
 
 /// Where a request belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TraceContext {
+pub(crate) struct TraceContext {
     parent: JsonText,
     state: Option<JsonText>,
 }
@@ -25,23 +26,38 @@ pub(super) struct TraceContext {
 impl TraceContext {
     /// Reads it; one that is malformed counts as none (Trace Context §3.2.2.5), as it is no reason
     /// to refuse an event.
-    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
+    pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut parents = headers.get_all(TRACEPARENT).iter();
-        let parent = parents.next()?.to_str().ok().filter(|text| is_parent(text))?;
+        let parent = parents.next()?.to_str().ok()?;
         if parents.next().is_some() {
             return None;
         }
         let states: Option<Vec<&str>> =
             headers.get_all(TRACESTATE).iter().map(|value| value.to_str().ok()).collect();
-        let state = states.map(|states| states.join(",")).filter(|state| is_state(state));
-        Some(Self {
-            parent: JsonText::string(parent),
-            state: state.map(|state| JsonText::string(&state)),
-        })
+        Self::parse(parent, states.map(|states| states.join(",")).as_deref())
+    }
+
+    /// The same of two texts.
+    pub(crate) fn parse(parent: &str, state: Option<&str>) -> Option<Self> {
+        let state = state.filter(|state| is_state(state));
+        is_parent(parent)
+            .then(|| Self { parent: JsonText::string(parent), state: state.map(JsonText::string) })
+    }
+
+    /// The caller's span, for the hub's own to continue.
+    pub(crate) fn span(&self) -> Option<SpanContext> {
+        let mut parts = self.parent.as_str().trim_matches('"').split('-').skip(1);
+        let trace = TraceId::from_hex(parts.next()?).ok()?;
+        let span = SpanId::from_hex(parts.next()?).ok()?;
+        let flags = TraceFlags::new(u8::from_str_radix(parts.next()?, 16).ok()?);
+        let state = self.state.as_ref().and_then(|state| serde_json::from_str(state.as_str()).ok());
+        // One that the library does not understand counts as none; the events carry it on.
+        let state = state.and_then(|state: String| state.parse::<TraceState>().ok());
+        Some(SpanContext::new(trace, span, flags, true, state.unwrap_or_default()))
     }
 
     /// Gives it to an event that has none of its own and room for it.
-    pub(super) fn give_to(&self, publish: &mut Publish) {
+    pub(crate) fn give_to(&self, publish: &mut Publish) {
         let extensions = &mut publish.event.extensions;
         let has_own =
             extensions.iter().any(|(name, _)| matches!(&**name, TRACEPARENT | TRACESTATE));

@@ -3,17 +3,17 @@
 //! Topic, class, key and expiry travel as the extensions `topic`, `class`, `key`, `expirytime`,
 //! `ifoffset` and `deleted`; other extensions are kept and delivered.
 
-use axum::http::{HeaderMap, header};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
+use http::{HeaderMap, header};
 
-use super::ingest::{
+use super::{
     Bounds, Draft, DraftParts, Fields, data, fits, malformed, media_type, members, read, strict,
 };
 use crate::{
     error::Problem,
     model::{
-        Data, JsonText, Topic,
+        Class, Data, JsonText, StateKey, Topic,
         event::Attribute,
         json::pointer_part,
         limits::{ATTRIBUTE_BYTES_MAX, EXTENSIONS_MAX},
@@ -25,13 +25,29 @@ const PREFIX: &str = "ce-";
 /// Names that this hub writes itself, and that an event must not bring.
 const OWN: &[&str] = &["position", "cursor"];
 
-/// Reads an event in structured mode (CloudEvents JSON format §3), whose topic may be in the query.
-/// `at` is its JSON pointer.
-pub(super) fn structured(
+/// What is said of an event outside of it.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    /// Its topic: the event must not name another.
+    pub(crate) topic: Option<Topic>,
+    /// Its class, if it names none.
+    pub(crate) class: Option<Class>,
+    /// Its key, if it names neither that nor a class.
+    pub(crate) key: Option<StateKey>,
+}
+
+impl From<Option<Topic>> for Given {
+    fn from(topic: Option<Topic>) -> Self {
+        Self { topic, ..Self::default() }
+    }
+}
+
+/// Reads an event in structured mode (CloudEvents JSON format §3). `at` is its JSON pointer.
+pub(crate) fn structured(
     text: &str,
     at: &str,
     bounds: Bounds,
-    topic: Option<Topic>,
+    given: Given,
 ) -> Result<Draft, Problem> {
     let fields = Fields::new(format!("{at}/"), spelled);
     let mut draft = DraftParts::default();
@@ -56,7 +72,11 @@ pub(super) fn structured(
             _ => attribute(&mut draft, &name, json, &at, bounds)?,
         }
     }
-    let fields = named_once(&mut draft, topic, fields)?;
+    let fields = named_once(&mut draft, given.topic, fields)?;
+    if draft.class.is_none() {
+        draft.class = given.class;
+        draft.key = draft.key.or(given.key);
+    }
     required(&draft, version.as_deref(), &fields)?;
     match (encoded, content_type) {
         (Some(_), _) if draft.data != Data::None => {
@@ -77,13 +97,13 @@ pub(super) fn structured(
 }
 
 /// Whether the request carries an event in binary mode.
-pub(super) fn is_binary(headers: &HeaderMap) -> bool {
+pub(crate) fn is_binary(headers: &HeaderMap) -> bool {
     headers.contains_key("ce-specversion")
 }
 
 /// Reads an event in binary mode: attributes in `ce-` headers, the body its data (CloudEvents HTTP
 /// binding §3.1).
-pub(super) fn binary(
+pub(crate) fn binary(
     headers: &HeaderMap,
     body: Bytes,
     bounds: Bounds,
@@ -122,15 +142,16 @@ pub(super) fn binary(
     draft.finish(fields)
 }
 
-/// Takes the topic of the query, if there is one: the event must not name another.
+/// Takes the topic that was given beside the event: it must not name another.
 fn named_once(
     draft: &mut DraftParts,
-    of_query: Option<Topic>,
+    given: Option<Topic>,
     fields: Fields,
 ) -> Result<Fields, Problem> {
-    let Some(topic) = of_query else { return Ok(fields) };
+    let Some(topic) = given else { return Ok(fields) };
     if draft.topic.as_ref().is_some_and(|named| *named != topic) {
-        return Err(malformed("is another topic than the one in the query").at(fields.at("topic")));
+        return Err(malformed("is another topic than the one that was given beside it")
+            .at(fields.at("topic")));
     }
     draft.topic = Some(topic);
     Ok(fields.topic_in_query(true))
@@ -212,7 +233,7 @@ fn extension(draft: &mut DraftParts, name: &str, value: JsonText, at: &str) -> R
 
 /// Undoes the percent-encoding of header values (HTTP binding §3.1.3.2); `+` is itself.
 fn percent_decode(text: &str) -> Option<String> {
-    super::query::decode(&text.replace('+', "%2B"))
+    super::text::decode(&text.replace('+', "%2B"))
 }
 
 #[cfg(test)]
@@ -226,7 +247,7 @@ mod tests {
         let text = r#"{"specversion":"1.0","id":"1","source":"/w","type":"a.b","topic":"user/1",
             "class":"state","key":"k","traceparent":"00-1","n":7,"dataschema":"http://x",
             "datacontenttype":"text/plain","data":"x","expirytime":"2027-01-01T00:00:00Z"}"#;
-        let draft = structured(text, "", BOUNDS, None).unwrap().publish;
+        let draft = structured(text, "", BOUNDS, Given::default()).unwrap().publish;
         assert_eq!(draft.topic.as_str(), "user/1");
         assert!(draft.event.expires_at.is_some());
         let names: Vec<&str> = draft.event.extensions.iter().map(|(name, _)| &**name).collect();
@@ -259,7 +280,7 @@ mod tests {
                 "/data_base64",
             ),
         ] {
-            let problem = structured(text, "", BOUNDS, None).unwrap_err();
+            let problem = structured(text, "", BOUNDS, Given::default()).unwrap_err();
             assert_eq!(problem.pointer.as_deref(), Some(pointer), "{text}");
         }
     }
@@ -269,7 +290,7 @@ mod tests {
         let event = |topic: &str, of_query: &str| {
             let text =
                 format!(r#"{{"specversion":"1.0","id":"1","source":"/","type":"a"{topic}}}"#);
-            structured(&text, "", BOUNDS, Some(Topic::parse(of_query).unwrap()))
+            structured(&text, "", BOUNDS, Some(Topic::parse(of_query).unwrap()).into())
         };
         for topic in ["", r#","topic":"t""#] {
             let draft = event(topic, "t").unwrap();

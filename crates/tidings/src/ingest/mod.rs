@@ -1,6 +1,11 @@
-//! Publish bodies become checked events. Pure: no I/O, no grants.
+//! Publish bodies become checked events, whoever brought them. Pure: no I/O, no grants.
 //!
 //! The rule: a mistake is told with the JSON pointer of its field, and spoils its own event alone.
+
+pub(crate) mod cloudevents;
+pub(crate) mod properties;
+pub(crate) mod text;
+pub(crate) mod trace;
 
 use std::{collections::HashSet, str::Utf8Error};
 
@@ -8,10 +13,6 @@ use bytes::Bytes;
 use serde::{Deserializer as _, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use super::{
-    cloudevents, properties,
-    query::{self, Parameter},
-};
 use crate::{
     error::{ErrorCode, Problem},
     journal::Dedup,
@@ -24,34 +25,41 @@ use crate::{
     publish::Publish,
 };
 
+/// One `name=value` of a query.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Parameter {
+    pub(crate) name: String,
+    pub(crate) value: String,
+}
+
 /// What one request may hold.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(crate) struct Bounds {
     /// Data of one event, bytes.
-    pub(super) event_bytes_max: usize,
+    pub(crate) event_bytes_max: usize,
     /// Events.
-    pub(super) events_max: usize,
+    pub(crate) events_max: usize,
 }
 
 /// The events of one request.
 #[derive(Debug)]
-pub(super) struct Drafts {
+pub(crate) struct Drafts {
     /// Whether the body was one event by itself, so that its refusal is the request's.
-    pub(super) is_single: bool,
+    pub(crate) is_single: bool,
     /// One for each event, in order.
-    pub(super) events: Vec<Result<Draft, Problem>>,
+    pub(crate) events: Vec<Result<Draft, Problem>>,
 }
 
 /// An event that may be published.
 #[derive(Debug)]
-pub(super) struct Draft {
-    pub(super) publish: Publish,
-    pub(super) fields: Fields,
+pub(crate) struct Draft {
+    pub(crate) publish: Publish,
+    pub(crate) fields: Fields,
 }
 
 /// Where the fields of an event stand in its request, for refusals that name one.
 #[derive(Debug, Clone)]
-pub(super) struct Fields {
+pub(crate) struct Fields {
     /// What stands before a field's name: `/3/`, `ce-`, or nothing in a query.
     prefix: String,
     /// How this form of body spells a field of plain JSON.
@@ -61,7 +69,7 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    pub(super) fn new(
+    pub(crate) fn new(
         prefix: impl Into<String>,
         spelled: fn(&'static str) -> &'static str,
     ) -> Self {
@@ -69,13 +77,13 @@ impl Fields {
     }
 
     /// The same event, with its topic in the query.
-    pub(super) const fn topic_in_query(mut self, is_there: bool) -> Self {
+    pub(crate) const fn topic_in_query(mut self, is_there: bool) -> Self {
         self.topic_in_query = is_there;
         self
     }
 
     /// The JSON pointer, parameter or header of a field, by its name in plain JSON.
-    pub(super) fn at(&self, name: &'static str) -> String {
+    pub(crate) fn at(&self, name: &'static str) -> String {
         match name {
             "topic" if self.topic_in_query => name.to_owned(),
             // Where the body is the data, it has no other name.
@@ -86,7 +94,7 @@ impl Fields {
 }
 
 /// Members of an event in `application/json` and NDJSON; the last two are in no query.
-pub(super) const MEMBERS: &[&str] = &[
+pub(crate) const MEMBERS: &[&str] = &[
     "topic",
     "type",
     "class",
@@ -104,10 +112,10 @@ pub(super) const MEMBERS: &[&str] = &[
 ];
 
 /// Query parameters of a request whose body is the data.
-pub(super) const PARAMETERS: &[&str] = MEMBERS.split_at(MEMBERS.len() - 2).0;
+pub(crate) const PARAMETERS: &[&str] = MEMBERS.split_at(MEMBERS.len() - 2).0;
 
 /// Reads `application/json`: an event, an array of them, or `{"events": […]}`.
-pub(super) fn json(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
+pub(crate) fn json(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
     let text = json_text(body, "")?;
     if text.trim_start().starts_with('[') {
         return Ok(Drafts { is_single: false, events: array(text, "", bounds, event)? });
@@ -126,24 +134,25 @@ pub(super) fn json(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
 
 /// Reads `application/cloudevents-batch+json` (CloudEvents JSON format §4).
 /// The topic of the query is that of events which name none.
-pub(super) fn cloudevents_batch(
+pub(crate) fn cloudevents_batch(
     body: &[u8],
     bounds: Bounds,
     topic: Option<&Topic>,
 ) -> Result<Drafts, Problem> {
-    let event =
-        |text: &str, at: &str, bounds| cloudevents::structured(text, at, bounds, topic.cloned());
+    let event = |text: &str, at: &str, bounds| {
+        cloudevents::structured(text, at, bounds, topic.cloned().into())
+    };
     let events = array(json_text(body, "")?, "", bounds, event)?;
     Ok(Drafts { is_single: false, events })
 }
 
 /// Reads one line of NDJSON.
-pub(super) fn line(line: &[u8], bounds: Bounds) -> Result<Draft, Problem> {
+pub(crate) fn line(line: &[u8], bounds: Bounds) -> Result<Draft, Problem> {
     event(json_text(line, "")?, "", bounds)
 }
 
 /// Reads a body that is the data itself, the rest being in the query.
-pub(super) fn raw(
+pub(crate) fn raw(
     parameters: Vec<Parameter>,
     content_type: Option<&str>,
     body: Bytes,
@@ -163,7 +172,7 @@ pub(super) fn raw(
 }
 
 /// A body as data: JSON, text, or bytes, by its media type.
-pub(super) fn data(
+pub(crate) fn data(
     content_type: Option<&str>,
     body: Bytes,
     bounds: Bounds,
@@ -189,7 +198,7 @@ pub(super) fn data(
 }
 
 /// Reads a media type: type and subtype are tokens (RFC 9110 §8.3.1), and parameters are anything.
-pub(super) fn media_type(text: &str, at: &str) -> Result<Attribute, Problem> {
+pub(crate) fn media_type(text: &str, at: &str) -> Result<Attribute, Problem> {
     let is_token = |text: &str| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         !text.is_empty() && text.bytes().all(allowed)
@@ -203,27 +212,27 @@ pub(super) fn media_type(text: &str, at: &str) -> Result<Attribute, Problem> {
 
 /// The fields of an event, while they are read.
 #[derive(Default)]
-pub(super) struct DraftParts {
-    pub(super) topic: Option<Topic>,
-    pub(super) event_type: Option<EventType>,
-    pub(super) class: Option<Class>,
-    pub(super) key: Option<StateKey>,
-    pub(super) data: Data,
-    pub(super) id: Option<EventId>,
-    pub(super) subject: Option<Attribute>,
-    pub(super) source: Option<Attribute>,
-    pub(super) time: Option<Timestamp>,
-    pub(super) expires_at: Option<Timestamp>,
-    pub(super) if_offset: Option<Offset>,
-    pub(super) delete: bool,
-    pub(super) close: bool,
-    pub(super) properties: Option<crate::journal::Properties>,
-    pub(super) extensions: Vec<(Box<str>, JsonText)>,
+pub(crate) struct DraftParts {
+    pub(crate) topic: Option<Topic>,
+    pub(crate) event_type: Option<EventType>,
+    pub(crate) class: Option<Class>,
+    pub(crate) key: Option<StateKey>,
+    pub(crate) data: Data,
+    pub(crate) id: Option<EventId>,
+    pub(crate) subject: Option<Attribute>,
+    pub(crate) source: Option<Attribute>,
+    pub(crate) time: Option<Timestamp>,
+    pub(crate) expires_at: Option<Timestamp>,
+    pub(crate) if_offset: Option<Offset>,
+    pub(crate) delete: bool,
+    pub(crate) close: bool,
+    pub(crate) properties: Option<crate::journal::Properties>,
+    pub(crate) extensions: Vec<(Box<str>, JsonText)>,
 }
 
 impl DraftParts {
     /// Takes one member; `at` is its JSON pointer or parameter name.
-    pub(super) fn member(
+    pub(crate) fn member(
         &mut self,
         name: &str,
         json: &str,
@@ -265,13 +274,13 @@ impl DraftParts {
                 }
                 self.properties = Some(read.properties);
             }
-            _ => return Err(malformed(&query::unknown("member", name, MEMBERS)).at(at)),
+            _ => return Err(malformed(&text::unknown("member", name, MEMBERS)).at(at)),
         }
         Ok(())
     }
 
     /// Checks that the fields fit together.
-    pub(super) fn finish(self, fields: Fields) -> Result<Draft, Problem> {
+    pub(crate) fn finish(self, fields: Fields) -> Result<Draft, Problem> {
         let missing = |name| {
             malformed(&format!("`{}` is missing", (fields.spelled)(name))).at(fields.at(name))
         };
@@ -354,7 +363,7 @@ fn array(
 }
 
 /// The members of a JSON object, each once, their values unread.
-pub(super) fn members<'a>(text: &'a str, at: &str) -> Result<Vec<(String, &'a RawValue)>, Problem> {
+pub(crate) fn members<'a>(text: &'a str, at: &str) -> Result<Vec<(String, &'a RawValue)>, Problem> {
     struct Members;
 
     impl<'de> serde::de::Visitor<'de> for Members {
@@ -390,15 +399,15 @@ pub(super) fn members<'a>(text: &'a str, at: &str) -> Result<Vec<(String, &'a Ra
     Ok(members)
 }
 
-pub(super) fn malformed(detail: &str) -> Problem {
+pub(crate) fn malformed(detail: &str) -> Problem {
     Problem::new(ErrorCode::Malformed, detail)
 }
 
-pub(super) fn read<T: DeserializeOwned>(json: &str, at: &str, rule: &str) -> Result<T, Problem> {
+pub(crate) fn read<T: DeserializeOwned>(json: &str, at: &str, rule: &str) -> Result<T, Problem> {
     serde_json::from_str(json).map_err(|_| not_read(json, at, rule))
 }
 
-pub(super) fn named<T>(
+pub(crate) fn named<T>(
     json: &str,
     at: &str,
     parse: fn(&str) -> Result<T, NameError>,
@@ -407,12 +416,12 @@ pub(super) fn named<T>(
     parse(&text).map_err(|error| Problem::from(error).at(at))
 }
 
-pub(super) fn time(json: &str, at: &str) -> Result<Timestamp, Problem> {
+pub(crate) fn time(json: &str, at: &str) -> Result<Timestamp, Problem> {
     let text: String = read(json, at, "must be a string")?;
     Timestamp::parse(&text).ok_or_else(|| malformed(Timestamp::RULE).at(at))
 }
 
-pub(super) fn fits(data: &Data, at: &str, bounds: Bounds) -> Result<(), Problem> {
+pub(crate) fn fits(data: &Data, at: &str, bounds: Bounds) -> Result<(), Problem> {
     if data.len() <= bounds.event_bytes_max {
         return Ok(());
     }
@@ -437,7 +446,7 @@ fn body_problem(body: &str, error: &JsonError, at: &str) -> Problem {
 }
 
 /// A value, or all of a body if `at` is empty, as strict JSON.
-pub(super) fn strict(text: &str, at: &str) -> Result<JsonText, Problem> {
+pub(crate) fn strict(text: &str, at: &str) -> Result<JsonText, Problem> {
     JsonText::parse(text).map_err(|error| match at {
         "" => body_problem(text, &error, at),
         at => json_problem(&error, at),
@@ -455,7 +464,7 @@ fn not_read(text: &str, at: &str, must: &str) -> Problem {
 }
 
 /// A body as text that may be JSON.
-pub(super) fn json_text<'a>(body: &'a [u8], at: &str) -> Result<&'a str, Problem> {
+pub(crate) fn json_text<'a>(body: &'a [u8], at: &str) -> Result<&'a str, Problem> {
     std::str::from_utf8(body).map_err(|error| {
         let sound = body.get(..error.valid_up_to()).unwrap_or_default();
         let sound = std::str::from_utf8(sound).unwrap_or_default();

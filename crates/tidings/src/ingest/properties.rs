@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::{
-    ingest::strict,
-    query::{duration, unknown},
+    strict,
+    text::{duration, unknown},
 };
 use crate::{
     error::{ErrorCode, Problem},
@@ -23,15 +23,15 @@ const SUBJECT_BYTES_MAX: usize = 256;
 
 /// What a body with properties says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct PropertiesText {
-    pub(super) properties: Properties,
+pub(crate) struct PropertiesText {
+    pub(crate) properties: Properties,
     /// Whether the topic is to be closed.
-    pub(super) closed: Option<bool>,
+    pub(crate) closed: Option<bool>,
 }
 
 /// Reads `{"owner", "readers", "ttl", "retention": {"age", "events", "bytes"}, "closed"}`, each
 /// optional. `at` is the JSON pointer of the object.
-pub(super) fn parse(text: &str, at: &str) -> Result<PropertiesText, Problem> {
+pub(crate) fn parse(text: &str, at: &str) -> Result<PropertiesText, Problem> {
     let strict = strict(text, at)?;
     let value: Value = serde_json::from_str(strict.as_str())
         .map_err(|_| wrong(at, "holds a number that is out of range"))?;

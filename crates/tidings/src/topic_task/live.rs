@@ -1,0 +1,581 @@
+//! What a topic's readers share: its ring, where it stands, and how they are woken.
+//!
+//! The rule: a topic knows nothing of a reader but how to wake it. What it knows of itself is a copy
+//! of what the journal said, in offset order, and a reader whose position does not fit to it is sent
+//! to the journal.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use futures_util::{FutureExt as _, task::AtomicWaker};
+use tokio::sync::Notify;
+
+use super::Topics;
+use crate::{
+    journal::{Appended, Journal, JournalError, Page, Properties, TopicInfo},
+    model::{Event, Offset, Position, TopicKey, resume::Head},
+    ring::{Ring, RingLimit},
+    sse::{Frame, Taken},
+};
+
+/// Wakes one connection: a bit for each of its topics that advanced, and one flag for all that
+/// others want of it.
+///
+/// This is all that a topic knows of a reader. Waking a reader twice costs nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Waker {
+    dirty: AtomicU32,
+    is_called: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Waker {
+    /// Says that the connection's topic with this number advanced.
+    pub(crate) fn wake(&self, number: u32) {
+        let bit = 1_u32.checked_shl(number).unwrap_or(0);
+        // A connection with a bit already set was woken and has not looked yet.
+        if self.dirty.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+            self.task.wake();
+        }
+    }
+
+    /// Takes the bits there are.
+    pub(crate) fn take(&self) -> u32 {
+        self.dirty.swap(0, Ordering::AcqRel)
+    }
+
+    /// Takes the bits, or registers the task to be woken by the next one, or by a call.
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<u32> {
+        self.task.register(context.waker());
+        match self.take() {
+            0 => Poll::Pending,
+            bits => Poll::Ready(bits),
+        }
+    }
+
+    /// Waits for a call, without taking it.
+    pub(crate) fn listen(&self, context: &Context<'_>) -> Poll<()> {
+        self.task.register(context.waker());
+        if self.is_called() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Says that somebody wants something of the connection itself.
+    pub(crate) fn call(&self) {
+        self.is_called.store(true, Ordering::Release);
+        self.task.wake();
+    }
+
+    /// Whether somebody does, without taking it.
+    pub(crate) fn is_called(&self) -> bool {
+        self.is_called.load(Ordering::Acquire)
+    }
+
+    /// Takes the call, if there is one.
+    pub(crate) fn answer(&self) -> bool {
+        // Every delivery asks, and hardly ever is there one: reading leaves the line shared.
+        self.is_called() && self.is_called.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// What a topic's readers share: its ring and where it stands.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) topic: TopicKey,
+    /// Held by who asks the journal where the topic stands: one does for all.
+    asking: tokio::sync::Mutex<()>,
+    /// How often the topic's properties changed: what they allowed must be asked again.
+    changes: AtomicU64,
+    /// Other nodes may have appended: the task is to look.
+    pub(super) hinted: Notify,
+    /// They may have changed its properties, too.
+    pub(super) hinted_change: AtomicBool,
+    /// The bus brings what other nodes say of the topic.
+    pub(super) followed: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    /// As the journal last told; `None` until it was asked or written, and when that is not known
+    /// any more.
+    pub(super) head: Option<Head>,
+    /// As the journal last told them; `None` while they are the default.
+    properties: Option<Box<Properties>>,
+    /// How often the journal turned out to hold another history than this node knew, under whatever
+    /// epoch: readers ask it where they are.
+    rewinds: u64,
+    pub(super) ring: Ring,
+    readers: Vec<Option<(Arc<Waker>, u32)>>,
+    pub(super) reader_count: usize,
+}
+
+/// What a reader has seen of a topic besides its events.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Seen {
+    /// The next ephemeral frame that it has not.
+    ephemeral: u64,
+    rewinds: u64,
+}
+
+impl State {
+    /// Notes where the topic stands. The ring ends there, or it holds nothing: a hole before what
+    /// comes next would be taken for states that were superseded.
+    fn stand_at(&mut self, head: Head) {
+        let end = head.tail.previous();
+        if self.ring.end() != end {
+            self.ring.restart(end);
+        }
+        let went_back = |old: Head| old.epoch == head.epoch && old.tail > head.tail;
+        self.rewinds += u64::from(self.head.is_some_and(went_back));
+        self.head = Some(head);
+    }
+}
+
+/// What a reader finds when it looks into the ring.
+pub(crate) enum Look {
+    /// It has everything there is.
+    End {
+        /// Nothing can follow.
+        is_closed: bool,
+    },
+    /// It was given frames, or skipped what it does not need.
+    Frames {
+        /// So many offsets were ahead of it.
+        lag: u64,
+        /// Where the topic ends.
+        end: Offset,
+        /// Nothing can follow that.
+        is_closed: bool,
+    },
+    /// It must ask the journal.
+    Behind,
+}
+
+impl Live {
+    pub(super) fn new(topic: TopicKey) -> Self {
+        let state = State {
+            head: None,
+            properties: None,
+            rewinds: 0,
+            ring: Ring::default(),
+            readers: Vec::new(),
+            reader_count: 0,
+        };
+        Self {
+            topic,
+            asking: tokio::sync::Mutex::default(),
+            changes: AtomicU64::default(),
+            hinted: Notify::new(),
+            hinted_change: AtomicBool::default(),
+            followed: AtomicBool::default(),
+            state: Mutex::new(state),
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the topic stands, asking the journal if that is not known.
+    pub(crate) async fn head(&self, journal: &dyn Journal) -> Result<Head, JournalError> {
+        if let Some(head) = self.state().head {
+            return Ok(head);
+        }
+        let _asking = self.asking.lock().await;
+        loop {
+            // Whoever asked before, or an append, may have been faster, and knows better.
+            if let Some(head) = self.state().head {
+                return Ok(head);
+            }
+            let changes = self.changes();
+            let info = journal.describe(&self.topic).await?;
+            let mut state = self.state();
+            // What was told before a deletion is of the old history.
+            if state.head.is_none() && self.changes() == changes {
+                state.ring.restart(info.head.tail.previous());
+                state.head = Some(info.head);
+                state.properties = boxed(info.properties);
+            }
+        }
+    }
+
+    /// Looks for what follows a reader's position: hands out the ephemeral frames since a place,
+    /// which it moves, and then the others until `take` says no.
+    pub(crate) fn look(
+        &self,
+        at: Position,
+        seen: &mut Seen,
+        mut take: impl FnMut(&Arc<Frame>) -> bool,
+    ) -> Look {
+        let state = self.state();
+        state.ring.ephemeral(seen.ephemeral).for_each(|frame| {
+            take(frame);
+        });
+        seen.ephemeral = state.ring.ephemeral_end();
+        if seen.rewinds != state.rewinds {
+            seen.rewinds = state.rewinds;
+            return Look::Behind;
+        }
+        let Some(head) = &state.head else { return Look::Behind };
+        if head.epoch != at.epoch {
+            return Look::Behind;
+        }
+        let (end, is_closed) = (head.tail.previous(), head.closed);
+        if at.offset == end {
+            // The same place in another history: only the journal can tell.
+            let is_same = head.tail_fingerprint == at.fingerprint;
+            return if is_same { Look::End { is_closed } } else { Look::Behind };
+        }
+        if at.offset > end {
+            // A page may be ahead of the ring: durable, and about to be pushed.
+            return Look::End { is_closed: false };
+        }
+        if at.offset < end && state.ring.end() == end && state.ring.read(at.offset, take) {
+            return Look::Frames { lag: end.0 - at.offset.0, end, is_closed };
+        }
+        Look::Behind
+    }
+
+    /// A number that is another one once the topic's properties may allow something else: before
+    /// anything that was appended after the change can be found.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    /// Whether the topic is closed, as far as this node knows.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state().head.is_some_and(|head| head.closed)
+    }
+
+    /// Whether the topic is closed and ends at this offset.
+    pub(crate) fn is_finished(&self, at: Offset) -> bool {
+        self.state().head.is_some_and(|head| head.closed && head.tail.previous() <= at)
+    }
+
+    pub(super) fn wake_all(state: &State) {
+        for (waker, number) in state.readers.iter().flatten() {
+            waker.wake(*number);
+        }
+    }
+
+    /// Takes in what an append stored. `taken` says when the hub took each event, by offset.
+    pub(super) fn advance(&self, appended: &Appended, taken: &[(Offset, Taken)], limit: RingLimit) {
+        let frame = |event: &Event| {
+            let place = taken.binary_search_by_key(&event.offset, |(offset, _)| *offset).ok();
+            let taken = place.and_then(|place| taken.get(place)).map(|(_, taken)| taken.clone());
+            let frame = Frame::of(&self.topic, appended.head.epoch, event).taken(taken);
+            (event.offset, Arc::new(frame))
+        };
+        let frames: Vec<(Offset, Arc<Frame>)> = appended.events.iter().map(frame).collect();
+        let mut state = self.state();
+        let moved = state.head != Some(appended.head);
+        if state.head.is_none_or(|head| head.epoch != appended.head.epoch) {
+            state.ring.restart(appended.head.tail.previous());
+        }
+        for (offset, frame) in frames {
+            state.ring.push(offset, frame, limit);
+        }
+        state.stand_at(appended.head);
+        if moved {
+            Self::wake_all(&state);
+        }
+    }
+
+    /// Takes in what the journal says of the topic after its properties changed or it was deleted.
+    pub(super) fn refresh(&self, info: TopicInfo) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        let mut state = self.state();
+        if state.head.is_none_or(|old| old.epoch != info.head.epoch) {
+            state.ring.restart(info.head.tail.previous());
+        }
+        state.stand_at(info.head);
+        state.properties = boxed(info.properties);
+        Self::wake_all(&state);
+    }
+
+    /// Says that where the topic stands is not known any more: its readers ask the journal.
+    fn forget(&self) {
+        let mut state = self.state();
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        state.head = None;
+        Self::wake_all(&state);
+    }
+
+    /// Takes in what the journal says of the topic now, or has its readers ask.
+    pub(super) async fn ask_anew(&self, journal: &dyn Journal) {
+        match journal.describe(&self.topic).await {
+            Ok(info) => self.refresh(info),
+            Err(error) => {
+                tracing::warn!(%error, "the journal does not say where a topic stands");
+                self.forget();
+            }
+        }
+    }
+
+    /// Whether the batch stands right behind what this node knows: no other node appended between.
+    pub(super) fn is_next(&self, appended: &Appended) -> bool {
+        let Some(head) = self.state().head else { return true };
+        let before = match appended.events.first() {
+            Some(first) => first.offset,
+            None => appended.head.tail,
+        };
+        head.epoch == appended.head.epoch && head.tail == before
+    }
+
+    /// Takes in a page that begins where this node's knowledge ends. Returns whether there is more.
+    pub(super) fn extend(&self, from: Head, page: &Page, limit: RingLimit) -> bool {
+        let frame = |event: &Event| Arc::new(Frame::of(&self.topic, page.head.epoch, event));
+        let frames: Vec<(Offset, Arc<Frame>)> =
+            page.events.iter().map(|event| (event.offset, frame(event))).collect();
+        let mut state = self.state();
+        if state.head != Some(from) {
+            // Nobody but the topic's task gets here, and a trim.
+            return true;
+        }
+        let is_same = page.after_fingerprint.is_none_or(|known| known == from.tail_fingerprint);
+        let goes_on = page.head.epoch == from.epoch && page.head.tail >= from.tail && is_same;
+        let rest = page.head.tail.0.saturating_sub(page.next.offset.0 + 1);
+        if goes_on && rest <= limit.frames as u64 {
+            for (offset, frame) in frames {
+                state.ring.skip_to(offset.previous(), limit);
+                state.ring.push(offset, frame, limit);
+            }
+            if state.ring.end() != page.next.offset {
+                state.ring.restart(page.next.offset);
+            }
+            let at_end = page.next == page.head.end();
+            state.head = Some(Head {
+                tail: page.next.offset.next(),
+                tail_fingerprint: page.next.fingerprint,
+                closed: page.head.closed && at_end,
+                ..page.head
+            });
+        } else {
+            // Another history, or more than a ring holds: readers find their way by the journal.
+            state.ring.restart(page.head.tail.previous());
+            state.head = Some(page.head);
+            state.rewinds += u64::from(!goes_on);
+        }
+        if state.head != Some(from) {
+            Self::wake_all(&state);
+        }
+        state.head != Some(page.head)
+    }
+
+    /// Notes that its task is to look into the journal.
+    pub(super) fn hint(&self, change: bool) {
+        if change {
+            self.hinted_change.store(true, Ordering::Release);
+        }
+        self.hinted.notify_one();
+    }
+
+    /// Whether its task was asked to and has not begun.
+    pub(super) fn is_hinted(&self) -> bool {
+        let is_hinted = self.hinted.notified().now_or_never().is_some();
+        if is_hinted {
+            self.hinted.notify_one();
+        }
+        is_hinted
+    }
+
+    /// Where the topic ends, as far as this node knows.
+    pub(crate) fn end(&self) -> Option<Position> {
+        self.state().head.map(|head| head.end())
+    }
+
+    /// Whether the journal says of the topic what this node knows: of its end, and its properties.
+    pub(crate) fn agrees(&self, info: &TopicInfo) -> (bool, bool) {
+        let state = self.state();
+        let known = state.properties.as_deref();
+        let same =
+            known.map_or(info.properties == Properties::default(), |p| *p == info.properties);
+        (state.head.is_none_or(|head| is_same_end(&head, &info.head)), same)
+    }
+}
+
+fn boxed(properties: Properties) -> Option<Box<Properties>> {
+    (properties != Properties::default()).then(|| Box::new(properties))
+}
+
+/// Trimming is told on its own way.
+fn is_same_end(one: &Head, other: &Head) -> bool {
+    one.end() == other.end() && one.closed == other.closed
+}
+
+/// A reader's place among those that a topic wakes. Dropped, it is not woken any more.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    topics: Arc<Topics>,
+    pub(crate) live: Arc<Live>,
+    place: usize,
+    /// What this reader has seen that positions do not say.
+    pub(crate) seen: Seen,
+}
+
+impl Registration {
+    pub(super) fn new(
+        topics: Arc<Topics>,
+        live: Arc<Live>,
+        waker: Arc<Waker>,
+        number: u32,
+    ) -> Self {
+        let mut state = live.state();
+        let place = state.readers.iter().position(Option::is_none).unwrap_or_else(|| {
+            state.readers.push(None);
+            state.readers.len() - 1
+        });
+        if let Some(slot) = state.readers.get_mut(place) {
+            *slot = Some((waker, number));
+        }
+        state.reader_count += 1;
+        let seen = Seen { ephemeral: state.ring.ephemeral_end(), rewinds: state.rewinds };
+        drop(state);
+        Self { topics, live, place, seen }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut state = self.live.state();
+        if let Some(slot) = state.readers.get_mut(self.place) {
+            *slot = None;
+        }
+        state.reader_count -= 1;
+        while matches!(state.readers.last(), Some(None)) {
+            state.readers.pop();
+        }
+        let is_last = state.reader_count == 0;
+        drop(state);
+        if is_last {
+            self.topics.left(&self.live);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Epoch, EventType, Fingerprint, NewEvent, Tenant, Timestamp, Topic};
+
+    const LIMIT: RingLimit = RingLimit { frames: 4, bytes: 1 << 20 };
+
+    fn live(end: u64, fingerprint: u32) -> (Live, Head) {
+        let live =
+            Live::new(TopicKey::new(Tenant::parse("t").unwrap(), Topic::parse("a").unwrap()));
+        let head = head(end, fingerprint);
+        let mut state = live.state();
+        state.head = Some(head);
+        state.ring.restart(Offset(end));
+        drop(state);
+        (live, head)
+    }
+
+    fn head(end: u64, fingerprint: u32) -> Head {
+        let tail_fingerprint = Fingerprint(fingerprint);
+        Head { tail: Offset(end + 1), tail_fingerprint, ..Head::empty(Epoch(1)) }
+    }
+
+    /// A page after an offset whose event has this fingerprint now; events have their offset's.
+    fn page(after: Option<u32>, offsets: &[u64], next: u64, end: u64) -> Page {
+        let event = |offset: &u64| Event {
+            offset: Offset(*offset),
+            fingerprint: Fingerprint(u32::try_from(*offset).unwrap()),
+            recorded_at: Timestamp::from_millis(0),
+            body: Arc::new(NewEvent::new(EventType::parse("x").unwrap())),
+        };
+        let fingerprint = |offset: u64| u32::try_from(offset).unwrap();
+        Page {
+            head: head(end, fingerprint(end)),
+            after_fingerprint: after.map(Fingerprint),
+            events: offsets.iter().map(event).collect(),
+            next: head(next, fingerprint(next)).end(),
+        }
+    }
+
+    /// What a reader at this position finds: offsets, or nothing if it must ask the journal.
+    fn look(live: &Live, offset: u64, fingerprint: u32) -> Option<Vec<u64>> {
+        look_again(live, &mut Seen::default(), offset, fingerprint)
+    }
+
+    /// The same of a reader that may have looked before.
+    fn look_again(live: &Live, seen: &mut Seen, offset: u64, fingerprint: u32) -> Option<Vec<u64>> {
+        let mut found = Vec::new();
+        let (offset, fingerprint) = (Offset(offset), Fingerprint(fingerprint));
+        let at = Position { epoch: Epoch(1), offset, fingerprint };
+        let look = live.look(at, seen, |frame| {
+            found.push(frame.position.unwrap().offset.0);
+            true
+        });
+        (!matches!(look, Look::Behind)).then_some(found)
+    }
+
+    #[test]
+    fn what_other_nodes_appended_is_served_from_the_ring() {
+        let (live, head) = live(2, 2);
+        assert!(!live.extend(head, &page(Some(2), &[3, 5], 5, 5), LIMIT));
+        assert_eq!(look(&live, 2, 2), Some(vec![3, 5]), "4 was superseded");
+        assert_eq!(look(&live, 5, 5), Some(vec![]));
+    }
+
+    #[test]
+    fn a_page_whose_last_events_were_superseded_leads_to_the_journal() {
+        let (live, head) = live(2, 2);
+        assert!(!live.extend(head, &page(Some(2), &[3], 5, 5), LIMIT));
+        assert_eq!(look(&live, 2, 2), None);
+        assert_eq!(look(&live, 5, 5), Some(vec![]));
+    }
+
+    #[test]
+    fn a_part_of_what_was_appended_is_taken_in_before_the_rest() {
+        let (live, head) = live(2, 2);
+        assert!(live.extend(head, &page(Some(2), &[3, 4], 4, 6), LIMIT));
+        assert_eq!(live.end().map(|end| end.offset), Some(Offset(4)));
+        assert_eq!(look(&live, 2, 2), Some(vec![3, 4]));
+    }
+
+    #[test]
+    fn more_than_a_ring_holds_is_left_to_the_journal() {
+        let (live, head) = live(2, 2);
+        assert!(!live.extend(head, &page(Some(2), &[3, 4], 4, 900), LIMIT));
+        assert_eq!(live.end().map(|end| end.offset), Some(Offset(900)));
+        assert_eq!(look(&live, 2, 2), None);
+    }
+
+    /// Broken on purpose: without the comparison of fingerprints, a reader at 2 is served 3 of a
+    /// history in which its 2 never was.
+    #[test]
+    fn a_history_that_reused_offsets_sends_everybody_to_the_journal() {
+        let (live, head) = live(2, 2);
+        assert!(!live.extend(head, &page(Some(77), &[3], 3, 3), LIMIT));
+        assert_eq!(look(&live, 2, 2), None);
+        assert_eq!(look(&live, 1, 1), None);
+    }
+
+    /// Broken on purpose: a reader that is past the end and told that it has everything waits until
+    /// the new history is as long as the old one.
+    #[test]
+    fn a_history_that_lost_its_end_sends_readers_to_the_journal_once() {
+        let (live, head) = live(9, 9);
+        let mut seen = Seen::default();
+        assert_eq!(look_again(&live, &mut seen, 9, 9), Some(vec![]));
+        assert!(!live.extend(head, &page(None, &[], 9, 6), LIMIT));
+        assert_eq!(look_again(&live, &mut seen, 9, 9), None);
+        // It was told by the journal, and goes on from the new end.
+        assert_eq!(look_again(&live, &mut seen, 6, 6), Some(vec![]));
+    }
+
+    #[test]
+    fn another_epoch_sends_everybody_to_the_journal() {
+        let (live, head) = live(2, 2);
+        let mut page = page(None, &[3], 3, 3);
+        page.head.epoch = Epoch(2);
+        assert!(!live.extend(head, &page, LIMIT));
+        assert_eq!(look(&live, 2, 2), None);
+    }
+}
