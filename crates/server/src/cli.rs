@@ -53,6 +53,8 @@ pub(crate) enum Command {
     /// Check, save, restore and repair the journal of a hub that is stopped
     #[command(subcommand)]
     Journal(JournalCommand),
+    /// Bring the PostgreSQL schema of the journal and of the outbox up to date
+    Migrate(ServeArgs),
     /// Look into a running hub, and change what operators may
     Admin(AdminArgs),
     /// Ask a hub whether it is well: exits with 0 or 1, for container health checks
@@ -132,7 +134,7 @@ and other control characters stay, bytes that are no UTF-8 become U+FFFD. While 
 lines wait in the pipe; each has an id of its own, so that what is sent twice is stored once.")]
 pub(crate) struct PublishArgs {
     /// Topic, such as user/42; with --ndjson, of the events that name none
-    #[arg(long, required_unless_present = "ndjson")]
+    #[arg(long, required_unless_present_any = ["ndjson", "amqp"])]
     pub(crate) topic: Option<String>,
     /// Event type, such as job.done; with --ndjson, of the events that name none [default with
     /// --lines: line]
@@ -177,6 +179,27 @@ pub(crate) struct PublishArgs {
     /// File to read with --ndjson [default: stdin]
     #[arg(long, value_name = "FILE", requires = "ndjson")]
     pub(crate) file: Option<PathBuf>,
+    /// Publish to RabbitMQ instead, amqp://user:password@host:5672/vhost: the data as a message with
+    /// id and type, in a queue once this ends well
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "routing_key",
+        conflicts_with_all = ["topic", "lines", "ndjson", "class", "key", "subject", "close"]
+    )]
+    pub(crate) amqp: Option<String>,
+    /// Routing key of the message, such as team.7.job.8f1c.status
+    #[arg(long, value_name = "KEY", requires = "amqp")]
+    pub(crate) routing_key: Option<String>,
+    /// Topic exchange of the message
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "amqp",
+        env = "RABBITMQ_EVENTS_EXCHANGE",
+        default_value = "events.topic"
+    )]
+    pub(crate) exchange: String,
     /// How long to try again while the hub is away [default: 10s, for streams 10m]
     #[arg(long, value_name = "DURATION")]
     pub(crate) retry_for: Option<Period>,

@@ -9,14 +9,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const RESERVED: u64 = 512;
 
 /// Takes as many descriptors as the process may have, and says how many connections that allows.
-pub(crate) fn connections_max(wanted: usize) -> usize {
+pub(crate) fn possible() -> usize {
     let Rlimit { mut current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: maximum, maximum };
     if current != maximum && setrlimit(Resource::Nofile, raised).is_ok() {
         current = maximum;
     }
     // None is no limit.
-    let possible = current.map_or(usize::MAX, left);
+    current.map_or(usize::MAX, left)
+}
+
+/// The connections that are wanted, or as many as are possible, which is logged.
+pub(crate) fn connections_max(wanted: usize) -> usize {
+    let possible = possible();
     if possible < wanted {
         tracing::warn!(
             wanted,

@@ -3,9 +3,7 @@
 //! The rules: loopback only; keys and tokens are made once for a data directory, readable for its
 //! owner only, and stay valid over restarts.
 
-use std::{
-    collections::BTreeMap, fs, io, os::unix::fs::DirBuilderExt as _, path::Path, time::Duration,
-};
+use std::{fs, io, os::unix::fs::DirBuilderExt as _, path::Path, time::Duration};
 
 use anstyle::{AnsiColor, Style};
 use serde::{Deserialize, Serialize};
@@ -24,6 +22,7 @@ use crate::{
     commands::print,
     components::Components,
     config::{Config, Loaded, LogConfig, LogFormat, Period},
+    descriptors,
     exit::{Exit, Failure},
     files::write_private,
     live,
@@ -62,10 +61,13 @@ pub(crate) async fn run(args: &DevArgs) -> Result<Exit, Failure> {
     let config = credentials.config(args);
     let admin_listen = (args.listen.ip(), 0).into();
     let listeners = Listeners::bind(args.listen, admin_listen).await?;
-    let mut components = Components::start(&config)?;
+    let mut components = Components::start(&config).await?;
     components.router = components.router.merge(live::router());
-    let loaded = Loaded { config, file: None, origins: BTreeMap::new() };
-    let admin = Admin::new(&loaded, &components.hub)?;
+    // As many as there may be, without a word: nobody asked for the default.
+    let possible = descriptors::possible();
+    components.serve.connections_max = components.serve.connections_max.min(possible);
+    let loaded = Loaded::of_dev(config);
+    let admin = Admin::new(&loaded, &components.hub, std::mem::take(&mut components.sources))?;
     let dev = DevFile {
         url: format!("http://{}", listeners.address),
         admin_url: format!("http://{}", listeners.admin_address),

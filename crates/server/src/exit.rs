@@ -35,6 +35,7 @@ exits! {
     Usage = 64, "the command line is wrong";
     Data = 65, "events were refused, and all others published; or a journal or export is damaged; the messages say which";
     NoInput = 66, "an input file cannot be read";
+    NotFound = 68, "what the command names is not there (`admin kick`, `admin trim`)";
     Unavailable = 69, "the hub cannot be reached or did not answer in time: try again later";
     Software = 70, "an error inside tidings";
     DataDirectory = 72, "the data directory cannot be used: the message names the file and what to do";

@@ -11,9 +11,11 @@ mod descriptors;
 mod dev;
 mod exit;
 mod files;
+mod journals;
 mod key_client;
 mod live;
 mod metrics_reference;
+mod otlp;
 mod remote;
 mod serve;
 mod supervisor;
@@ -61,6 +63,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Token(command) => commands::token::run(&command),
         Command::Key(KeyCommand::Create(args)) => commands::key::create(&args),
         Command::Admin(args) => client_runtime()?.block_on(commands::admin::run(&args)),
+        Command::Migrate(args) => client_runtime()?.block_on(commands::migrate::run(&args)),
         Command::Config(command) => commands::config::run(&command),
         Command::Journal(command) => commands::journal::run(&command),
     }

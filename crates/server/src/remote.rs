@@ -265,10 +265,15 @@ impl From<reqwest::Error> for Trouble {
             return Self::Final(Failure::new(Exit::Usage, causes(&error)));
         }
         if is_about_certificate(&error) {
-            let message = format!(
-                "{}; if the hub has its own certificate authority, name its file with --ca",
-                causes(&error)
-            );
+            let causes = causes(&error);
+            // What rustls says of a self-signed certificate that `openssl req -x509` made.
+            let remedy = if causes.contains("CaUsedAsEndEntity") {
+                "the hub's certificate is an authority's own (CA:TRUE): make it anew with \
+                 `-addext basicConstraints=critical,CA:FALSE`, or sign one with that authority"
+            } else {
+                "if the hub has its own certificate authority, name its file with --ca"
+            };
+            let message = format!("{causes}; {remedy}");
             return Self::Final(Failure::new(Exit::Unavailable, message));
         }
         Self::Passing { message: causes(&error), retry_after: None }

@@ -30,6 +30,10 @@ const ADMIN_CONNECTIONS: usize = 256;
 /// How much of the drain window connections may take; the rest is for the journal to close.
 const CONNECTIONS_SHARE: f64 = 0.9;
 
+/// How much of it the last spans may take: a collector that is away must not look like a journal
+/// that hangs.
+const TRACES_SHARE: f64 = 0.05;
+
 /// Runs the command.
 pub(crate) async fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     let loaded = load_config(&args.layers)?;
@@ -41,8 +45,8 @@ pub(crate) async fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     }
     telemetry::start(&config.log);
     let listeners = Listeners::bind(config.listen, config.admin.listen).await?;
-    let components = Components::start(config)?;
-    let admin = Admin::new(&loaded, &components.hub)?;
+    let mut components = Components::start(config).await?;
+    let admin = Admin::new(&loaded, &components.hub, std::mem::take(&mut components.sources))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = %listeners.address,
@@ -80,7 +84,8 @@ impl Listeners {
 
     /// Serves until a signal, drains, and closes the journal.
     pub(crate) async fn serve(self, components: Components, admin: Admin) -> Result<Exit, Failure> {
-        let Components { hub, router, serve: mut settings, tls, drain_grace } = components;
+        let Components { hub, router, serve: mut settings, tls, drain_grace, traces, .. } =
+            components;
         let mut signals = self.signals;
         let window = settings.drain_window;
         settings.connections_max = descriptors::connections_max(settings.connections_max);
@@ -122,6 +127,9 @@ impl Listeners {
             // A task ends otherwise only by a panic, which has been reported.
             drop(clients.await);
             hub.shutdown().await;
+            if let Some(traces) = traces {
+                traces.finish(window.mul_f64(TRACES_SHARE)).await;
+            }
             all_over.cancel();
             drop(admin.await);
         };

@@ -70,11 +70,16 @@ where
 
 fn filter(level: &str) -> EnvFilter {
     // It was checked with the configuration.
-    let filter = EnvFilter::builder().parse(level).unwrap_or_default();
-    match "audit=info".parse() {
-        Ok(directive) if !level.contains(AUDIT) => filter.add_directive(directive),
-        _ => filter,
+    let mut filter = EnvFilter::builder().parse(level).unwrap_or_default();
+    // What fails at a broker is told by who asked it, and is not always a failure.
+    for (target, directive) in [(AUDIT, "audit=info"), ("lapin", "lapin=off")] {
+        if let Ok(directive) = directive.parse()
+            && !level.contains(target)
+        {
+            filter = filter.add_directive(directive);
+        }
     }
+    filter
 }
 
 /// Writes a field of a line, its control characters as Rust writes them.

@@ -15,7 +15,6 @@ use tidings::{
     error::{ErrorCode, Problem},
     http::Peer,
     model::{Tenant, Topic},
-    sse::GoAway,
 };
 
 use super::{
@@ -73,10 +72,10 @@ pub(super) async fn end(
     let found = admin.0.hub.connections().into_iter().find(|connection| connection.id == id);
     let tenant = found.map(|found| found.grant.tenant().to_string()).unwrap_or_default();
     let act = Act { action: "connection.end", tenant, on: id.clone(), peer: Some(peer) };
-    let ended = if admin.0.hub.end_connection(&id, GoAway::Drain) {
+    let ended = if admin.0.hub.end_connection_anywhere(&id).await {
         Ok(())
     } else {
-        Err(Problem::new(ErrorCode::NotFound, "there is no such connection on this node"))
+        Err(Problem::new(ErrorCode::NotFound, "there is no such connection on any node"))
     };
     act.done(ended)?;
     Ok(answer(&json!({ "ended": 1 })))
@@ -100,9 +99,7 @@ pub(super) async fn end_of_subject(
         on: subject.clone(),
         peer: Some(peer),
     };
-    let hub = &admin.0.hub;
-    let found = hub.connections().into_iter().filter(|connection| wanted.fits(connection));
-    let ended = found.filter(|found| hub.end_connection(&found.id, GoAway::Drain)).count();
+    let ended = admin.0.hub.end_subject_anywhere(tenant, subject).await;
     act.done(Ok(()))?;
     Ok(answer(&json!({ "ended": ended })))
 }

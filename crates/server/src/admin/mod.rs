@@ -23,11 +23,9 @@ use subtle::ConstantTimeEq as _;
 use tidings::{
     Hub,
     auth::Secret,
-    clock::Clock as _,
-    clock::SystemClock,
     error::{ErrorCode, Problem},
     http::{Peer, identify},
-    model::Timestamp,
+    source::amqp::AmqpSource,
 };
 
 pub(crate) use self::token::TOKEN_FILE;
@@ -40,9 +38,9 @@ pub(crate) struct Admin(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     hub: Hub,
+    /// What else brings events.
+    sources: Vec<AmqpSource>,
     token: Secret,
-    node: String,
-    started_at: Timestamp,
     /// Every setting in effect, secrets redacted.
     settings: serde_json::Value,
     allow_cleartext: bool,
@@ -50,7 +48,11 @@ struct Inner {
 
 impl Admin {
     /// Finds the operators' token, or makes it, in the data directory.
-    pub(crate) fn new(loaded: &Loaded, hub: &Hub) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        loaded: &Loaded,
+        hub: &Hub,
+        sources: Vec<AmqpSource>,
+    ) -> Result<Self, Failure> {
         let config = &loaded.config;
         let token = match &config.admin.token {
             Some(token) => token.clone(),
@@ -58,9 +60,8 @@ impl Admin {
         };
         Ok(Self(Arc::new(Inner {
             hub: hub.clone(),
+            sources,
             token,
-            node: uuid::Uuid::new_v4().simple().to_string(),
-            started_at: SystemClock.now(),
             settings: crate::config::effective(loaded),
             allow_cleartext: config.admin.allow_cleartext,
         })))
@@ -129,8 +130,17 @@ async fn live() -> Response {
 async fn ready(State(admin): State<Admin>) -> Response {
     match admin.0.hub.unready() {
         None => {
-            let body = "{\"status\":\"ready\"}";
-            ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+            // What works only in part is nobody's reason to send readers elsewhere.
+            let bus = admin.0.hub.bus_failure().map(|failure| format!("bus: {failure}"));
+            let sources = admin.0.sources.iter().filter_map(AmqpSource::failure);
+            let sources = sources.map(|failure| format!("source: {failure}"));
+            let degraded: Vec<String> = bus.into_iter().chain(sources).collect();
+            let body = if degraded.is_empty() {
+                json!({ "status": "ready" })
+            } else {
+                json!({ "status": "ready", "degraded": degraded })
+            };
+            ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
         }
         Some(reason) => {
             let body = json!({

@@ -12,10 +12,11 @@ use reqwest::Url;
 use serde_json::{Value, json};
 use tidings::{
     clock::{Clock as _, SystemClock},
+    cluster::NodeInfo,
     error::{ErrorCode, Problem},
     http::Peer,
     journal::{Retention, TopicInfo, TopicQuery},
-    model::{Tenant, Topic, TopicKey},
+    model::{Tenant, Timestamp, Topic, TopicKey},
 };
 
 use super::{Admin, audit::Act};
@@ -24,21 +25,25 @@ use crate::config::{ByteSize, Period};
 /// Entries of a listing, unless the operator wants fewer.
 const LISTED_MAX: usize = 1000;
 
-pub(super) async fn nodes(State(admin): State<Admin>) -> Response {
-    let inner = &admin.0;
-    let reason = inner.hub.unready();
-    let uptime = inner.started_at.until(SystemClock.now());
-    let metrics = inner.hub.metrics();
-    answer(&json!({ "nodes": [{
-        "id": inner.node,
-        "version": env!("CARGO_PKG_VERSION"),
-        "started_at": inner.started_at.to_string(),
-        "uptime_ms": u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
-        "ready": reason.is_none(),
-        "reason": reason,
-        "connections": metrics.connections.get(),
-        "topics_active": metrics.topics_active.get(),
-    }] }))
+/// All nodes that share the journal.
+pub(super) async fn nodes(State(admin): State<Admin>) -> Result<Response, Problem> {
+    let node = |node: NodeInfo| {
+        let started_at = Timestamp::from_millis(node.started_at_ms);
+        let uptime = started_at.until(SystemClock.now());
+        json!({
+            "id": node.id,
+            "name": node.name,
+            "version": node.version,
+            "started_at": started_at.to_string(),
+            "uptime_ms": u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+            "ready": node.reason.is_none(),
+            "reason": node.reason,
+            "connections": node.connections,
+            "topics_active": node.topics_active,
+        })
+    };
+    let nodes: Vec<Value> = admin.0.hub.nodes().await?.into_iter().map(node).collect();
+    Ok(answer(&json!({ "nodes": nodes })))
 }
 
 /// Topics of all tenants or of one, or one topic.

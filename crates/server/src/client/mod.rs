@@ -1,5 +1,6 @@
 //! The client commands: publishing and following.
 
+mod amqp;
 pub(crate) mod follow;
 mod input;
 pub(crate) mod publish;

@@ -37,6 +37,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Runs the command.
 pub(crate) async fn run(args: PublishArgs) -> Result<Exit, Failure> {
     check(&args)?;
+    if let Some(url) = &args.amqp {
+        return super::amqp::publish(&args, url, data(&args)?).await;
+    }
     let remote = Remote::new(&args.hub, Purpose::Publish)?;
     if args.lines {
         let members =
@@ -141,17 +144,7 @@ async fn post(remote: &Remote, body: &str) -> Result<Value, Trouble> {
 
 /// The event as JSON. Its id is fixed here, so that it may be sent again.
 fn event(args: &PublishArgs) -> Result<String, Failure> {
-    let text = match (&args.data, &args.data_file) {
-        (Some(text), _) => Some(text.clone()),
-        (None, Some(file)) => Some(read_data(file)?),
-        (None, None) => None,
-    };
-    // Strictly, as the hub will; and kept as text, so that numbers keep their digits.
-    let data = text.map(|text| match JsonText::parse(&text) {
-        Ok(json) => json,
-        Err(_) => JsonText::string(&text),
-    });
-    let data = data.and_then(|data| RawValue::from_string(data.as_str().to_owned()).ok());
+    let data = data(args)?.and_then(|data| RawValue::from_string(data.as_str().to_owned()).ok());
     let class = args.class.or(args.key.is_some().then_some(ClassArg::State));
     let id = args.id.clone().unwrap_or_else(|| EventId::mint().to_string());
     let event = NewEventJson {
@@ -168,6 +161,16 @@ fn event(args: &PublishArgs) -> Result<String, Failure> {
         data: data.as_deref(),
     };
     serde_json::to_string(&event).map_err(|error| Failure::new(Exit::Software, error.to_string()))
+}
+
+/// The data as JSON: strictly, as the hub reads it, and as text, so that numbers keep their digits.
+fn data(args: &PublishArgs) -> Result<Option<JsonText>, Failure> {
+    let text = match (&args.data, &args.data_file) {
+        (Some(text), _) => Some(text.clone()),
+        (None, Some(file)) => Some(read_data(file)?),
+        (None, None) => None,
+    };
+    Ok(text.map(|text| JsonText::parse(&text).unwrap_or_else(|_| JsonText::string(&text))))
 }
 
 #[derive(serde::Serialize)]

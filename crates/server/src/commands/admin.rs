@@ -45,6 +45,7 @@ pub(crate) async fn run(args: &AdminArgs) -> Result<Exit, Failure> {
             let exit = match status.as_u16() {
                 400 => Exit::Usage,
                 401 | 403 => Exit::Refused,
+                404 => Exit::NotFound,
                 _ => Exit::Unavailable,
             };
             Err(Failure::new(exit, describe(status, json.as_ref())))

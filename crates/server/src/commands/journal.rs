@@ -17,9 +17,9 @@ use tidings::journal::{
 use super::load_config;
 use crate::{
     cli::{ExportArgs, ImportArgs, JournalArgs, JournalCommand, LayerArgs},
-    components::{JOURNAL_DIRECTORY, is_in_use},
     config::SettingFlags,
     exit::{Exit, Failure},
+    journals::{JOURNAL_DIRECTORY, is_in_use},
 };
 
 /// Runs the command.

@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod health;
 pub(crate) mod journal;
 pub(crate) mod key;
+pub(crate) mod migrate;
 pub(crate) mod token;
 
 use std::io::{self, Write as _};

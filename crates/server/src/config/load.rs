@@ -43,6 +43,15 @@ pub(crate) struct Layers {
     pub(crate) flags: Vec<(String, String)>,
 }
 
+/// Variables of every program that speaks OpenTelemetry, and the settings that they are. The hub's own
+/// variable counts before them.
+const ENV_STANDARD: [(&str, &str); 4] = [
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp.endpoint"),
+    ("OTEL_EXPORTER_OTLP_HEADERS", "otlp.headers"),
+    ("OTEL_SERVICE_NAME", "otlp.service_name"),
+    ("OTEL_TRACES_SAMPLER_ARG", "otlp.sample_ratio"),
+];
+
 /// Something wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ConfigProblem {
@@ -62,6 +71,8 @@ impl fmt::Display for ConfigProblem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
     Default,
+    /// `tidings dev` chose it.
+    Dev,
     /// File and line.
     File(String),
     /// The variable, and the file that it names.
@@ -73,6 +84,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
+            Self::Dev => f.write_str("tidings dev"),
             Self::File(place) => f.write_str(place),
             Self::Env(name, None) => f.write_str(name),
             Self::Env(name, Some(file)) => write!(f, "{name} ({file})"),
@@ -97,10 +109,26 @@ impl Layers {
     pub(crate) fn of_process(file: Option<PathBuf>, flags: Vec<(String, String)>) -> Self {
         let env = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-            .filter(|(name, _)| name.starts_with(ENV_PREFIX))
+            .filter(|(name, _)| name.starts_with(ENV_PREFIX) || standard(name).is_some())
             .map(|(name, value)| (name, value.to_string_lossy().into_owned()))
             .collect();
         Self { file, directory: PathBuf::from("."), env, flags }
+    }
+}
+
+impl Loaded {
+    /// What `tidings dev` runs with: everything that is not the default is its own choice.
+    pub(crate) fn of_dev(config: Config) -> Self {
+        let values = [&config, &Config::default()].map(|config| serde_json::to_value(config).ok());
+        let is_own = |setting: &&&Setting| {
+            let path = format!("/{}", setting.path.replace('.', "/"));
+            let [own, default] = values.each_ref().map(|value| value.as_ref()?.pointer(&path));
+            own != default
+        };
+        let own = settings();
+        let own = own.iter().filter(is_own).map(|setting| (setting.path.clone(), Origin::Dev));
+        let origins = own.collect();
+        Self { config, file: None, origins }
     }
 }
 
@@ -186,6 +214,15 @@ impl Loading {
     fn read_env(&mut self, env: &[(String, String)]) {
         let known = settings();
         for (name, value) in env {
+            let Some(path) = standard(name) else { continue };
+            // Elsewhere an empty variable is one that is not set (OpenTelemetry's rule).
+            if let Some(setting) = known.iter().find(|setting| setting.path == path)
+                && !value.is_empty()
+            {
+                self.set_text(setting, value, Origin::Env(name.clone(), None));
+            }
+        }
+        for (name, value) in env.iter().filter(|(name, _)| standard(name).is_none()) {
             if ENV_OTHER.contains(&name.as_str()) || is_kubernetes_link(name) {
                 continue;
             }
@@ -288,6 +325,11 @@ fn plain(error: &serde_json::Error) -> String {
     text.split(" at line ").next().unwrap_or(&text).to_owned()
 }
 
+/// The setting that a variable of OpenTelemetry is.
+fn standard(name: &str) -> Option<&'static str> {
+    ENV_STANDARD.iter().find(|(variable, _)| *variable == name).map(|(_, path)| *path)
+}
+
 /// Kubernetes puts such variables into every pod of a namespace that has a service `tidings`; they
 /// are nobody's mistake.
 fn is_kubernetes_link(name: &str) -> bool {
@@ -334,6 +376,25 @@ mod tests {
         let cut = format!("{}/", directory.path().display());
         let problems = load(&layers).map(drop).unwrap_err();
         problems.iter().map(|problem| problem.to_string().replace(&cut, "")).collect()
+    }
+
+    #[test]
+    fn the_variables_of_opentelemetry_count_below_the_hubs_own() {
+        let env = [
+            ("TIDINGS_OTLP_SERVICE_NAME", "ours"),
+            ("OTEL_SERVICE_NAME", "theirs"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", ""),
+            ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+        ];
+        let (_directory, layers) = layers("otlp.sample_ratio = 1", &env, &[]);
+        let loaded = load(&layers).unwrap();
+        let otlp = &loaded.config.otlp;
+        assert_eq!((&*otlp.service_name, otlp.sample_ratio), ("ours", 0.25));
+        assert_eq!(otlp.endpoint.as_deref(), Some("http://127.0.0.1:4318"));
+        assert!(otlp.headers.is_none());
+        let origin = &loaded.origins["otlp.endpoint"];
+        assert_eq!(origin.to_string(), "OTEL_EXPORTER_OTLP_ENDPOINT");
     }
 
     #[test]

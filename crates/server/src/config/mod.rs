@@ -7,6 +7,7 @@ mod document;
 mod load;
 mod reference;
 mod setting;
+mod shared;
 mod validate;
 mod value;
 
@@ -25,11 +26,15 @@ use tidings::{
     journal::{JournalSettings, Retention},
     model::limits,
     settings::{Rate, Settings as HubSettings},
+    source::amqp::AmqpSettings,
 };
 
 pub(crate) use load::{ConfigProblem, Layers, Loaded, load, read_secret_file};
 pub(crate) use reference::{effective, reference_page, schema_text, show};
 pub(crate) use setting::SettingFlags;
+pub(crate) use shared::{
+    BusKind, ClusterConfig, JournalRule, PostgresConfig, RabbitMqConfig, RedisConfig,
+};
 pub(crate) use validate::serving_problems;
 pub(crate) use value::{ByteSize, Period};
 
@@ -77,6 +82,19 @@ pub(crate) struct Config {
     pub(crate) cors: CorsConfig,
     /// Where events are kept.
     pub(crate) journal: JournalConfig,
+    /// Redis, if events are kept there or nodes talk by it.
+    pub(crate) redis: RedisConfig,
+    /// PostgreSQL, if events are kept there, nodes talk by it, or applications enqueue events there.
+    pub(crate) postgres: PostgresConfig,
+    /// RabbitMQ, if nodes talk by it.
+    pub(crate) rabbitmq: RabbitMqConfig,
+    /// RabbitMQ queues whose messages become events, as a list of `[[sources]]` tables; see
+    /// [the guide](guides/rabbitmq.md). Without any, the variables `RABBITMQ_URL`,
+    /// `RABBITMQ_EVENTS_EXCHANGE`, `RABBITMQ_EVENTS_QUEUE`, `RABBITMQ_EVENTS_BINDING_KEY` and
+    /// `RABBITMQ_PREFETCH_COUNT` make one.
+    pub(crate) sources: Vec<AmqpSettings>,
+    /// Nodes that share a journal.
+    pub(crate) cluster: ClusterConfig,
     /// How much of a topic is kept, unless the topic says it itself: whichever bound is reached
     /// first. States stay until they are replaced, deleted or expire.
     pub(crate) retention: RetentionConfig,
@@ -91,6 +109,8 @@ pub(crate) struct Config {
     pub(crate) access: Policy,
     /// What the hub says about itself.
     pub(crate) log: LogConfig,
+    /// Traces of published events, for an OpenTelemetry collector.
+    pub(crate) otlp: OtlpConfig,
 }
 
 /// The listener for operators.
@@ -158,6 +178,9 @@ pub(crate) struct JournalConfig {
     pub(crate) dedup_window: Period,
     /// Among how many last events of a topic a repeated id is recognised at least, however old.
     pub(crate) dedup_events: u64,
+    /// Topics that are in another journal, as a list of `[[journal.rules]]` tables with `topics` and
+    /// `journal`.
+    pub(crate) rules: Vec<JournalRule>,
 }
 
 /// Which journal keeps the events.
@@ -169,6 +192,10 @@ pub(crate) enum JournalKind {
     Embedded,
     /// This process's memory: gone when it ends. For tests.
     Memory,
+    /// A Redis or Valkey server that nodes share, `redis.url`.
+    Redis,
+    /// A PostgreSQL database that nodes share, `postgres.url`.
+    Postgres,
 }
 
 /// How much of a topic is kept.
@@ -339,6 +366,25 @@ pub(crate) struct LogConfig {
     pub(crate) format: LogFormat,
 }
 
+/// Traces of published events, for an OpenTelemetry collector.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct OtlpConfig {
+    /// Address of a collector that takes OTLP over HTTP as protobuf: `"http://127.0.0.1:4318"`, to
+    /// which `/v1/traces` is added. Default: no traces. `OTEL_EXPORTER_OTLP_ENDPOINT` sets it too.
+    pub(crate) endpoint: Option<String>,
+    /// Headers of what is sent there, such as the collector's credential: `"name=value"`, several
+    /// with commas between them, values percent-encoded. `OTEL_EXPORTER_OTLP_HEADERS` sets it too.
+    #[schemars(extend("writeOnly" = true))]
+    pub(crate) headers: Option<Secret>,
+    /// What traces call the hub. `OTEL_SERVICE_NAME` sets it too; further attributes of the process
+    /// are those of `OTEL_RESOURCE_ATTRIBUTES`.
+    pub(crate) service_name: String,
+    /// Which share of publish requests is traced, from 0 to 1, of those whose publisher does not say
+    /// by a `traceparent` whether it is. `OTEL_TRACES_SAMPLER_ARG` sets it too.
+    pub(crate) sample_ratio: f64,
+}
+
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -370,12 +416,18 @@ impl Default for Config {
             tls: TlsConfig::default(),
             cors: CorsConfig::default(),
             journal: JournalConfig::default(),
+            redis: RedisConfig::default(),
+            postgres: PostgresConfig::default(),
+            rabbitmq: RabbitMqConfig::default(),
+            sources: Vec::new(),
+            cluster: ClusterConfig::default(),
             retention: RetentionConfig::default(),
             limits: LimitsConfig::default(),
             http: HttpConfig::default(),
             auth: AuthConfig::default(),
             access: Policy::default(),
             log: LogConfig::default(),
+            otlp: OtlpConfig::default(),
         }
     }
 }
@@ -397,6 +449,7 @@ impl Default for JournalConfig {
             kind: JournalKind::default(),
             dedup_window: Period(journal.dedup_window),
             dedup_events: journal.dedup_events,
+            rules: Vec::new(),
         }
     }
 }
@@ -491,6 +544,13 @@ impl Default for LogConfig {
     }
 }
 
+impl Default for OtlpConfig {
+    fn default() -> Self {
+        let service_name = "tidings".to_owned();
+        Self { endpoint: None, headers: None, service_name, sample_ratio: 1.0 }
+    }
+}
+
 impl Config {
     /// The journal's numbers.
     pub(crate) const fn journal_settings(&self) -> JournalSettings {
@@ -560,6 +620,7 @@ impl Config {
             body_rate_min: http.body_rate.0,
             replay_reads_max: size(limits.replay_reads),
             tenant_replay_reads_max: size(limits.tenant_replay_reads),
+            node_name: self.node_name(),
             ..HubSettings::default()
         }
     }
@@ -650,7 +711,8 @@ mod tests {
     #[test]
     fn the_defaults_are_those_of_the_library() {
         let config = Config::default();
-        assert_eq!(config.hub_settings(), HubSettings::default());
+        let node_name = config.node_name();
+        assert_eq!(config.hub_settings(), HubSettings { node_name, ..HubSettings::default() });
         let (ours, theirs) = (config.serve_settings(), ServeSettings::default());
         assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
         let (ours, theirs) = (config.journal_settings(), JournalSettings::default());

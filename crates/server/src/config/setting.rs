@@ -37,6 +37,7 @@ pub(crate) struct Setting {
 pub(super) enum Kind {
     Text,
     Integer,
+    Number,
     Boolean,
     /// A list of texts.
     Texts,
@@ -154,6 +155,8 @@ impl Kind {
             Self::Text
         } else if is("integer") {
             Self::Integer
+        } else if is("number") {
+            Self::Number
         } else if is("boolean") {
             Self::Boolean
         } else {
@@ -171,7 +174,7 @@ impl Setting {
     /// What to write in place of the value in a flag's help.
     fn placeholder(&self) -> &'static str {
         match self.kind {
-            Kind::Integer => "NUMBER",
+            Kind::Integer | Kind::Number => "NUMBER",
             Kind::Boolean => "BOOL",
             Kind::Texts | Kind::Tables => "LIST",
             Kind::Text => "VALUE",
@@ -190,6 +193,9 @@ impl Setting {
             Kind::Text => Ok(text.into()),
             Kind::Integer => {
                 text.trim().parse::<u64>().map(Value::from).map_err(|_| "must be a number".into())
+            }
+            Kind::Number => {
+                text.trim().parse::<f64>().map(Value::from).map_err(|_| "must be a number".into())
             }
             Kind::Boolean => text
                 .trim()

@@ -18,7 +18,7 @@ use super::{
     network,
     reference::value_text,
 };
-use crate::key_client::connect;
+use crate::{key_client::connect, otlp};
 
 /// What a secret is printed as.
 const REDACTED: &str = "[secret]";
@@ -77,6 +77,12 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         if value < least || value > most {
             wrong(path, format!("must be from {} to {}", Period(least), Period(most)));
         }
+    }
+    for (path, reason) in otlp::problems(&config.otlp) {
+        wrong(path, reason);
+    }
+    for (path, reason) in super::shared::problems(config) {
+        wrong(&path, reason);
     }
     let topics_max = limits::CONNECTION_TOPICS_MAX as u64;
     let limits = &config.limits;
@@ -296,7 +302,7 @@ fn readable_secrets(loaded: &Loaded) -> Vec<ServeProblem> {
         let file = match origin {
             Origin::File(_) => loaded.file.clone(),
             Origin::Env(_, file) => file.as_ref().map(PathBuf::from),
-            Origin::Default | Origin::Flag(_) => None,
+            Origin::Default | Origin::Dev | Origin::Flag(_) => None,
         };
         let has_secret = value_text(&loaded.config, path).contains(REDACTED);
         files.extend(file.filter(|_| has_secret).map(|file| (file, format!("`{path}`"))));

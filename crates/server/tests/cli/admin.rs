@@ -68,6 +68,12 @@ fn operators_come_in_with_the_token_that_only_the_owner_of_the_data_can_read() {
     for path in ["health/live", "health/ready", "metrics"] {
         assert_eq!(ask("GET", &format!("{admin}/{path}"), "x").0, 200, "{path}");
     }
+    let config = ask("GET", &format!("{admin}/admin/v1/config"), &token).1;
+    let origin = |path: &str| {
+        let mut settings = config["settings"].as_array().unwrap().iter();
+        settings.find(|setting| setting["path"] == path).unwrap()["origin"].clone()
+    };
+    assert_eq!([origin("limits.user_connections"), origin("retry")], ["tidings dev", "default"]);
     // Nothing of it is where clients are.
     assert_eq!(ask("GET", &format!("{}/admin/v1/nodes", hub.says("url")), &token).0, 404);
     assert_eq!(hub.terminate(), Some(0));
@@ -119,7 +125,7 @@ fn topics_are_listed_across_tenants_and_trimmed_and_every_change_is_audited() {
     assert!(line["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
     assert!(line["span"]["request_id"].is_string(), "{line}");
     let (code, _, err) = operate(&[&trim[..], &["a/none", "--keep-events", "2"]].concat());
-    assert!(code == 69 && err.contains("no such topic"), "{code} {err}");
+    assert!(code == 68 && err.contains("no such topic"), "{code} {err}");
     let line = audited(&mut log, "topic.trim");
     assert_eq!((&line["on"], &line["result"]), (&"a/none".into(), &"not_found".into()));
     let (_, after, _) = operate(&["topics", "--tenant", &tenant, "--topic", "a/1"]);
@@ -178,7 +184,7 @@ fn readers_are_listed_and_sent_away_and_come_back() {
     assert_eq!(listed["all"], 1);
     assert_ne!(listed["connections"][0]["id"], id.as_str());
     let (code, _, err) = operate(&["kick", "--id", "none"]);
-    assert!(code == 69 && err.contains("no such connection"), "{code} {err}");
+    assert!(code == 68 && err.contains("no such connection"), "{code} {err}");
     assert_eq!(audited(&mut log, "connection.end")["result"], "not_found");
     let tenant = connection["tenant"].as_str().unwrap();
     let (code, ended, err) = operate(&["kick", "--tenant", tenant, "--subject", "nobody"]);

@@ -262,7 +262,9 @@ pub(crate) fn serve(
         entry("id"),
         entry("sha256"),
     );
-    std::fs::write(directory.join("tidings.toml"), toml).unwrap();
+    let file = directory.join("tidings.toml");
+    std::fs::write(&file, toml).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     run(directory, &["config", "check"]).expect(0);
     let mut child = tidings(directory, &["serve"]).stderr(Stdio::piped()).spawn().unwrap();
     let log = BufReader::new(child.stderr.take().unwrap());

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on ends")]
 
 mod admin;
+mod amqp;
 mod config;
 mod docs;
 mod drain;
@@ -13,3 +14,4 @@ mod publish;
 mod secrets;
 mod startup;
 mod support;
+mod traces;

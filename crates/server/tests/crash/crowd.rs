@@ -1,7 +1,7 @@
 //! Crowds: readers that stop reading, clients that come and go, publishers without measure.
 //!
-//! Long runs: `TIDINGS_TEST_STALLED=500 TIDINGS_TEST_HEALTHY=100 TIDINGS_TEST_EVENTS=50000`,
-//! `TIDINGS_TEST_CONNECTIONS=20000` and `TIDINGS_TEST_REQUESTS=5000`.
+//! Long runs: `TESTS_STALLED=500 TESTS_HEALTHY=100 TESTS_EVENTS=50000`,
+//! `TESTS_CONNECTIONS=20000` and `TESTS_REQUESTS=5000`.
 
 use std::{
     collections::BTreeMap,
@@ -70,9 +70,9 @@ async fn publish(url: &str, key: &str, events: &[Value]) -> reqwest::Response {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_that_stop_reading_cost_little_lose_nothing_and_hold_up_nobody() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let stalled_count = count("TIDINGS_TEST_STALLED", 150);
-    let healthy_count = count("TIDINGS_TEST_HEALTHY", 10);
-    let events = count("TIDINGS_TEST_EVENTS", 3000) as u64;
+    let stalled_count = count("TESTS_STALLED", 150);
+    let healthy_count = count("TESTS_HEALTHY", 10);
+    let events = count("TESTS_EVENTS", 3000) as u64;
     let directory = tempfile::tempdir().unwrap();
     let settings = "http.write_stall = \"2s\"\nretention.events = 1000000\n\
                     limits.user_publish_rate = 0\nlimits.tenant_publish_rate = 0";
@@ -163,7 +163,7 @@ async fn readers_that_stop_reading_cost_little_lose_nothing_and_hold_up_nobody()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_come_and_go_leave_nothing_behind() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let connections = count("TIDINGS_TEST_CONNECTIONS", 2000);
+    let connections = count("TESTS_CONNECTIONS", 2000);
     let directory = tempfile::tempdir().unwrap();
     let key = configure(directory.path(), "limits.tenant_connections = 600");
     let hub = Served::start(directory.path(), "127.0.0.1:0");
@@ -235,7 +235,7 @@ async fn clients_that_come_and_go_leave_nothing_behind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_events_is_refused_by_name_and_what_was_taken_is_stored() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let requests = count("TIDINGS_TEST_REQUESTS", 400);
+    let requests = count("TESTS_REQUESTS", 400);
     let directory = tempfile::tempdir().unwrap();
     // One key may publish 200 events a second; eight publishers ask as fast as they can.
     let settings = "limits.user_publish_rate = 200\nlimits.user_publish_burst = 400\n\

@@ -1,6 +1,6 @@
 //! Rolling restarts of one store under load: SIGTERM, and the next hub takes over.
 //!
-//! Long run: `TIDINGS_TEST_READERS=1800 TIDINGS_TEST_STALLED=200`.
+//! Long run: `TESTS_READERS=1800 TESTS_STALLED=200`.
 
 use std::sync::Arc;
 
@@ -31,12 +31,12 @@ async fn restarts_under_load_lose_and_double_nothing_and_end_in_time() {
     let publishers: Vec<_> = (0..PUBLISHERS)
         .map(|n| tokio::spawn(publisher(n, url.clone(), key.clone(), Arc::clone(&shared))))
         .collect();
-    let readers: Vec<_> = (0..count("TIDINGS_TEST_READERS", 20))
+    let readers: Vec<_> = (0..count("TESTS_READERS", 20))
         .map(|_| tokio::spawn(reader(url.clone(), key.clone(), Arc::clone(&shared))))
         .collect();
     for round in 0..ROUNDS {
         let mut stalled = Vec::new();
-        for _ in 0..count("TIDINGS_TEST_STALLED", 5) {
+        for _ in 0..count("TESTS_STALLED", 5) {
             let socket = TcpSocket::new_v4().unwrap();
             socket.set_recv_buffer_size(4096).unwrap();
             let mut stream = socket.connect(listen.parse().unwrap()).await.unwrap();
