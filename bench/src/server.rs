@@ -4,8 +4,10 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    sync::OnceLock,
     thread,
     time::Duration,
 };
@@ -21,8 +23,6 @@ use crate::{
     peers::Peer,
 };
 
-/// Signs the reader's token.
-const TOKEN_SECRET: &str = "only-for-measuring-0123456789abcdef0123456789abcdef";
 /// Readers have no end within a run: the year 2100.
 const TOKEN_EXPIRES: u64 = 4_102_444_800;
 
@@ -92,19 +92,25 @@ impl Server {
         let mut certificate = None;
         if kind == Kind::Hub {
             let (secret, entry) = ApiKey::generate();
+            let signing = token_secret();
+            // All load comes from one key and one token, which may do what many users may together.
             key = secret.expose().to_owned();
             certificate = setup.has_tls.then(|| make_certificate(directory.path()));
             let id = entry.id;
             let digest = entry.sha256;
             let config = format!(
                 "listen = '127.0.0.1:0'\ndata = '{0}/data'\nadmin.listen = '127.0.0.1:0'\n\
-                 log.format = 'json'\n[auth]\n\
-                 jwt.keys = [{{ algorithm = 'HS256', secret = '{TOKEN_SECRET}' }}]\n\
+                 log.format = 'json'\n\
+                 [limits]\nuser_connections = 0\ntenant_connections = 0\n\
+                 user_publish_rate = 0\ntenant_publish_rate = 0\ntenant_topics = 10_000_000\n[auth]\n\
+                 jwt.keys = [{{ algorithm = 'HS256', secret = '{signing}' }}]\n\
                  api_keys = [{{ id = '{id}', sha256 = '{digest}', write = ['bench/*'] }}]\n\
                  [[access]]\ntopic = 'bench/*'\nread = true\n",
                 directory.path().display()
             );
-            fs::write(directory.path().join("tidings.toml"), config).unwrap();
+            let path = directory.path().join("tidings.toml");
+            fs::write(&path, config).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         }
         let token = reader_token();
         let begun = Instant::now();
@@ -160,8 +166,14 @@ impl Drop for Server {
     }
 }
 
+/// Signs the readers' tokens: as random as the hub asks for, made anew for each run.
+fn token_secret() -> &'static str {
+    static SECRET: OnceLock<String> = OnceLock::new();
+    SECRET.get_or_init(|| ApiKey::generate().0.expose().to_owned())
+}
+
 fn reader_token() -> String {
-    let key = SigningKey::new(Algorithm::Hs256, None, &Secret::new(TOKEN_SECRET)).unwrap();
+    let key = SigningKey::new(Algorithm::Hs256, None, &Secret::new(token_secret())).unwrap();
     let claims = json!({ "sub": "reader", "exp": TOKEN_EXPIRES });
     mint(&key, claims.as_object().unwrap()).unwrap()
 }

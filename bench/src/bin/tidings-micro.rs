@@ -2,7 +2,7 @@
 //!
 //! Without arguments they are timed (divan). `--count NAME N` does one of them N times and no more,
 //! for callgrind: two counts differ by the instructions of their difference, whatever it takes to
-//! start. `--names` lists them. See `cargo xtask bench --micro` and `--instructions`.
+//! start. `--names` lists them, `--pairs` those that must take the same. See `cargo xtask bench --micro` and `--instructions`.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -16,6 +16,7 @@ use tidings::{
     Hub,
     auth::{Algorithm, AuthSettings, Authenticator, Secret, SigningKey, jwt::mint},
     connection::{Connection, ConnectionOptions, Envelope, Format},
+    http::HttpSettings,
     journal::{Properties, record},
     model::{
         Cursor, Epoch, Event, EventType, Fingerprint, JsonText, NewEvent, Offset, Position, Tenant,
@@ -26,6 +27,7 @@ use tidings::{
     subscribe::{Follow, Since},
 };
 use tokio::runtime::Runtime;
+use tower_service::Service as _;
 
 /// Something that can be done again and again.
 type Case = Box<dyn FnMut()>;
@@ -46,13 +48,35 @@ const CASES: &[Named] = &[
     ("connection-follow", connection_follow),
 ];
 
+/// What is forbidden, of a topic that is there and of one that is absent: nobody is to tell them apart
+/// by the time that the refusal takes. `denied` by the rules, `owned` by the topic's properties.
+const PAIRS: &[[Named; 2]] = &[
+    [
+        ("read-denied-there", || refused("denied/there", false)),
+        ("read-denied-absent", || refused("denied/absen", false)),
+    ],
+    [
+        ("read-owned-there", || refused("owned/there", false)),
+        ("read-owned-absent", || refused("owned/absen", false)),
+    ],
+    [
+        ("publish-denied-there", || refused("denied/there", true)),
+        ("publish-denied-absent", || refused("denied/absen", true)),
+    ],
+    [
+        ("publish-owned-there", || refused("owned/there", true)),
+        ("publish-owned-absent", || refused("owned/absen", true)),
+    ],
+];
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["--names"] => CASES.iter().for_each(|(name, _)| println!("{name}")),
+        ["--pairs"] => PAIRS.iter().for_each(|[(a, _), (b, _)]| println!("{a} {b}")),
         ["--count", name, times] => {
-            let case = CASES.iter().find(|(of, _)| of == name);
+            let case = CASES.iter().chain(PAIRS.iter().flatten()).find(|(of, _)| of == name);
             let (Some((_, make)), Ok(times)) = (case, times.parse::<u32>()) else {
                 println!("no such case or number: {name} {times}");
                 return ExitCode::from(64);
@@ -174,6 +198,46 @@ fn access_read() -> Case {
     let grant = authenticator.authenticate(&token, now).unwrap();
     let (topic, properties) = (topic(), Properties::default());
     Box::new(move || assert!(grant.may_read(black_box(&topic), &properties)))
+}
+
+/// A request for a topic that the caller may not use, through the whole HTTP interface.
+fn refused(name: &'static str, publishes: bool) -> Case {
+    let secret = "0123456789abcdef0123456789abcdef";
+    let settings = json!({
+        "jwt": { "keys": [{ "algorithm": "HS256", "secret": secret }] },
+        "access": [{ "topic": "owned/*", "read": "owner", "write": "owner" }],
+    });
+    let settings: AuthSettings = serde_json::from_value(settings).unwrap();
+    let (runtime, hub) = hub();
+    let claims = json!({ "sub": "42", "exp": hub.clock().now().as_secs() + 3600 });
+    let signer = SigningKey::new(Algorithm::Hs256, None, &Secret::new(secret)).unwrap();
+    let bearer = format!("Bearer {}", mint(&signer, claims.as_object().unwrap()).unwrap());
+    let authenticator = Arc::new(Authenticator::new(&settings).unwrap());
+    let mut router = runtime.block_on(async {
+        for name in ["denied/there", "owned/there"] {
+            let tenant = Tenant::parse("default").unwrap();
+            let publish = Publish {
+                properties: Some(Properties { owner: Some("7".into()), ..Properties::default() }),
+                ..Publish::new(Topic::parse(name).unwrap(), new_event())
+            };
+            hub.publish_one(&tenant, publish).await.unwrap();
+        }
+        hub.router(authenticator, &HttpSettings::default()).unwrap()
+    });
+    let request = move || {
+        let request = http::Request::builder().header("authorization", &bearer);
+        if publishes {
+            let request = request.method("POST").uri("/v1/events");
+            let body = format!("{{\"topic\":\"{name}\",\"type\":\"x\"}}");
+            request.header("content-type", "application/json").body(body).unwrap()
+        } else {
+            request.uri(format!("/v1/events?topic={name}")).body(String::new()).unwrap()
+        }
+    };
+    Box::new(move || {
+        let answer = runtime.block_on(router.call(request())).unwrap();
+        assert_eq!(answer.status(), 403);
+    })
 }
 
 /// A hub in memory, on the thread that drives it.

@@ -8,6 +8,7 @@ mod idle;
 mod publish;
 mod replay;
 mod resume;
+mod stalled;
 mod start;
 mod storm;
 mod tokens;
@@ -250,6 +251,19 @@ pub(crate) const ALL: &[Scenario] = &[
         bars: &[bar("start", Limit::AtMost(1.0))],
     },
     Scenario {
+        name: "stalled",
+        title: "500 stalled readers beside 100 healthy ones, 5 000 events/s",
+        of: "stalled readers",
+        full: 500,
+        short: 100,
+        growth: [125, 500, 2000],
+        grows: "healthy p99",
+        floors: &[],
+        has_peers: false,
+        rounds: 1,
+        bars: &[bar("healthy p99 to without", Limit::AtMost(1.5))],
+    },
+    Scenario {
         name: "storm",
         title: "storm: 5 000 readers reconnect at once after a restart, 100 behind each",
         of: "readers",
@@ -282,6 +296,7 @@ impl Scenario {
             "idle-h2" => idle::measure(kind, load, idle::Transport::Http2).await,
             "idle-tls" => idle::measure(kind, load, idle::Transport::Tls).await,
             "topics" => topics::measure(kind, load).await,
+            "stalled" => stalled::measure(kind, load).await,
             "start" => start::measure(kind, load).await,
             _ => storm::measure(kind, load).await,
         }
