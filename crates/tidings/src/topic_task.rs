@@ -391,7 +391,7 @@ async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<
 
 /// Serves the queue, and goes on with the next although this one met a defect: the topic's readers
 /// are here, and nobody else would wake them.
-async fn serve_all(shared: &Shared, live: &Live, queue: &mut Vec<Queued>) {
+async fn serve_all(shared: &Shared, live: &Arc<Live>, queue: &mut Vec<Queued>) {
     let served = AssertUnwindSafe(serve(shared, live, queue)).catch_unwind().await;
     if served.is_ok() {
         return;
@@ -403,7 +403,7 @@ async fn serve_all(shared: &Shared, live: &Live, queue: &mut Vec<Queued>) {
 }
 
 /// Does what is queued, joining neighbouring appends into one commit.
-async fn serve(shared: &Shared, live: &Live, queue: &mut Vec<Queued>) {
+async fn serve(shared: &Shared, live: &Arc<Live>, queue: &mut Vec<Queued>) {
     let mut pending = Pending::default();
     for command in queue.drain(..) {
         match *command {
@@ -428,7 +428,7 @@ async fn serve(shared: &Shared, live: &Live, queue: &mut Vec<Queued>) {
                 let frame = Frame::ephemeral(&live.topic, &event).taken(Some(taken));
                 let mut state = live.state();
                 state.ring.push_ephemeral(Arc::new(frame));
-                Live::wake_all(&state);
+                live.wake_all(&mut state);
             }
             Command::SetProperties { change, reply } => {
                 pending.commit(shared, live).await;
@@ -451,7 +451,7 @@ async fn serve(shared: &Shared, live: &Live, queue: &mut Vec<Queued>) {
 
 async fn delete(
     shared: &Shared,
-    live: &Live,
+    live: &Arc<Live>,
     condition: DeleteIf,
 ) -> Result<Judged<bool>, JournalError> {
     let deleted = shared.journal.delete(&live.topic, condition).await?;
@@ -461,7 +461,7 @@ async fn delete(
 }
 
 /// Looks what other nodes did to the topic.
-async fn look(shared: &Shared, live: &Live) {
+async fn look(shared: &Shared, live: &Arc<Live>) {
     let looked = async {
         catch_up(shared, live).await?;
         if live.hinted_change.swap(false, Ordering::AcqRel) {
@@ -479,7 +479,7 @@ async fn look(shared: &Shared, live: &Live) {
 }
 
 /// Reads what other nodes appended, once for all readers here.
-async fn catch_up(shared: &Shared, live: &Live) -> Result<(), JournalError> {
+async fn catch_up(shared: &Shared, live: &Arc<Live>) -> Result<(), JournalError> {
     loop {
         // Nobody here knows where the topic ends: its first reader will ask.
         let Some(head) = live.state().head else { return Ok(()) };
@@ -520,7 +520,7 @@ impl Pending {
         self.batch.close |= close;
     }
 
-    async fn commit(&mut self, shared: &Shared, live: &Live) {
+    async fn commit(&mut self, shared: &Shared, live: &Arc<Live>) {
         let Self { mut batch, asked, .. } = std::mem::take(self);
         if asked.is_empty() {
             return;

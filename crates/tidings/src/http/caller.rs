@@ -4,10 +4,8 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{FromRequestParts, Request},
+    extract::FromRequestParts,
     http::{HeaderMap, Method, Version, header, request::Parts},
-    middleware::Next,
-    response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -26,10 +24,10 @@ use crate::{
 /// A caller with a credential in the `Authorization` header, or in the cookie.
 pub(super) struct Caller(pub(super) Grant);
 
-impl FromRequestParts<App> for Caller {
+impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         authenticate(app, &parts.method, &parts.headers).await.map(Self)
     }
 }
@@ -137,13 +135,13 @@ pub(super) async fn read_body(
 }
 
 /// Refuses compressed bodies: a small one may unpack to anything.
-pub(super) async fn refuse_encoded_bodies(request: Request, next: Next) -> Response {
-    let encoding = request.headers().get(header::CONTENT_ENCODING);
+pub(super) fn refuse_encoded(headers: &HeaderMap) -> Result<(), Problem> {
+    let encoding = headers.get(header::CONTENT_ENCODING);
     if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         let detail = "send the body without `Content-Encoding`";
-        return Problem::new(ErrorCode::UnsupportedMediaType, detail).into_response();
+        return Err(Problem::new(ErrorCode::UnsupportedMediaType, detail));
     }
-    next.run(request).await
+    Ok(())
 }
 
 #[cfg(test)]

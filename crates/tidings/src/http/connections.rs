@@ -1,5 +1,7 @@
 //! `POST /v1/connections/{id}/auth`: an open connection goes on by a new credential.
 
+use std::sync::Arc;
+
 use axum::{
     extract::{Path, State, rejection::PathRejection},
     http::{StatusCode, header},
@@ -14,7 +16,7 @@ use crate::{
 };
 
 pub(super) async fn renew(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     Caller(grant): Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {

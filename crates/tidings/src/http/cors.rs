@@ -1,11 +1,10 @@
 //! Cross-origin requests: exactly the origins that were named, and no others.
 
-use std::{collections::HashSet, sync::Arc};
+use std::collections::HashSet;
 
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 
@@ -59,7 +58,11 @@ pub(super) fn is_origin(text: &str) -> bool {
 }
 
 /// Answers preflights and marks the answers that pages of a named origin may read.
-pub(super) async fn apply(State(cors): State<Arc<Cors>>, request: Request, next: Next) -> Response {
+pub(super) async fn apply<F: Future<Output = Response>>(
+    cors: &Cors,
+    request: Request,
+    answer: impl FnOnce(Request) -> F,
+) -> Response {
     let origin = cors.allows(request.headers()).cloned();
     let is_preflight = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ORIGIN)
@@ -70,7 +73,7 @@ pub(super) async fn apply(State(cors): State<Arc<Cors>>, request: Request, next:
             let detail = "pages of this origin may not use the hub; the operator names origins";
             Problem::new(ErrorCode::ForbiddenOrigin, detail).into_response()
         }
-        (false, _) => next.run(request).await,
+        (false, _) => answer(request).await,
     };
     let headers = response.headers_mut();
     // Whether or not it is allowed: a cache must not give one origin another's answer.

@@ -37,7 +37,7 @@ const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 const LINE_OVERHEAD: usize = 16 * 1024;
 
 pub(super) async fn publish(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     Caller(grant): Caller,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -64,7 +64,7 @@ pub(super) async fn publish(
             return Err(Problem::new(ErrorCode::Malformed, detail).at(IDEMPOTENCY_KEY));
         }
         let place = app.hub.quotas().publisher(&grant)?;
-        return Ok(publish_stream(app.clone(), grant, place, bounds, body));
+        return Ok(publish_stream(Arc::clone(&app), grant, place, bounds, body));
     }
     let trace = TraceContext::of(&headers);
     let work = async {
@@ -320,7 +320,7 @@ fn answer(is_single: bool, results: &[Result<Published, Problem>]) -> Response {
 /// A stream of events in, a stream of results out, a line each. It ends with its credential, and
 /// when the hub drains, and says so in its last line; lines after the last result were not read.
 fn publish_stream(
-    app: App,
+    app: Arc<App>,
     grant: Grant,
     place: Place<Tenant>,
     bounds: Bounds,

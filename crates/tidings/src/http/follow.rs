@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -78,7 +79,7 @@ enum Answer {
 }
 
 pub(super) async fn follow(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     method: Method,
     Carried(carrier): Carried,
     behind_proxy: BehindProxy,

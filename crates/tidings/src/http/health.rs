@@ -1,6 +1,6 @@
 //! `/health/live`, `/health/ready` and `/metrics`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::State,
@@ -17,7 +17,7 @@ pub(super) async fn live() -> Response {
 }
 
 /// The hub takes and serves events.
-pub(super) async fn ready(State(app): State<App>) -> Result<Response, Problem> {
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     if let Some(reason) = app.hub.unready() {
         // The reason is the operator's: it may name files.
         tracing::debug!(reason, "not ready");
@@ -28,7 +28,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<Response, Problem> {
 }
 
 /// Counters in OpenMetrics text.
-pub(super) async fn metrics(State(app): State<App>) -> Response {
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], app.hub.metrics_text()).into_response()
 }

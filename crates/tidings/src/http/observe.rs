@@ -3,12 +3,9 @@
 //! The rule: a stream of events is no slow answer, so it is logged and not timed; and nothing of a
 //! request is logged but its method and path, as a ticket may be in the query.
 
-use std::sync::Arc;
-
 use axum::{
-    extract::{MatchedPath, Request, State},
+    extract::{MatchedPath, Request},
     http::{Method, StatusCode, header},
-    middleware::Next,
     response::Response,
 };
 use tokio::time::Instant;
@@ -16,10 +13,10 @@ use tokio::time::Instant;
 use crate::metrics::{Metrics, RequestLabel};
 
 /// Counts and logs a request, within its span.
-pub(super) async fn observe(
-    State(metrics): State<Arc<Metrics>>,
+pub(super) async fn observe<F: Future<Output = Response>>(
+    metrics: &Metrics,
     request: Request,
-    next: Next,
+    answer: impl FnOnce(Request) -> F,
 ) -> Response {
     let asked_at = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
@@ -28,7 +25,7 @@ pub(super) async fn observe(
         method: method(request.method()),
         status: "",
     };
-    let response = next.run(request).await;
+    let response = answer(request).await;
     let took = asked_at.elapsed();
     let (status, is_stream) = (response.status(), is_stream(&response));
     if !is_stream {

@@ -83,11 +83,19 @@ pub(super) fn raw(problem: &Problem) -> String {
 /// path without the query, where a ticket may be. A handler that panics is answered for. For
 /// `axum::middleware::from_fn`, around other routers than [`Hub::router`](crate::Hub::router).
 pub async fn identify(request: Request, next: Next) -> Response {
+    identified(request, |request| next.run(request)).await
+}
+
+/// The same around any answer.
+pub(super) async fn identified<F: Future<Output = Response>>(
+    request: Request,
+    answer: impl FnOnce(Request) -> F,
+) -> Response {
     let id = uuid::Uuid::now_v7().simple().to_string();
     let value = HeaderValue::from_str(&id).ok();
     let (method, path) = (request.method(), request.uri().path());
     let span = tracing::info_span!("request", request_id = %id, %method, %path);
-    let answered = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let answered = AssertUnwindSafe(answer(request)).catch_unwind();
     let answer = async {
         answered.await.unwrap_or_else(|_| {
             tracing::error!("a handler panicked");

@@ -7,6 +7,7 @@
 use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use axum::{
@@ -23,10 +24,10 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// address has been counted when it connected.
 pub(super) struct BehindProxy(pub(super) Option<IpAddr>);
 
-impl FromRequestParts<App> for BehindProxy {
+impl FromRequestParts<Arc<App>> for BehindProxy {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Infallible> {
         let peer = parts.extensions.get::<Peer>().map(|peer| peer.address.ip());
         let peer = peer.filter(|peer| is_trusted(&app.trusted_proxies, *peer));
         Ok(Self(peer.map(|peer| client(&app.trusted_proxies, peer, &parts.headers))))

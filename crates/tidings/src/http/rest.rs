@@ -13,16 +13,15 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{Request, State},
+    extract::Request,
     http::{Version, header},
-    middleware::Next,
     response::Response,
 };
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
-use super::router::App;
+use crate::hub::Hub;
 
 /// How long a refused client may take to send the rest.
 const REST_MAX: Duration = Duration::from_secs(5);
@@ -34,19 +33,23 @@ struct Lent {
 }
 
 /// Reads what the handler left unread, before the answer is sent.
-pub(super) async fn read(State(app): State<App>, request: Request, next: Next) -> Response {
+pub(super) async fn read<F: Future<Output = Response>>(
+    hub: &Hub,
+    request: Request,
+    answer: impl FnOnce(Request) -> F,
+) -> Response {
     // Who asks before sending, sends nothing to a refusal.
     let asks = request.headers().contains_key(header::EXPECT);
     if asks || request.version() > Version::HTTP_11 || request.body().is_end_stream() {
-        return next.run(request).await;
+        return answer(request).await;
     }
     let back = Arc::default();
     let lend = |body| Body::new(Lent { body, back: Arc::clone(&back) });
-    let response = next.run(request.map(lend)).await;
+    let response = answer(request.map(lend)).await;
     // A body that is still being read is the answer's own affair.
     let rest = back.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(rest) = rest {
-        let reading = discard(rest, app.hub.settings().publish_bytes_max);
+        let reading = discard(rest, hub.settings().publish_bytes_max);
         // Whoever sends longer is cut off, and may miss the answer.
         let _ = tokio::time::timeout(REST_MAX, reading).await;
     }

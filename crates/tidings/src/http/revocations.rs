@@ -1,5 +1,7 @@
 //! `POST /v1/revocations`: credentials that are to count no more.
 
+use std::sync::Arc;
+
 use axum::{
     body::Body,
     extract::State,
@@ -25,7 +27,7 @@ pub(super) const MEMBERS: &[&str] = &["sub", "jti", "team", "tenant", "until", "
 const BODY_BYTES_MAX: usize = 8 * 1024;
 
 pub(super) async fn revoke(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     Caller(grant): Caller,
     body: Body,
 ) -> Result<Response, Problem> {

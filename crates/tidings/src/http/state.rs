@@ -1,5 +1,7 @@
 //! `GET /v1/state`: the current states of a topic, and a cursor to follow from.
 
+use std::sync::Arc;
+
 use axum::{
     body::Body,
     extract::{RawQuery, State},
@@ -27,7 +29,7 @@ use crate::{
 pub(super) const PARAMETERS: &[&str] = &["topic", "prefix"];
 
 pub(super) async fn snapshot(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     Caller(grant): Caller,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
@@ -50,7 +52,7 @@ pub(super) async fn snapshot(
     let query = StateQuery { prefix, until: head.end().offset, ..StateQuery::all() };
     let cursor = Cursor::single(&key.topic, Mark::from(head.end()));
     // The first page before the answer begins: a journal that is down is a problem, not half a body.
-    let mut pages = Pages { hub: app.hub, key, query, page: None };
+    let mut pages = Pages { hub: app.hub.clone(), key, query, page: None };
     pages.read().await?;
     let begin = Bytes::from(format!("{{\"topic\":\"{}\",\"states\":[", pages.key.topic));
     let end = Bytes::from(format!("],\"cursor\":\"{}\"}}", cursor.encode()));

@@ -1,5 +1,7 @@
 //! `POST /v1/tickets`: a credential for the browser's own `EventSource`.
 
+use std::sync::Arc;
+
 use axum::{
     extract::State,
     http::{StatusCode, header},
@@ -10,7 +12,7 @@ use super::{caller::Caller, router::App};
 use crate::error::Problem;
 
 pub(super) async fn issue(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     Caller(grant): Caller,
 ) -> Result<Response, Problem> {
     // A ticket is an event in the journal.

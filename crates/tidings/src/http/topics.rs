@@ -1,6 +1,6 @@
 //! `/v1/topics`: listing, properties, closing and deleting.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -39,10 +39,10 @@ const BODY_BYTES_MAX: usize = 16 * 1024;
 /// The topic that the path names.
 pub(super) struct TopicPath(Topic);
 
-impl FromRequestParts<App> for TopicPath {
+impl FromRequestParts<Arc<App>> for TopicPath {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let Path(text) = Path::<String>::from_request_parts(parts, app).await.map_err(|_| {
             Problem::new(ErrorCode::Malformed, "the path is not percent-encoded UTF-8").at("topic")
         })?;
@@ -51,7 +51,7 @@ impl FromRequestParts<App> for TopicPath {
 }
 
 pub(super) async fn list(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     Caller(grant): Caller,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
@@ -98,7 +98,7 @@ pub(super) async fn list(
 }
 
 pub(super) async fn show(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     Caller(grant): Caller,
     TopicPath(topic): TopicPath,
 ) -> Result<Response, Problem> {
@@ -113,7 +113,7 @@ pub(super) async fn show(
 }
 
 pub(super) async fn put(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     Caller(grant): Caller,
     TopicPath(topic): TopicPath,
     body: Body,
@@ -145,7 +145,7 @@ pub(super) async fn put(
 }
 
 pub(super) async fn delete(
-    State(app): State<App>,
+    State(app): State<Arc<App>>,
     Caller(grant): Caller,
     TopicPath(topic): TopicPath,
 ) -> Result<Response, Problem> {

@@ -7,10 +7,10 @@ pub(crate) mod properties;
 pub(crate) mod text;
 pub(crate) mod trace;
 
-use std::{collections::HashSet, str::Utf8Error};
+use std::{borrow::Cow, collections::HashSet, str::Utf8Error};
 
 use bytes::Bytes;
-use serde::{Deserializer as _, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer as _};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -246,7 +246,7 @@ impl DraftParts {
             "topic" => self.topic = Some(named(json, at, Topic::parse)?),
             "type" => self.event_type = Some(named(json, at, EventType::parse)?),
             "class" => {
-                let text: String = read(json, at, "must be a string")?;
+                let Text(text) = read(json, at, "must be a string")?;
                 let class = Class::parse(&text);
                 let rule = "must be log, state or ephemeral";
                 self.class = Some(class.ok_or_else(|| malformed(rule).at(at))?);
@@ -336,9 +336,12 @@ impl DraftParts {
 
 fn event(text: &str, at: &str, bounds: Bounds) -> Result<Draft, Problem> {
     let mut draft = DraftParts::default();
+    let mut place = at.to_owned();
     for (name, value) in members(text, at)? {
-        let at = format!("{at}/{}", pointer_part(&name));
-        draft.member(&name, value.get(), &at, bounds)?;
+        place.truncate(at.len());
+        place.push('/');
+        place.push_str(&pointer_part(&name));
+        draft.member(&name, value.get(), &place, bounds)?;
     }
     draft.finish(Fields::new(format!("{at}/"), |name| name))
 }
@@ -362,12 +365,19 @@ fn array(
     Ok(items.iter().enumerate().map(one).collect())
 }
 
-/// The members of a JSON object, each once, their values unread.
-pub(crate) fn members<'a>(text: &'a str, at: &str) -> Result<Vec<(String, &'a RawValue)>, Problem> {
-    struct Members;
+/// A JSON string; copied only if it has escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-    impl<'de> serde::de::Visitor<'de> for Members {
-        type Value = Vec<(String, &'de RawValue)>;
+/// Names and values as they stand in a text.
+pub(crate) type Members<'a> = Vec<(Cow<'a, str>, &'a RawValue)>;
+
+/// The members of a JSON object, each once, their values unread.
+pub(crate) fn members<'a>(text: &'a str, at: &str) -> Result<Members<'a>, Problem> {
+    struct Visitor;
+
+    impl<'de> serde::de::Visitor<'de> for Visitor {
+        type Value = Members<'de>;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("an object")
@@ -378,8 +388,8 @@ pub(crate) fn members<'a>(text: &'a str, at: &str) -> Result<Vec<(String, &'a Ra
             mut map: A,
         ) -> Result<Self::Value, A::Error> {
             let mut members = Vec::new();
-            while let Some(member) = map.next_entry()? {
-                members.push(member);
+            while let Some((Text(name), value)) = map.next_entry()? {
+                members.push((name, value));
             }
             Ok(members)
         }
@@ -387,7 +397,7 @@ pub(crate) fn members<'a>(text: &'a str, at: &str) -> Result<Vec<(String, &'a Ra
 
     let mut reader = serde_json::Deserializer::from_str(text);
     let wrong = |_| not_read(text, at, "must be a JSON object");
-    let members = reader.deserialize_map(Members).map_err(wrong)?;
+    let members = reader.deserialize_map(Visitor).map_err(wrong)?;
     reader.end().map_err(wrong)?;
     let mut seen = HashSet::new();
     for (name, _) in &members {
@@ -403,7 +413,11 @@ pub(crate) fn malformed(detail: &str) -> Problem {
     Problem::new(ErrorCode::Malformed, detail)
 }
 
-pub(crate) fn read<T: DeserializeOwned>(json: &str, at: &str, rule: &str) -> Result<T, Problem> {
+pub(crate) fn read<'a, T: Deserialize<'a>>(
+    json: &'a str,
+    at: &str,
+    rule: &str,
+) -> Result<T, Problem> {
     serde_json::from_str(json).map_err(|_| not_read(json, at, rule))
 }
 
@@ -412,12 +426,12 @@ pub(crate) fn named<T>(
     at: &str,
     parse: fn(&str) -> Result<T, NameError>,
 ) -> Result<T, Problem> {
-    let text: String = read(json, at, "must be a string")?;
+    let Text(text) = read(json, at, "must be a string")?;
     parse(&text).map_err(|error| Problem::from(error).at(at))
 }
 
 pub(crate) fn time(json: &str, at: &str) -> Result<Timestamp, Problem> {
-    let text: String = read(json, at, "must be a string")?;
+    let Text(text) = read(json, at, "must be a string")?;
     Timestamp::parse(&text).ok_or_else(|| malformed(Timestamp::RULE).at(at))
 }
 

@@ -4,7 +4,7 @@
 //! space between tokens goes. Duplicate keys, NaN, lone surrogates and deep nesting are refused
 //! with the JSON pointer (RFC 6901) of the place.
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{borrow::Cow, collections::HashSet, fmt, sync::Arc};
 
 use super::limits::JSON_DEPTH_MAX;
 
@@ -84,9 +84,12 @@ pub(crate) fn mistake(body: &str) -> Option<JsonError> {
 }
 
 /// A member's name as part of a JSON pointer (RFC 6901 §3), cut short if somebody plays with it.
-pub(crate) fn pointer_part(name: &str) -> String {
+pub(crate) fn pointer_part(name: &str) -> Cow<'_, str> {
+    if name.len() <= POINTER_NAME_CHARS && !name.contains(['~', '/']) {
+        return name.into();
+    }
     let name: String = name.chars().take(POINTER_NAME_CHARS).collect();
-    name.replace('~', "~0").replace('/', "~1")
+    name.replace('~', "~0").replace('/', "~1").into()
 }
 
 /// Appends the text as a JSON string, quotes included, control characters escaped.

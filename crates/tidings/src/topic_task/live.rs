@@ -2,7 +2,8 @@
 //!
 //! The rule: a topic knows nothing of a reader but how to wake it. What it knows of itself is a copy
 //! of what the journal said, in offset order, and a reader whose position does not fit to it is sent
-//! to the journal.
+//! to the journal. Many readers are woken some at a time, and what is appended meanwhile goes out with
+//! what they have not been woken for yet.
 
 use std::{
     sync::{
@@ -82,6 +83,11 @@ impl Waker {
     }
 }
 
+/// Readers that are woken at once. Whoever is woken stands in the runtime's queue before whoever
+/// publishes next: a thousand are several milliseconds, in which nothing would be appended and no
+/// two events share a write.
+const WAKE_AT_ONCE: usize = 64;
+
 /// What a topic's readers share: its ring and where it stands.
 #[derive(Debug)]
 pub(crate) struct Live {
@@ -112,6 +118,16 @@ pub(super) struct State {
     pub(super) ring: Ring,
     readers: Vec<Option<(Arc<Waker>, u32)>>,
     pub(super) reader_count: usize,
+    waking: Waking,
+}
+
+/// How far the readers of a topic are woken: a round that goes on where it is when more comes.
+#[derive(Debug, Default)]
+struct Waking {
+    /// Places that are still to be visited.
+    left: usize,
+    /// The next of them.
+    next: usize,
 }
 
 /// What a reader has seen of a topic besides its events.
@@ -123,6 +139,22 @@ pub(crate) struct Seen {
 }
 
 impl State {
+    /// Wakes the next readers of the round. Returns whether there are more.
+    fn wake_some(&mut self) -> bool {
+        let Waking { left, next } = &mut self.waking;
+        let count = (*left).min(WAKE_AT_ONCE);
+        for _ in 0..count {
+            // Places are given back at the end, so that a round may begin anew before it is over.
+            *next = if *next < self.readers.len() { *next } else { 0 };
+            if let Some(Some((waker, number))) = self.readers.get(*next) {
+                waker.wake(*number);
+            }
+            *next += 1;
+        }
+        *left -= count;
+        *left > 0
+    }
+
     /// Notes where the topic stands. The ring ends there, or it holds nothing: a hole before what
     /// comes next would be taken for states that were superseded.
     fn stand_at(&mut self, head: Head) {
@@ -165,6 +197,7 @@ impl Live {
             ring: Ring::default(),
             readers: Vec::new(),
             reader_count: 0,
+            waking: Waking::default(),
         };
         Self {
             topic,
@@ -257,14 +290,31 @@ impl Live {
         self.state().head.is_some_and(|head| head.closed && head.tail.previous() <= at)
     }
 
-    pub(super) fn wake_all(state: &State) {
-        for (waker, number) in state.readers.iter().flatten() {
-            waker.wake(*number);
+    /// Wakes all readers: some now, more of them from a task of its own, which lets others work in
+    /// between.
+    pub(super) fn wake_all(self: &Arc<Self>, state: &mut State) {
+        let is_going_on = state.waking.left > 0;
+        state.waking.left = state.readers.len();
+        if is_going_on || !state.wake_some() {
+            return;
         }
+        let live = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut is_more = true;
+            while is_more {
+                tokio::task::yield_now().await;
+                is_more = live.state().wake_some();
+            }
+        });
     }
 
     /// Takes in what an append stored. `taken` says when the hub took each event, by offset.
-    pub(super) fn advance(&self, appended: &Appended, taken: &[(Offset, Taken)], limit: RingLimit) {
+    pub(super) fn advance(
+        self: &Arc<Self>,
+        appended: &Appended,
+        taken: &[(Offset, Taken)],
+        limit: RingLimit,
+    ) {
         let frame = |event: &Event| {
             let place = taken.binary_search_by_key(&event.offset, |(offset, _)| *offset).ok();
             let taken = place.and_then(|place| taken.get(place)).map(|(_, taken)| taken.clone());
@@ -282,12 +332,12 @@ impl Live {
         }
         state.stand_at(appended.head);
         if moved {
-            Self::wake_all(&state);
+            self.wake_all(&mut state);
         }
     }
 
     /// Takes in what the journal says of the topic after its properties changed or it was deleted.
-    pub(super) fn refresh(&self, info: TopicInfo) {
+    pub(super) fn refresh(self: &Arc<Self>, info: TopicInfo) {
         self.changes.fetch_add(1, Ordering::SeqCst);
         let mut state = self.state();
         if state.head.is_none_or(|old| old.epoch != info.head.epoch) {
@@ -295,19 +345,19 @@ impl Live {
         }
         state.stand_at(info.head);
         state.properties = boxed(info.properties);
-        Self::wake_all(&state);
+        self.wake_all(&mut state);
     }
 
     /// Says that where the topic stands is not known any more: its readers ask the journal.
-    fn forget(&self) {
+    fn forget(self: &Arc<Self>) {
         let mut state = self.state();
         self.changes.fetch_add(1, Ordering::SeqCst);
         state.head = None;
-        Self::wake_all(&state);
+        self.wake_all(&mut state);
     }
 
     /// Takes in what the journal says of the topic now, or has its readers ask.
-    pub(super) async fn ask_anew(&self, journal: &dyn Journal) {
+    pub(super) async fn ask_anew(self: &Arc<Self>, journal: &dyn Journal) {
         match journal.describe(&self.topic).await {
             Ok(info) => self.refresh(info),
             Err(error) => {
@@ -328,7 +378,7 @@ impl Live {
     }
 
     /// Takes in a page that begins where this node's knowledge ends. Returns whether there is more.
-    pub(super) fn extend(&self, from: Head, page: &Page, limit: RingLimit) -> bool {
+    pub(super) fn extend(self: &Arc<Self>, from: Head, page: &Page, limit: RingLimit) -> bool {
         let frame = |event: &Event| Arc::new(Frame::of(&self.topic, page.head.epoch, event));
         let frames: Vec<(Offset, Arc<Frame>)> =
             page.events.iter().map(|event| (event.offset, frame(event))).collect();
@@ -362,7 +412,7 @@ impl Live {
             state.rewinds += u64::from(!goes_on);
         }
         if state.head != Some(from) {
-            Self::wake_all(&state);
+            self.wake_all(&mut state);
         }
         state.head != Some(page.head)
     }
@@ -428,6 +478,8 @@ impl Registration {
         let mut state = live.state();
         let place = state.readers.iter().position(Option::is_none).unwrap_or_else(|| {
             state.readers.push(None);
+            // A round that is going on does not end before its places.
+            state.waking.left += usize::from(state.waking.left > 0);
             state.readers.len() - 1
         });
         if let Some(slot) = state.readers.get_mut(place) {
@@ -465,9 +517,9 @@ mod tests {
 
     const LIMIT: RingLimit = RingLimit { frames: 4, bytes: 1 << 20 };
 
-    fn live(end: u64, fingerprint: u32) -> (Live, Head) {
-        let live =
-            Live::new(TopicKey::new(Tenant::parse("t").unwrap(), Topic::parse("a").unwrap()));
+    fn live(end: u64, fingerprint: u32) -> (Arc<Live>, Head) {
+        let topic = TopicKey::new(Tenant::parse("t").unwrap(), Topic::parse("a").unwrap());
+        let live = Arc::new(Live::new(topic));
         let head = head(end, fingerprint);
         let mut state = live.state();
         state.head = Some(head);
@@ -577,5 +629,45 @@ mod tests {
         page.head.epoch = Epoch(2);
         assert!(!live.extend(head, &page, LIMIT));
         assert_eq!(look(&live, 2, 2), None);
+    }
+
+    fn add_readers(live: &Live, count: usize) -> Vec<Arc<Waker>> {
+        let wakers: Vec<Arc<Waker>> = (0..count).map(|_| Arc::default()).collect();
+        let mut state = live.state();
+        state.readers.extend(wakers.iter().map(|waker| Some((Arc::clone(waker), 0))));
+        wakers
+    }
+
+    /// How many have been woken since they were asked last.
+    fn woken(wakers: &[Arc<Waker>]) -> usize {
+        wakers.iter().filter(|waker| waker.take() != 0).count()
+    }
+
+    /// Broken on purpose, it failed: with a round that does not begin anew, and with one that begins
+    /// at the first place again.
+    #[tokio::test]
+    async fn many_readers_are_woken_some_at_a_time_and_go_on_where_the_round_is() {
+        let (live, _) = live(2, 2);
+        let mut wakers = add_readers(&live, 2 * WAKE_AT_ONCE + 10);
+        live.wake_all(&mut live.state());
+        assert_eq!(woken(&wakers), WAKE_AT_ONCE);
+        // More comes: the others are woken for both, and the first ones again.
+        live.wake_all(&mut live.state());
+        assert_eq!(woken(&wakers), 0);
+        tokio::task::yield_now().await;
+        assert_eq!(woken(&wakers[..WAKE_AT_ONCE]), 0);
+        assert_eq!(woken(&wakers), WAKE_AT_ONCE);
+        // Readers that come meanwhile do not take the place of others.
+        wakers.extend(add_readers(&live, 3));
+        live.state().waking.left += 3;
+        while live.state().waking.left > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(woken(&wakers), WAKE_AT_ONCE + 10 + 3);
+        live.wake_all(&mut live.state());
+        while live.state().waking.left > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(woken(&wakers), wakers.len());
     }
 }
