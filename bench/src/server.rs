@@ -92,7 +92,7 @@ impl Server {
         let mut certificate = None;
         if kind == Kind::Hub {
             let (secret, entry) = ApiKey::generate();
-            let signing = token_secret();
+            let signing = shared_secret();
             // All load comes from one key and one token, which may do what many users may together.
             key = secret.expose().to_owned();
             certificate = setup.has_tls.then(|| make_certificate(directory.path()));
@@ -166,14 +166,15 @@ impl Drop for Server {
     }
 }
 
-/// Signs the readers' tokens: as random as the hub asks for, made anew for each run.
-fn token_secret() -> &'static str {
+/// Signs the readers' tokens, and is what nodes share: as random as the hub asks for, made anew for
+/// each run.
+pub(crate) fn shared_secret() -> &'static str {
     static SECRET: OnceLock<String> = OnceLock::new();
     SECRET.get_or_init(|| ApiKey::generate().0.expose().to_owned())
 }
 
 fn reader_token() -> String {
-    let key = SigningKey::new(Algorithm::Hs256, None, &Secret::new(token_secret())).unwrap();
+    let key = SigningKey::new(Algorithm::Hs256, None, &Secret::new(shared_secret())).unwrap();
     let claims = json!({ "sub": "reader", "exp": TOKEN_EXPIRES });
     mint(&key, claims.as_object().unwrap()).unwrap()
 }

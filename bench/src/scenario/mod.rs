@@ -5,6 +5,7 @@
 
 mod fanout;
 mod idle;
+mod nodes;
 mod publish;
 mod replay;
 mod resume;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::nodes::Shared;
 use crate::{
     client::{Publisher, Target},
     figure::{Bar, Figure, Limit, Unit},
@@ -279,7 +281,47 @@ pub(crate) const ALL: &[Scenario] = &[
             bar("publisher p99 to calm", Limit::AtMost(3.0)),
         ],
     },
+    shared("redis-64", "durable publish through Redis (everysec), 64 connections", 64, {
+        &[bar("events", Limit::AtLeast(20_000.0))]
+    }),
+    shared("postgres-64", "durable publish through PostgreSQL, 64 connections", 64, {
+        &[bar("events", Limit::AtLeast(10_000.0))]
+    }),
+    shared("postgres-500", "the same, 500 events a request, 8 connections", 8, {
+        &[bar("events", Limit::AtLeast(40_000.0))]
+    }),
+    shared("nodes-redis", "node to node, Redis, 50 × 20 events/s", 50, {
+        &[bar("p50", Limit::AtMost(3.0)), bar("p99", Limit::AtMost(10.0))]
+    }),
+    shared("nodes-postgres", "node to node, PostgreSQL, 50 × 20 events/s", 50, {
+        &[bar("p50", Limit::AtMost(10.0)), bar("p99", Limit::AtMost(30.0))]
+    }),
+    shared("nodes-rabbitmq", "node to node, RabbitMQ over PostgreSQL, 50 × 20 events/s", 50, {
+        &[bar("p50", Limit::AtMost(5.0)), bar("p99", Limit::AtMost(15.0))]
+    }),
 ];
+
+/// What only hubs do, on servers that they share.
+const fn shared(
+    name: &'static str,
+    title: &'static str,
+    full: usize,
+    bars: &'static [Bar],
+) -> Scenario {
+    Scenario {
+        name,
+        title,
+        of: "connections",
+        full,
+        short: full,
+        growth: [full / 4, full, full * 4],
+        grows: "p50",
+        floors: &[],
+        has_peers: false,
+        rounds: 1,
+        bars,
+    }
+}
 
 impl Scenario {
     /// Does it to a server; nothing if this kind of server cannot.
@@ -298,6 +340,17 @@ impl Scenario {
             "topics" => topics::measure(kind, load).await,
             "stalled" => stalled::measure(kind, load).await,
             "start" => start::measure(kind, load).await,
+            "redis-64" => nodes::measure_publish(Shared::Redis, kind, load, 1).await,
+            "postgres-64" => nodes::measure_publish(Shared::Postgres, kind, load, 1).await,
+            "postgres-500" => {
+                let events = publish::REQUEST_EVENTS;
+                nodes::measure_publish(Shared::Postgres, kind, load, events).await
+            }
+            "nodes-redis" => nodes::measure_latency(Shared::Redis, kind, load).await,
+            "nodes-postgres" => nodes::measure_latency(Shared::Postgres, kind, load).await,
+            "nodes-rabbitmq" => {
+                nodes::measure_latency(Shared::PostgresAndRabbitMq, kind, load).await
+            }
             _ => storm::measure(kind, load).await,
         }
     }

@@ -8,28 +8,28 @@ use crate::{
 };
 
 /// Events of one request, the most that the hub takes.
-const REQUEST_EVENTS: usize = 500;
+pub(super) const REQUEST_EVENTS: usize = 500;
 
 pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
-    run(kind, load, 1, |target, topic| target.publish(topic, DATA_BYTES)).await
+    run(kind, load, Setup::default(), 1).await
 }
 
 pub(super) async fn measure_batches(kind: Kind, load: Load) -> Vec<Figure> {
-    let many = |target: &Target, topic| {
-        target.publish_all(std::iter::repeat_n(topic, REQUEST_EVENTS), DATA_BYTES)
-    };
-    run(kind, load, REQUEST_EVENTS as u64, many).await
+    run(kind, load, Setup::default(), REQUEST_EVENTS).await
 }
 
-async fn run(
-    kind: Kind,
-    load: Load,
-    events: u64,
-    request: impl Fn(&Target, usize) -> Request,
-) -> Vec<Figure> {
-    let server = Server::start(kind, Setup::default());
+fn request(target: &Target, topic: usize, events: usize) -> Request {
+    match events {
+        1 => target.publish(topic, DATA_BYTES),
+        _ => target.publish_all(std::iter::repeat_n(topic, events), DATA_BYTES),
+    }
+}
+
+/// Publishes so many events a request.
+pub(super) async fn run(kind: Kind, load: Load, setup: Setup, events: usize) -> Vec<Figure> {
+    let server = Server::start(kind, setup);
     create(&server.target, load.n).await;
-    let requests = (0..load.n).map(|topic| vec![request(&server.target, topic)]);
+    let requests = (0..load.n).map(|topic| vec![request(&server.target, topic, events)]);
     let publishing = Publishing::start(&server.target, requests).await;
     let answers = &publishing.answers;
     tokio::time::sleep(load.span / 4).await;
@@ -39,7 +39,7 @@ async fn run(
     let (count, spent) = (answers.events() - from, watch.stop());
     let delays = answers.delays();
     publishing.stop().await;
-    let [rate, cpu] = rate_and_cpu("events", count * events, spent);
+    let [rate, cpu] = rate_and_cpu("events", count * events as u64, spent);
     let p50 = Figure::new("p50", Unit::Ms, delays.ms(500));
     vec![rate, cpu, p50, Figure::new("p99", Unit::Ms, delays.ms(990))]
 }

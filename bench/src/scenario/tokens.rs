@@ -22,7 +22,17 @@ const PERIOD: Duration = Duration::from_millis(20);
 
 pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
     let server = Server::start(kind, Setup::default());
-    let target = &server.target;
+    run(&server, &server, load, PERIOD).await
+}
+
+/// Publishes on one server and follows on another, which may be the same.
+pub(super) async fn run(
+    publishing: &Server,
+    following: &Server,
+    load: Load,
+    period: Duration,
+) -> Vec<Figure> {
+    let (target, followed) = (&publishing.target, &following.target);
     create(target, load.n).await;
     let tally = Tally::new();
     let mut readers = Vec::new();
@@ -30,9 +40,9 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
     let mut publishers = Vec::new();
     let begin = Instant::now();
     for nth in 0..load.n {
-        let request = target.follow(nth, From::Now);
-        let stream = target.connect(nth).await;
-        let mut reader = Reader::open(stream, &request, Some(target.ready())).await;
+        let request = followed.follow(nth, From::Now);
+        let stream = followed.connect(nth).await;
+        let mut reader = Reader::open(stream, &request, Some(followed.ready())).await;
         let counted = Rc::clone(&tally);
         readers.push(spawn_local(async move { reader.count(&counted, u64::MAX).await }));
         let mut publisher = Publisher::connect(target).await;
@@ -40,24 +50,24 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
         let stopped = Rc::clone(&stopped);
         publishers.push(spawn_local(async move {
             // Streams are spread evenly over the period.
-            let mut due = Instant::now() + PERIOD;
-            let offset = PERIOD.mul_f64(nth as f64 / load.n as f64);
+            let mut due = Instant::now() + period;
+            let offset = period.mul_f64(nth as f64 / load.n as f64);
             due += offset.saturating_sub(Duration::from_nanos(
-                (begin.elapsed().as_nanos() % PERIOD.as_nanos()) as u64,
+                (begin.elapsed().as_nanos() % period.as_nanos()) as u64,
             ));
             let mut published = 0_u64;
             while !stopped.get() {
                 sleep_until(due).await;
                 publisher.ask(token.stamped_due(due)).await;
                 published += 1;
-                due += PERIOD;
+                due += period;
             }
             published
         }));
     }
     tokio::time::sleep(load.span / 4).await;
     tally.record();
-    let (watch, from) = (Watch::start(&server), tally.events());
+    let (watch, from) = (Watch::start(following), tally.events());
     tokio::time::sleep(load.span).await;
     let (delivered, spent, delays) = (tally.events() - from, watch.stop(), tally.delays());
     stopped.set(true);

@@ -29,6 +29,11 @@ use clap::Parser as _;
 use cli::{Cli, Command, KeyCommand};
 use exit::{Exit, Failure};
 
+/// A publish allocates and frees some hundred times, a delivery a few: what the C library's own took
+/// for that was a fifth of all (docs/benchmarks.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 
 fn main() -> ExitCode {

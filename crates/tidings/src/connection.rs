@@ -515,8 +515,49 @@ struct Encoder {
     gaps_untold: usize,
     /// Whether the reader was told that it is up to date, and has missed nothing since.
     is_live: bool,
-    out: BytesMut,
+    out: Out,
     text: String,
+}
+
+/// What is to be written: mostly one frame that goes to many readers, which is not copied.
+#[derive(Debug, Default)]
+enum Out {
+    #[default]
+    Nothing,
+    Shared(Bytes),
+    Own(BytesMut),
+}
+
+impl Out {
+    fn len(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Shared(bytes) => bytes.len(),
+            Self::Own(bytes) => bytes.len(),
+        }
+    }
+
+    fn share(&mut self, frame: &Bytes) {
+        match self {
+            Self::Nothing => *self = Self::Shared(frame.clone()),
+            _ => self.extend_from_slice(frame),
+        }
+    }
+
+    fn extend_from_slice(&mut self, bytes: &[u8]) {
+        let own = match self {
+            Self::Own(own) => own,
+            other => {
+                let own = match std::mem::take(other) {
+                    Self::Shared(shared) => BytesMut::from(&*shared),
+                    _ => BytesMut::new(),
+                };
+                *other = Self::Own(own);
+                return other.extend_from_slice(bytes);
+            }
+        };
+        own.extend_from_slice(bytes);
+    }
 }
 
 impl Encoder {
@@ -528,14 +569,18 @@ impl Encoder {
             cursor: Cursor::default(),
             gaps_untold: 0,
             is_live: false,
-            out: BytesMut::new(),
+            out: Out::Nothing,
             text: String::new(),
         }
     }
 
     fn take(&mut self) -> Bytes {
-        // Whole: what `split` leaves would keep the buffer while the connection is quiet.
-        std::mem::take(&mut self.out).freeze()
+        match std::mem::take(&mut self.out) {
+            Out::Nothing => Bytes::new(),
+            Out::Shared(bytes) => bytes,
+            // Whole: what `split` leaves would keep the buffer while the connection is quiet.
+            Out::Own(bytes) => bytes.freeze(),
+        }
     }
 
     /// Writes items and returns what was among them.
@@ -591,7 +636,7 @@ impl Encoder {
                     && self.cursor.tag().is_none()
                     && mark.is_none_or(|mark| mark.states_after.is_none());
                 if shared && envelope == Envelope::CloudEvents {
-                    self.out.extend_from_slice(frame.bytes());
+                    self.out.share(frame.bytes());
                     return;
                 }
                 if mark.is_some() {
@@ -737,7 +782,7 @@ impl Hub {
             is_judged = true;
             for item in &items {
                 match item {
-                    Item::Event { frame, .. } if frame.class != Class::Ephemeral => {
+                    Item::Event { frame, .. } if frame.class() != Class::Ephemeral => {
                         page.events.push(match envelope {
                             Envelope::CloudEvents => frame.json(),
                             Envelope::None => frame.data(),

@@ -92,7 +92,7 @@ impl Hub {
         let mut results = Vec::new();
         for (number, publish) in events.into_iter().enumerate() {
             if publish.event.class == Class::Ephemeral {
-                results.push(self.publish_ephemeral(tenant, publish).await);
+                results.push(Box::pin(self.publish_ephemeral(tenant, publish)).await);
                 continue;
             }
             results.push(Err(Problem::new(ErrorCode::Internal, "event was not answered")));

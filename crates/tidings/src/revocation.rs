@@ -254,7 +254,7 @@ async fn read(hub: &Hub) -> Result<(), Problem> {
 
 fn take(hub: &Hub, frame: &Frame) {
     // A tombstone says that its time is over, which its state said already.
-    if let (Some(position), false) = (frame.position, frame.is_tombstone) {
+    if let (Some(position), false) = (frame.position, frame.is_tombstone()) {
         match serde_json::from_slice(&frame.data()) {
             Ok(stored) => hub.learn(&stored, position.offset, hub.clock().now()),
             Err(error) => tracing::error!(%error, "a revocation cannot be read"),

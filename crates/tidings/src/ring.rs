@@ -59,15 +59,15 @@ impl Ring {
         if offset != self.end().next() {
             self.restart(offset.previous());
         }
-        if let Some(key) = &frame.key
-            && frame.class == Class::State
+        if let Some(key) = frame.key()
+            && frame.class() == Class::State
             && let Some(older) = self.newest.insert(key.clone(), offset)
             && let Some(slot) = self.slot_mut(older)
         {
             // The journal keeps tombstones, so a reader that comes by this way gets them too.
-            slot.superseded = slot.frame.as_ref().is_none_or(|frame| !frame.is_tombstone);
+            slot.superseded = slot.frame.as_ref().is_none_or(|frame| !frame.is_tombstone());
         }
-        self.bytes += frame.bytes().len();
+        self.bytes += frame.size();
         self.slots.push_back(Slot { frame: Some(frame), superseded: false });
         self.shrink_to(limit);
     }
@@ -88,8 +88,8 @@ impl Ring {
             let Some(oldest) = self.slots.pop_front() else { break };
             self.floor = self.floor.next();
             let Some(frame) = oldest.frame else { continue };
-            self.bytes -= frame.bytes().len();
-            if let Some(key) = &frame.key
+            self.bytes -= frame.size();
+            if let Some(key) = frame.key()
                 && self.newest.get(key) == Some(&self.floor)
             {
                 self.newest.remove(key);
@@ -103,7 +103,7 @@ impl Ring {
 
     /// Adds a frame that has no offset.
     pub(crate) fn push_ephemeral(&mut self, frame: Arc<Frame>) {
-        self.ephemeral_bytes += frame.bytes().len();
+        self.ephemeral_bytes += frame.size();
         self.ephemeral.push_back(frame);
         self.ephemeral_next += 1;
         // The newest stays: each alone is within what an event may be.
@@ -111,7 +111,7 @@ impl Ring {
             || (self.ephemeral.len() > 1 && self.ephemeral_bytes > RING_EPHEMERAL_BYTES_MAX)
         {
             let Some(oldest) = self.ephemeral.pop_front() else { break };
-            self.ephemeral_bytes -= oldest.bytes().len();
+            self.ephemeral_bytes -= oldest.size();
         }
     }
 
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn bytes_bound_the_ring_too() {
         let mut ring = Ring::default();
-        let one = frame(1, None).bytes().len();
+        let one = frame(1, None).size();
         let limit = RingLimit { frames: 100, bytes: one * 3 };
         for offset in 1..=9 {
             ring.push(Offset(offset), frame(offset, None), limit);
@@ -282,7 +282,7 @@ mod tests {
         let mut ring = Ring::default();
         for _ in 0..20 {
             ring.push_ephemeral(large(64 * 1024));
-            let held: usize = ring.ephemeral(0).map(|frame| frame.bytes().len()).sum();
+            let held: usize = ring.ephemeral(0).map(|frame| frame.size()).sum();
             assert!(held <= RING_EPHEMERAL_BYTES_MAX && held == ring.ephemeral_bytes, "{held}");
         }
         assert_eq!(ring.ephemeral(0).count(), 3);

@@ -5,9 +5,12 @@
 //! span of delivery however many readers there are; and a span holds names and numbers, never data
 //! or a credential.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use opentelemetry::{
@@ -31,15 +34,13 @@ impl Spans {
         Self(tracer.map(Arc::new))
     }
 
-    /// Runs a request that publishes within its span, which belongs to the application's around it,
-    /// or else continues the caller's. `status` says how it was answered.
-    pub(crate) async fn request<T>(
+    /// Begins the span of a request that publishes, which belongs to the application's around it, or
+    /// else continues the caller's.
+    pub(crate) fn request(
         &self,
         caller: impl FnOnce() -> Option<SpanContext>,
-        work: impl Future<Output = T>,
-        status: impl FnOnce(&T) -> u16,
-    ) -> T {
-        let Some(tracer) = &self.0 else { return work.await };
+    ) -> Option<PublishSpan> {
+        let tracer = self.0.as_ref()?;
         let around = Context::current();
         let around = match caller() {
             Some(caller) if !around.has_active_span() => around.with_remote_span_context(caller),
@@ -51,16 +52,7 @@ impl Spans {
                 KeyValue::new("http.request.method", "POST"),
                 KeyValue::new("http.route", "/v1/events"),
             ]);
-        let within = around.with_span(tracer.build_with_context(builder, &around));
-        let done = work.with_context(within.clone()).await;
-        let status = status(&done);
-        let span = within.span();
-        span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));
-        if status >= 500 {
-            span.set_status(Status::error(""));
-        }
-        span.end();
-        done
+        Some(PublishSpan(around.with_span(tracer.build_with_context(builder, &around))))
     }
 
     /// Begins the span of a commit, if this is within a publish that is sampled.
@@ -85,6 +77,29 @@ impl Spans {
             is_told: AtomicBool::new(false),
         });
         Some(Commit { span, delivery })
+    }
+}
+
+/// The span of a request that publishes.
+#[derive(Debug)]
+pub(crate) struct PublishSpan(Context);
+
+impl PublishSpan {
+    /// Does the request's work within the span and ends it. `status` says how it was answered.
+    pub(crate) async fn around<T>(
+        self,
+        work: Pin<Box<impl Future<Output = T>>>,
+        status: impl FnOnce(&T) -> u16,
+    ) -> T {
+        let done = work.with_context(self.0.clone()).await;
+        let status = status(&done);
+        let span = self.0.span();
+        span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));
+        if status >= 500 {
+            span.set_status(Status::error(""));
+        }
+        span.end();
+        done
     }
 }
 

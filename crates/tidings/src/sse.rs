@@ -1,9 +1,15 @@
-//! Frames: events as the bytes that readers get, encoded once and shared by all of them.
+//! Frames: events as the bytes that readers get, encoded once, for the first of them, and shared by
+//! all.
 //!
 //! The rule: an event has one encoding. Live and replayed bytes come from the same function over
 //! the same record, and no byte of an event can end a line of the stream.
 
-use std::{collections::BTreeMap, fmt::Write as _, ops::Range, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -29,63 +35,62 @@ pub(crate) struct Taken {
     pub(crate) delivery: Option<Arc<Delivery>>,
 }
 
-/// An event, encoded.
+/// An event as readers get it; encoded when the first of them takes it.
 #[derive(Debug)]
 pub struct Frame {
     /// Its place; `None` for ephemeral events.
     pub position: Option<Position>,
-    /// How it is kept.
-    pub class: Class,
-    /// What it replaces.
-    pub key: Option<StateKey>,
-    /// Whether it ends the state of its key.
-    pub is_tombstone: bool,
-    /// What happened.
-    pub event_type: EventType,
     /// When this hub took the event; `None` for one that is replayed.
     pub(crate) taken: Option<Taken>,
+    topic: TopicKey,
+    event: Event,
+    encoded: OnceLock<Encoded>,
+}
+
+#[derive(Debug)]
+struct Encoded {
     bytes: Bytes,
     json: Range<usize>,
     data: Range<usize>,
 }
 
+/// What is written of most events besides their data, bytes.
+const ENVELOPE_BYTES: usize = 320;
+
 impl Frame {
-    /// Encodes a stored event: `id: <cursor>`, `data: <CloudEvents JSON>`, empty line.
+    /// The frame of a stored event: `id: <cursor>`, `data: <CloudEvents JSON>`, empty line.
     #[must_use]
     pub fn of(topic: &TopicKey, epoch: Epoch, event: &Event) -> Self {
         let position = Position { epoch, offset: event.offset, fingerprint: event.fingerprint };
-        Self::encode(topic, Some(position), event)
+        Self::new(topic, Some(position), event)
     }
 
-    /// Encodes an event that has no place.
+    /// The frame of an event that has no place.
     #[must_use]
     pub fn ephemeral(topic: &TopicKey, event: &Event) -> Self {
-        Self::encode(topic, None, event)
+        Self::new(topic, None, event)
     }
 
-    fn encode(topic: &TopicKey, position: Option<Position>, event: &Event) -> Self {
-        let mut out = String::with_capacity(320 + event.body.data.len());
-        if let Some(position) = position {
-            out.push_str("id: ");
-            Cursor::single(&topic.topic, position.into()).encode_into(&mut out);
-            out.push('\n');
-        }
-        out.push_str("data: ");
-        let start = out.len();
-        let data = cloud_event_into(&mut out, topic, position, event);
-        let json = start..out.len();
-        out.push_str("\n\n");
-        Self {
-            position,
-            class: event.body.class,
-            key: event.body.key.clone(),
-            is_tombstone: event.body.delete,
-            event_type: event.body.event_type.clone(),
-            taken: None,
-            bytes: Bytes::from(out),
-            json,
-            data,
-        }
+    fn new(topic: &TopicKey, position: Option<Position>, event: &Event) -> Self {
+        let (topic, event, encoded) = (topic.clone(), event.clone(), OnceLock::new());
+        Self { position, taken: None, topic, event, encoded }
+    }
+
+    fn encoded(&self) -> &Encoded {
+        self.encoded.get_or_init(|| {
+            let mut out = String::with_capacity(self.length());
+            if let Some(position) = self.position {
+                out.push_str("id: ");
+                Cursor::single(&self.topic.topic, position.into()).encode_into(&mut out);
+                out.push('\n');
+            }
+            out.push_str("data: ");
+            let start = out.len();
+            let data = cloud_event_into(&mut out, &self.topic, self.position, &self.event);
+            let json = start..out.len();
+            out.push_str("\n\n");
+            Encoded { bytes: Bytes::from(out), json, data }
+        })
     }
 
     /// Says when this hub took the event.
@@ -94,25 +99,60 @@ impl Frame {
         Self { taken, ..self }
     }
 
+    /// How the event is kept.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        self.event.body.class
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn event_type(&self) -> &EventType {
+        &self.event.body.event_type
+    }
+
+    /// The key of a state.
+    #[must_use]
+    pub fn key(&self) -> Option<&StateKey> {
+        self.event.body.key.as_ref()
+    }
+
+    /// Whether it ends the state of its key.
+    #[must_use]
+    pub fn is_tombstone(&self) -> bool {
+        self.event.body.delete
+    }
+
+    /// How long it is, about, without encoding it: bytes.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        ENVELOPE_BYTES + self.event.body.data.len()
+    }
+
+    /// What it takes of memory, about, bytes: as it was stored, and as it is written once it is read.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        2 * self.length()
+    }
+
     /// The whole frame with the cursor of a connection that follows this topic alone.
     #[must_use]
-    pub const fn bytes(&self) -> &Bytes {
-        &self.bytes
+    pub fn bytes(&self) -> &Bytes {
+        &self.encoded().bytes
     }
 
     /// The event as CloudEvents JSON on one line.
     #[must_use]
     pub fn json(&self) -> Bytes {
-        self.bytes.slice(self.json.clone())
+        let Encoded { bytes, json, .. } = self.encoded();
+        bytes.slice(json.clone())
     }
 
     /// The event's data as JSON on one line; `null` if it has none, base64 in quotes if binary.
     #[must_use]
     pub fn data(&self) -> Bytes {
-        if self.data.is_empty() {
-            return Bytes::from_static(b"null");
-        }
-        self.bytes.slice(self.data.clone())
+        let Encoded { bytes, data, .. } = self.encoded();
+        if data.is_empty() { Bytes::from_static(b"null") } else { bytes.slice(data.clone()) }
     }
 }
 

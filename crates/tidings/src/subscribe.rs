@@ -108,9 +108,9 @@ impl Filter {
                     })
                 })
         };
-        (self.classes.is_empty() || self.classes.contains(&frame.class))
-            && one_of(&self.types, Some(frame.event_type.as_str()))
-            && one_of(&self.keys, frame.key.as_ref().map(StateKey::as_str))
+        (self.classes.is_empty() || self.classes.contains(&frame.class()))
+            && one_of(&self.types, Some(frame.event_type().as_str()))
+            && one_of(&self.keys, frame.key().map(StateKey::as_str))
     }
 }
 
@@ -229,7 +229,7 @@ impl Subscription {
         let mut covered = false;
         let mut gaps = Vec::new();
         let mut heads = Vec::new();
-        let mut readers = Vec::new();
+        let mut readers = Vec::with_capacity(follow.topics.len());
         for (place, key) in follow.topics.into_iter().enumerate() {
             // Attach first: what is appended from here on wakes this reader, however long the
             // journal takes to say where it starts.

@@ -57,35 +57,43 @@ pub(super) fn is_origin(text: &str) -> bool {
         && text == format!("{scheme}://{}", authority.as_str().to_ascii_lowercase())
 }
 
-/// Answers preflights and marks the answers that pages of a named origin may read.
-pub(super) async fn apply<F: Future<Output = Response>>(
-    cors: &Cors,
-    request: Request,
-    answer: impl FnOnce(Request) -> F,
-) -> Response {
-    let origin = cors.allows(request.headers()).cloned();
-    let is_preflight = request.method() == Method::OPTIONS
-        && request.headers().contains_key(header::ORIGIN)
-        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let mut response = match (is_preflight, &origin) {
-        (true, Some(_)) => preflight(request.headers()),
-        (true, None) => {
+/// A request as another origin's page may have sent it.
+pub(super) struct Crossed {
+    /// The origin, if it is allowed.
+    origin: Option<HeaderValue>,
+    /// What a preflight is answered.
+    pub(super) preflight: Option<Response>,
+}
+
+impl Crossed {
+    pub(super) fn of(request: &Request, cors: &Cors) -> Self {
+        let origin = cors.allows(request.headers()).cloned();
+        let is_preflight = request.method() == Method::OPTIONS
+            && request.headers().contains_key(header::ORIGIN)
+            && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+        let preflight = is_preflight.then(|| {
+            if origin.is_some() {
+                return preflight(request.headers());
+            }
             let detail = "pages of this origin may not use the hub; the operator names origins";
             Problem::new(ErrorCode::ForbiddenOrigin, detail).into_response()
-        }
-        (false, _) => answer(request).await,
-    };
-    let headers = response.headers_mut();
-    // Whether or not it is allowed: a cache must not give one origin another's answer.
-    headers.append(header::VARY, HeaderValue::from_static("Origin"));
-    if let Some(origin) = origin {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        let exposed = HeaderValue::from_static("x-request-id, retry-after");
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
-        let yes = HeaderValue::from_static("true");
-        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
+        });
+        Self { origin, preflight }
     }
-    response
+
+    /// Marks an answer for the origin whose pages may read it.
+    pub(super) fn mark(self, response: &mut Response) {
+        let headers = response.headers_mut();
+        // Whether or not it is allowed: a cache must not give one origin another's answer.
+        headers.append(header::VARY, HeaderValue::from_static("Origin"));
+        if let Some(origin) = self.origin {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            let exposed = HeaderValue::from_static("x-request-id, retry-after");
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+            let yes = HeaderValue::from_static("true");
+            headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
+        }
+    }
 }
 
 fn preflight(asked: &HeaderMap) -> Response {

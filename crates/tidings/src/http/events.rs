@@ -1,6 +1,6 @@
 //! `POST /v1/events`: publishing, one request or one long stream.
 
-use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::HashMap, convert::Infallible, fmt::Write as _, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     admission::{self, Admission},
@@ -25,11 +25,13 @@ use crate::{
     error::{ErrorCode, Problem},
     ingest::{self, Bounds, Draft, Drafts, Fields, Parameter, cloudevents, trace::TraceContext},
     metrics::Metrics,
-    model::{Tenant, Topic},
+    model::{Position, Tenant, Topic, json::escape_into},
     publish::{Publish, Published},
     quota::Place,
 };
 
+/// What the result of an event that was stored takes, mostly, bytes.
+const RESULT_BYTES: usize = 256;
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 /// Longest idempotency key, bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
@@ -83,12 +85,16 @@ pub(super) async fn publish(
         let results = authorize_and_publish(&app, &grant, drafts.events, key).await?;
         Ok(answer(drafts.is_single, &results))
     };
-    let caller = || trace.as_ref().and_then(TraceContext::span);
-    let status = |answer: &Result<Response, Problem>| match answer {
-        Ok(response) => response.status().as_u16(),
-        Err(problem) => problem.code.status(),
-    };
-    app.hub.spans().request(caller, work, status).await
+    match app.hub.spans().request(|| trace.as_ref().and_then(TraceContext::span)) {
+        None => work.await,
+        Some(span) => {
+            let status = |answer: &Result<Response, Problem>| match answer {
+                Ok(response) => response.status().as_u16(),
+                Err(problem) => problem.code.status(),
+            };
+            span.around(Box::pin(work), status).await
+        }
+    }
 }
 
 /// Reads the body by its media type.
@@ -244,7 +250,9 @@ async fn authorize_and_publish(
         {
             let (tenant, scope) = (grant.tenant(), grant.credential());
             let numbered = numbers.into_iter().zip(&mut allowed);
-            app.hub.bind_idempotency_key(tenant, scope, &key, &body, numbered).await?;
+            // Few have one; most publishes need not carry what it takes.
+            let binding = app.hub.bind_idempotency_key(tenant, scope, &key, &body, numbered);
+            Box::pin(binding).await?;
         }
         Ok::<_, Problem>(app.hub.publish(grant.tenant(), allowed).await)
     };
@@ -274,47 +282,55 @@ fn placed(mut problem: Problem, fields: &Fields) -> Problem {
     problem
 }
 
-fn result_json(result: &Result<Published, Problem>) -> Value {
+/// What became of an event; a refused one of a stream is found by its line's number.
+fn result_json(result: &Result<Published, Problem>, line: Option<u64>) -> String {
     match result {
-        Ok(published) => json!({
-            "id": published.id.as_str(),
-            "topic": published.topic.as_str(),
-            "offset": published.position.map(|position| position.offset.0),
-            "cursor": published.cursor(),
-            "duplicate": published.duplicate,
-        }),
-        Err(problem) => json!({ "error": problem::to_json(problem) }),
+        Ok(published) => {
+            // Written out: most of what a request's answer takes.
+            let mut out = String::with_capacity(RESULT_BYTES);
+            out.push_str("{\"id\":");
+            escape_into(&mut out, published.id.as_str());
+            let _ = write!(out, ",\"topic\":\"{}\"", published.topic);
+            match (published.position, published.cursor()) {
+                (Some(Position { offset, .. }), Some(cursor)) => {
+                    let _ = write!(out, ",\"offset\":{},\"cursor\":\"{cursor}\"", offset.0);
+                }
+                _ => out.push_str(",\"offset\":null,\"cursor\":null"),
+            }
+            let _ = write!(out, ",\"duplicate\":{}}}", published.duplicate);
+            out
+        }
+        Err(problem) => {
+            let mut json = json!({ "error": problem::to_json(problem) });
+            if let (Some(line), Some(members)) = (line, json.as_object_mut()) {
+                members.insert("line".to_owned(), line.into());
+            }
+            json.to_string()
+        }
     }
-}
-
-/// The same for a line of a stream: a refused one is found by its number.
-fn line_json(number: u64, result: &Result<Published, Problem>) -> Value {
-    let mut json = result_json(result);
-    if let (Err(_), Some(members)) = (result, json.as_object_mut()) {
-        members.insert("line".to_owned(), number.into());
-    }
-    json
 }
 
 /// 200 if anything was taken, else the first refusal's status.
 fn answer(is_single: bool, results: &[Result<Published, Problem>]) -> Response {
     let refused = results.iter().all(Result::is_err);
     let first = results.iter().find_map(|result| result.as_ref().err());
-    let list: Vec<Value> = results.iter().map(result_json).collect();
-    match first {
-        Some(problem) if refused => {
-            let mut body = problem::to_json(problem);
-            if !is_single && let Some(members) = body.as_object_mut() {
-                members.insert("results".to_owned(), list.into());
-            }
-            problem::respond(problem, body.to_string())
+    if let (true, Some(problem)) = (refused, first) {
+        let mut body = problem::to_json(problem);
+        if !is_single && let Some(members) = body.as_object_mut() {
+            let errors = results.iter().filter_map(|result| result.as_ref().err());
+            let list = errors.map(|problem| json!({ "error": problem::to_json(problem) }));
+            members.insert("results".to_owned(), list.collect());
         }
-        _ => {
-            let headers =
-                [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-            (StatusCode::OK, headers, json!({ "results": list }).to_string()).into_response()
-        }
+        return problem::respond(problem, body.to_string());
     }
+    let mut body = "{\"results\":[".to_owned();
+    for (number, result) in results.iter().enumerate() {
+        body.push_str(if number > 0 { "," } else { "" });
+        body.push_str(&result_json(result, None));
+    }
+    body.push_str("]}");
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (StatusCode::OK, headers, body).into_response()
 }
 
 /// A stream of events in, a stream of results out, a line each. It ends with its credential, and
@@ -344,8 +360,8 @@ fn publish_stream(
                 admitted = admitted => Ok(admitted?),
             };
             let mut out = BytesMut::new();
-            let mut put = |answer: Value| {
-                out.extend_from_slice(answer.to_string().as_bytes());
+            let mut put = |answer: &str| {
+                out.extend_from_slice(answer.as_bytes());
                 out.extend_from_slice(b"\n");
             };
             let state = match read {
@@ -355,17 +371,20 @@ fn publish_stream(
                         answer.as_ref().map_or_else(|problem| problem.code.status(), |_| 200)
                     };
                     // What was read together is a request: a stream may go on for ever.
-                    let results = app.hub.spans().request(|| None, work, status).await;
+                    let results = match app.hub.spans().request(|| None) {
+                        None => work.await,
+                        Some(span) => span.around(Box::pin(work), status).await,
+                    };
                     // One result for each line, also where all are refused together.
                     let refused = |problem| vec![Err(problem); numbers.len()];
                     let results = results.unwrap_or_else(refused);
                     for (number, result) in numbers.into_iter().zip(results) {
-                        put(line_json(number, &result));
+                        put(&result_json(&result, Some(number)));
                     }
                     Some((lines, app, grant, place))
                 }
                 Err(problem) => {
-                    put(result_json(&Err(problem)));
+                    put(&result_json(&Err(problem), None));
                     None
                 }
             };

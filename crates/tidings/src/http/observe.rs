@@ -12,33 +12,38 @@ use tokio::time::Instant;
 
 use crate::metrics::{Metrics, RequestLabel};
 
-/// Counts and logs a request, within its span.
-pub(super) async fn observe<F: Future<Output = Response>>(
-    metrics: &Metrics,
-    request: Request,
-    answer: impl FnOnce(Request) -> F,
-) -> Response {
-    let asked_at = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let label = RequestLabel {
-        route: route.unwrap_or("none").to_owned(),
-        method: method(request.method()),
-        status: "",
-    };
-    let response = answer(request).await;
-    let took = asked_at.elapsed();
-    let (status, is_stream) = (response.status(), is_stream(&response));
-    if !is_stream {
-        let label = RequestLabel { status: class(status), ..label };
-        metrics.request_duration.get_or_create(&label).observe_duration(took);
+/// A request that is being answered.
+pub(super) struct Observed {
+    asked_at: Instant,
+    label: RequestLabel,
+}
+
+impl Observed {
+    pub(super) fn of(request: &Request) -> Self {
+        let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+        let label = RequestLabel {
+            route: route.unwrap_or("none").to_owned(),
+            method: method(request.method()),
+            status: "",
+        };
+        Self { asked_at: Instant::now(), label }
     }
-    let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-    if status.is_server_error() {
-        tracing::warn!(status = status.as_u16(), took_us, "request failed");
-    } else {
-        tracing::debug!(status = status.as_u16(), took_us, is_stream, "request answered");
+
+    /// Counts and logs it, within its span.
+    pub(super) fn answered(self, response: &Response, metrics: &Metrics) {
+        let took = self.asked_at.elapsed();
+        let (status, is_stream) = (response.status(), is_stream(response));
+        if !is_stream {
+            let label = RequestLabel { status: class(status), ..self.label };
+            metrics.request_duration.get_or_create(&label).observe_duration(took);
+        }
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if status.is_server_error() {
+            tracing::warn!(status = status.as_u16(), took_us, "request failed");
+        } else {
+            tracing::debug!(status = status.as_u16(), took_us, is_stream, "request answered");
+        }
     }
-    response
 }
 
 fn is_stream(response: &Response) -> bool {

@@ -83,31 +83,43 @@ pub(super) fn raw(problem: &Problem) -> String {
 /// path without the query, where a ticket may be. A handler that panics is answered for. For
 /// `axum::middleware::from_fn`, around other routers than [`Hub::router`](crate::Hub::router).
 pub async fn identify(request: Request, next: Next) -> Response {
-    identified(request, |request| next.run(request)).await
+    Named::of(&request).around(next.run(request)).await
 }
 
-/// The same around any answer.
-pub(super) async fn identified<F: Future<Output = Response>>(
-    request: Request,
-    answer: impl FnOnce(Request) -> F,
-) -> Response {
-    let id = uuid::Uuid::now_v7().simple().to_string();
-    let value = HeaderValue::from_str(&id).ok();
-    let (method, path) = (request.method(), request.uri().path());
-    let span = tracing::info_span!("request", request_id = %id, %method, %path);
-    let answered = AssertUnwindSafe(answer(request)).catch_unwind();
-    let answer = async {
-        answered.await.unwrap_or_else(|_| {
-            tracing::error!("a handler panicked");
-            Problem::new(ErrorCode::Internal, "the hub failed; its log has this request's id")
-                .into_response()
-        })
-    };
-    let mut response = REQUEST.scope(id, answer.instrument(span)).await;
-    if let Some(value) = value {
-        response.headers_mut().insert(REQUEST_ID, value);
+/// A request's id and its span.
+pub(super) struct Named {
+    id: String,
+    span: tracing::Span,
+}
+
+impl Named {
+    pub(super) fn of(request: &Request) -> Self {
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        let (method, path) = (request.method(), request.uri().path());
+        let span = tracing::info_span!("request", request_id = %id, %method, %path);
+        Self { id, span }
     }
-    response
+
+    /// Answers within them.
+    pub(super) fn around(
+        self,
+        answer: impl Future<Output = Response>,
+    ) -> impl Future<Output = Response> {
+        let value = HeaderValue::from_str(&self.id).ok();
+        let answered = AssertUnwindSafe(answer).catch_unwind().map(|answered| {
+            answered.unwrap_or_else(|_| {
+                tracing::error!("a handler panicked");
+                Problem::new(ErrorCode::Internal, "the hub failed; its log has this request's id")
+                    .into_response()
+            })
+        });
+        REQUEST.scope(self.id, answered.instrument(self.span)).map(|mut response| {
+            if let Some(value) = value {
+                response.headers_mut().insert(REQUEST_ID, value);
+            }
+            response
+        })
+    }
 }
 
 /// Goes on with a request's work under its id, after its handler has returned.

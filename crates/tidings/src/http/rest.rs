@@ -15,7 +15,6 @@ use axum::{
     body::Body,
     extract::Request,
     http::{Version, header},
-    response::Response,
 };
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -32,28 +31,34 @@ struct Lent {
     back: Arc<Mutex<Option<Body>>>,
 }
 
-/// Reads what the handler left unread, before the answer is sent.
-pub(super) async fn read<F: Future<Output = Response>>(
-    hub: &Hub,
-    request: Request,
-    answer: impl FnOnce(Request) -> F,
-) -> Response {
-    // Who asks before sending, sends nothing to a refusal.
-    let asks = request.headers().contains_key(header::EXPECT);
-    if asks || request.version() > Version::HTTP_11 || request.body().is_end_stream() {
-        return answer(request).await;
+/// What a handler leaves unread of its request.
+#[derive(Default)]
+pub(super) struct Rest(Option<Arc<Mutex<Option<Body>>>>);
+
+impl Rest {
+    /// Lends a request to its handler.
+    pub(super) fn of(request: Request) -> (Request, Self) {
+        // Who asks before sending, sends nothing to a refusal.
+        let asks = request.headers().contains_key(header::EXPECT);
+        if asks || request.version() > Version::HTTP_11 || request.body().is_end_stream() {
+            return (request, Self(None));
+        }
+        let back = Arc::default();
+        let lend = |body| Body::new(Lent { body, back: Arc::clone(&back) });
+        (request.map(lend), Self(Some(back)))
     }
-    let back = Arc::default();
-    let lend = |body| Body::new(Lent { body, back: Arc::clone(&back) });
-    let response = answer(request.map(lend)).await;
-    // A body that is still being read is the answer's own affair.
-    let rest = back.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(rest) = rest {
-        let reading = discard(rest, hub.settings().publish_bytes_max);
-        // Whoever sends longer is cut off, and may miss the answer.
-        let _ = tokio::time::timeout(REST_MAX, reading).await;
+
+    /// Reads it, before the answer is sent.
+    pub(super) async fn read(self, hub: &Hub) {
+        // A body that is still being read is the answer's own affair.
+        let rest =
+            self.0.and_then(|back| back.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(rest) = rest {
+            let reading = discard(rest, hub.settings().publish_bytes_max);
+            // Whoever sends longer is cut off, and may miss the answer.
+            let _ = tokio::time::timeout(REST_MAX, reading).await;
+        }
     }
-    response
 }
 
 async fn discard(mut body: Body, bytes_max: usize) {

@@ -15,9 +15,14 @@ use ipnet::IpNet;
 use super::{
     caller, connections,
     cookie::{Cookie, CookieSettings},
-    cors::{self, Cors},
-    events, follow, health, observe, openapi, problem, query, rest, revocations, state, tickets,
-    topics,
+    cors::{Cors, Crossed},
+    events, follow, health,
+    observe::Observed,
+    openapi,
+    problem::Named,
+    query,
+    rest::Rest,
+    revocations, state, tickets, topics,
 };
 use crate::{
     auth::Authenticator,
@@ -63,14 +68,30 @@ pub(super) struct App {
 /// request (measured 2026-11: five were half of what a publish takes).
 async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let App { hub, cors, .. } = &*app;
-    let answer = async |request: Request| match caller::refuse_encoded(request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(problem) => problem.into_response(),
+    let named = Named::of(&request);
+    let answer = async {
+        let observed = Observed::of(&request);
+        let mut crossed = Crossed::of(&request, cors);
+        let mut response = match crossed.preflight.take() {
+            Some(preflight) => preflight,
+            None => {
+                let (request, rest) = Rest::of(request);
+                let response = match caller::refuse_encoded(request.headers()) {
+                    Ok(()) => next.run(request).await,
+                    Err(problem) => {
+                        drop(request);
+                        problem.into_response()
+                    }
+                };
+                rest.read(hub).await;
+                response
+            }
+        };
+        crossed.mark(&mut response);
+        observed.answered(&response, hub.metrics());
+        response
     };
-    let rested = |request| rest::read(hub, request, answer);
-    let shared = |request| cors::apply(cors, request, rested);
-    let observed = |request| observe::observe(hub.metrics(), request, shared);
-    problem::identified(request, observed).await
+    named.around(answer).await
 }
 
 impl Hub {

@@ -169,17 +169,21 @@ pub async fn serve(
         let transport = Arc::clone(&transport);
         match doors.enter(address.ip()) {
             Ok(place) => {
-                tasks.spawn(ended.clone().run_until_cancelled_owned(async move {
+                // In a box: what carries it into its task would hold its size three times
+                // (measured 2026-11: 3 KB more for each connection).
+                let serving = Box::pin(async move {
                     transport.serve(stream, address).await;
                     drop(place);
-                }));
+                });
+                tasks.spawn(ended.clone().run_until_cancelled_owned(serving));
             }
             Err(problem) => {
                 let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() else { continue };
-                tasks.spawn(ended.clone().run_until_cancelled_owned(async move {
+                let refusing = Box::pin(async move {
                     let _ = timeout(REFUSAL_MAX, transport.refuse(stream, address, problem)).await;
                     drop(permit);
-                }));
+                });
+                tasks.spawn(ended.clone().run_until_cancelled_owned(refusing));
             }
         }
     }

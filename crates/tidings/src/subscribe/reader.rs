@@ -81,7 +81,7 @@ impl Found<'_> {
     fn event(&mut self, frame: &Arc<Frame>, mark: Option<Mark>) -> bool {
         let wanted = self.filter.wants(frame);
         if wanted {
-            *self.bytes += frame.bytes().len();
+            *self.bytes += frame.length();
             self.items.push(Item::Event { place: self.place, frame: Arc::clone(frame), mark });
         }
         wanted

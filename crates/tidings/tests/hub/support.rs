@@ -105,7 +105,7 @@ pub(crate) fn got(item: &Item) -> Option<Got> {
         Item::Event { frame, .. } => {
             let data = String::from_utf8(frame.data().to_vec()).unwrap();
             let offset = frame.position.map_or(0, |position| position.offset.0);
-            Some(Got::Event(frame.class.as_str(), offset, data))
+            Some(Got::Event(frame.class().as_str(), offset, data))
         }
         Item::Gap { gap, .. } => {
             let [from, to] = [gap.from, gap.to].map(|offset| offset.map(|offset| offset.0));

@@ -1,0 +1,93 @@
+//! Past one machine: publishing through the journals that nodes share, and how long an event takes
+//! from one node to a reader of another.
+//!
+//! The servers are started for each measurement, are private, and keep what they acknowledge: Redis
+//! syncs its file every second, PostgreSQL before each commit's answer. All nodes have one processor
+//! together; the servers run beside the load generator, so that rates are those of two processors.
+
+use std::time::Duration;
+
+use tidings_services::{Postgres, RabbitMq, Redis};
+
+use super::{Load, publish, tokens};
+use crate::{
+    figure::Figure,
+    server::{Kind, Server, Setup, shared_secret},
+};
+
+/// Between two events of one of the streams that go from node to node.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// What nodes share.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Shared {
+    Redis,
+    Postgres,
+    /// A journal in PostgreSQL, and announcements by RabbitMQ.
+    PostgresAndRabbitMq,
+}
+
+/// The servers, for as long as this lives.
+#[derive(Debug, Default)]
+struct Services {
+    redis: Option<Redis>,
+    postgres: Option<Postgres>,
+    rabbitmq: Option<RabbitMq>,
+}
+
+impl Services {
+    fn start(shared: Shared) -> Self {
+        match shared {
+            Shared::Redis => {
+                let redis = Redis::start_with(&["--appendfsync", "everysec"]).unwrap();
+                Self { redis: Some(redis), ..Self::default() }
+            }
+            Shared::Postgres => {
+                Self { postgres: Some(Postgres::start().unwrap()), ..Self::default() }
+            }
+            Shared::PostgresAndRabbitMq => Self {
+                postgres: Some(Postgres::start().unwrap()),
+                rabbitmq: Some(RabbitMq::start().unwrap()),
+                redis: None,
+            },
+        }
+    }
+
+    /// What a node's configuration says of them.
+    fn setup(&self) -> Setup {
+        let mut settings = vec![("TIDINGS_CLUSTER_SECRET", shared_secret().to_owned())];
+        let mut name = |name, value: String| settings.push((name, value));
+        if let Some(redis) = &self.redis {
+            name("TIDINGS_JOURNAL_KIND", "redis".to_owned());
+            name("TIDINGS_REDIS_URL", redis.url().to_owned());
+        }
+        if let Some(postgres) = &self.postgres {
+            name("TIDINGS_JOURNAL_KIND", "postgres".to_owned());
+            name("TIDINGS_POSTGRES_URL", postgres.url());
+        }
+        if let Some(rabbitmq) = &self.rabbitmq {
+            name("TIDINGS_CLUSTER_BUS", "rabbitmq".to_owned());
+            name("TIDINGS_RABBITMQ_URL", rabbitmq.url());
+        }
+        Setup { settings, ..Setup::default() }
+    }
+}
+
+/// Durable publishing through a shared journal, so many events a request.
+pub(super) async fn measure_publish(
+    shared: Shared,
+    kind: Kind,
+    load: Load,
+    events: usize,
+) -> Vec<Figure> {
+    let services = Services::start(shared);
+    publish::run(kind, load, services.setup(), events).await
+}
+
+/// Published on one node, delivered by another: 20 events a second in each stream.
+pub(super) async fn measure_latency(shared: Shared, kind: Kind, load: Load) -> Vec<Figure> {
+    let services = Services::start(shared);
+    let publishing = Server::start(kind, services.setup());
+    let following = Server::start(kind, services.setup());
+    tokens::run(&publishing, &following, load, PERIOD).await
+}
