@@ -96,21 +96,25 @@ impl Disk {
 }
 
 /// What was acknowledged, and to whom to talk.
-struct Client {
+pub(crate) struct Client {
     http: reqwest::Client,
     acked: History,
 }
 
 impl Client {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // Another test of this process may have been faster.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self { http: client(), acked: History::new() }
     }
 
     /// Publishes an event, and returns the answer's status.
-    async fn publish(&mut self, hub: &Hub, id: &str) -> StatusCode {
-        let (status, body) = self.send(hub, id).await.unwrap();
+    pub(crate) async fn publish(&mut self, hub: &Hub, id: &str) -> StatusCode {
+        self.publish_data(hub, id, id).await
+    }
+
+    pub(crate) async fn publish_data(&mut self, hub: &Hub, id: &str, data: &str) -> StatusCode {
+        let (status, body) = self.send_data(hub, id, data).await.unwrap();
         if status.is_success() {
             let offset = body["results"][0]["offset"].as_u64().expect("one result");
             assert_eq!(self.acked.insert(("t".to_owned(), offset), id.to_owned()), None);
@@ -119,7 +123,16 @@ impl Client {
     }
 
     async fn send(&self, hub: &Hub, id: &str) -> reqwest::Result<(StatusCode, Value)> {
-        let event = json!([{"topic": "t", "type": "a.b", "id": id, "data": id}]);
+        self.send_data(hub, id, id).await
+    }
+
+    async fn send_data(
+        &self,
+        hub: &Hub,
+        id: &str,
+        data: &str,
+    ) -> reqwest::Result<(StatusCode, Value)> {
+        let event = json!([{"topic": "t", "type": "a.b", "id": id, "data": data}]);
         let request = self.http.post(format!("{}/v1/events", hub.fact("url")));
         let request = request.bearer_auth(hub.fact("publisher_key")).json(&event);
         let answer = timeout(WAIT_MAX, request.send()).await.unwrap()?;
@@ -130,7 +143,7 @@ impl Client {
         Ok((status, answer.json().await?))
     }
 
-    async fn ready(&self, hub: &Hub) -> StatusCode {
+    pub(crate) async fn ready(&self, hub: &Hub) -> StatusCode {
         let request = self.http.get(format!("{}/health/ready", hub.fact("url")));
         timeout(WAIT_MAX, request.send()).await.unwrap().unwrap().status()
     }
@@ -145,7 +158,7 @@ impl Client {
     }
 
     /// Reads the topic from its beginning until all that was acknowledged came, as it was.
-    async fn reads_all(&self, hub: &Hub) {
+    pub(crate) async fn reads_all(&self, hub: &Hub) {
         let url = format!("{}/v1/events?topic=t&since=earliest", hub.fact("url"));
         let request = self.http.get(url).bearer_auth(hub.fact("reader_token"));
         let mut answer = timeout(WAIT_MAX, request.send()).await.unwrap().unwrap();
