@@ -15,6 +15,7 @@ mod reads;
 mod reclaim;
 mod repair;
 mod store;
+mod tables;
 mod transfer;
 mod walk;
 mod watch;
