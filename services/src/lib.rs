@@ -1,4 +1,5 @@
-//! Private, throw-away instances of Redis, PostgreSQL and RabbitMQ, from Debian's packages.
+//! Private, throw-away instances of Redis, PostgreSQL and RabbitMQ, from Debian's packages, and small
+//! disks.
 //!
 //! The rule: an instance listens on loopback on a free port, keeps its files in a directory of its
 //! own, belongs to who started it and ends with it; a server that is not installed is a failure
@@ -12,8 +13,10 @@ mod postgres;
 mod process;
 mod rabbitmq;
 mod redis;
+mod small_disk;
 
 pub use postgres::{POSTGRES_URL, Postgres, SharedPostgres};
 pub use process::{Process, free_port, until};
 pub use rabbitmq::{RABBITMQ_URL, RabbitMq, SharedRabbitMq};
 pub use redis::{REDIS_URL, Redis};
+pub use small_disk::{on_a_small_disk, small_disk};

@@ -96,21 +96,25 @@ impl Disk {
 }
 
 /// What was acknowledged, and to whom to talk.
-struct Client {
+pub(crate) struct Client {
     http: reqwest::Client,
     acked: History,
 }
 
 impl Client {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // Another test of this process may have been faster.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self { http: client(), acked: History::new() }
     }
 
     /// Publishes an event, and returns the answer's status.
-    async fn publish(&mut self, hub: &Hub, id: &str) -> StatusCode {
-        let (status, body) = self.send(hub, id).await.unwrap();
+    pub(crate) async fn publish(&mut self, hub: &Hub, id: &str) -> StatusCode {
+        self.publish_data(hub, id, id).await
+    }
+
+    pub(crate) async fn publish_data(&mut self, hub: &Hub, id: &str, data: &str) -> StatusCode {
+        let (status, body) = self.send_data(hub, id, data).await.unwrap();
         if status.is_success() {
             let offset = body["results"][0]["offset"].as_u64().expect("one result");
             assert_eq!(self.acked.insert(("t".to_owned(), offset), id.to_owned()), None);
@@ -119,7 +123,16 @@ impl Client {
     }
 
     async fn send(&self, hub: &Hub, id: &str) -> reqwest::Result<(StatusCode, Value)> {
-        let event = json!([{"topic": "t", "type": "a.b", "id": id, "data": id}]);
+        self.send_data(hub, id, id).await
+    }
+
+    async fn send_data(
+        &self,
+        hub: &Hub,
+        id: &str,
+        data: &str,
+    ) -> reqwest::Result<(StatusCode, Value)> {
+        let event = json!([{"topic": "t", "type": "a.b", "id": id, "data": data}]);
         let request = self.http.post(format!("{}/v1/events", hub.fact("url")));
         let request = request.bearer_auth(hub.fact("publisher_key")).json(&event);
         let answer = timeout(WAIT_MAX, request.send()).await.unwrap()?;
@@ -130,7 +143,7 @@ impl Client {
         Ok((status, answer.json().await?))
     }
 
-    async fn ready(&self, hub: &Hub) -> StatusCode {
+    pub(crate) async fn ready(&self, hub: &Hub) -> StatusCode {
         let request = self.http.get(format!("{}/health/ready", hub.fact("url")));
         timeout(WAIT_MAX, request.send()).await.unwrap().unwrap().status()
     }
@@ -145,7 +158,12 @@ impl Client {
     }
 
     /// Reads the topic from its beginning until all that was acknowledged came, as it was.
-    async fn reads_all(&self, hub: &Hub) {
+    pub(crate) async fn reads_all(&self, hub: &Hub) {
+        // For all of it together: heartbeats come whatever is missing.
+        timeout(WAIT_MAX, self.reads(hub)).await.expect("all of it comes");
+    }
+
+    async fn reads(&self, hub: &Hub) {
         let url = format!("{}/v1/events?topic=t&since=earliest", hub.fact("url"));
         let request = self.http.get(url).bearer_auth(hub.fact("reader_token"));
         let mut answer = timeout(WAIT_MAX, request.send()).await.unwrap().unwrap();
@@ -153,8 +171,8 @@ impl Client {
         let (mut buffer, mut last_id) = (Vec::new(), String::new());
         let (mut seen, mut newest) = (History::new(), std::collections::HashMap::new());
         while !self.acked.keys().all(|place| seen.contains_key(place)) {
-            let piece = timeout(WAIT_MAX, answer.chunk()).await.expect("all of it comes");
-            buffer.extend_from_slice(&piece.unwrap().expect("the stream goes on"));
+            let piece = answer.chunk().await.unwrap();
+            buffer.extend_from_slice(&piece.expect("the stream goes on"));
             while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
                 let block: Vec<u8> = buffer.drain(..end + 2).collect();
                 let block = String::from_utf8(block).unwrap();

@@ -7,6 +7,7 @@
 
 mod crowd;
 mod faults;
+mod full;
 mod restart;
 mod served;
 

@@ -254,6 +254,72 @@ async fn a_list_of_tables_with_a_wrong_bit_is_refused_by_name() {
     open(&store).unwrap().close().await;
 }
 
+/// Flips a bit at some sixths of a file, and removes it at last.
+fn damage_table(file: &Path, sixth: usize) {
+    let mut bytes = fs::read(file).unwrap();
+    let place = bytes.len() * sixth / 6;
+    match bytes.get_mut(place) {
+        Some(byte) => *byte ^= 1 << sixth,
+        None => return fs::remove_file(file).unwrap(),
+    }
+    fs::write(file, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_table_that_is_damaged_or_missing_is_told_by_its_files_name() {
+    let parent = tempfile::tempdir().unwrap();
+    let (store, damaged) = (parent.path().join("store"), parent.path().join("damaged"));
+    sound(&store).await;
+    assert!(check(&store, &mut |_| {}).unwrap().is_sound());
+    let is_table = |path: &PathBuf| path.parent().unwrap().ends_with("tables");
+    let (mut told, mut refused, mut unread) = (0, 0, 0);
+    for path in files(&store).into_keys().filter(is_table) {
+        let file = damaged.join(path.strip_prefix(&store).unwrap());
+        let (name, keyspace) = (file.to_string_lossy(), file.ancestors().nth(2).unwrap());
+        for sixth in 0..=6 {
+            copy(&store, &damaged);
+            damage_table(&file, sixth);
+            match check(&damaged, &mut |_| {}) {
+                Ok(report) => {
+                    told += 1;
+                    let found = report.findings.iter().map(ToString::to_string);
+                    let found: Vec<_> = found.filter(|what| what.contains(&*name)).collect();
+                    assert_eq!(found.len(), 1, "{name}, {sixth}: {report:#?}");
+                    assert!(found[0].contains("journal export --salvage"), "{found:?}");
+                }
+                Err(error) => {
+                    refused += 1;
+                    let message = error.to_string();
+                    assert!(message.contains(&*name), "{name}, {sixth}: {message}");
+                    assert!(message.contains("; restore a backup"), "{message}");
+                }
+            }
+            // What a check or a start puts in the place of its tables does not count.
+            fs::remove_dir_all(&damaged).unwrap();
+            copy(&store, &damaged);
+            damage_table(&file, sixth);
+            match open(&damaged) {
+                Ok(journal) => {
+                    for error in pages(&*journal).await.into_iter().filter_map(Result::err) {
+                        unread += 1;
+                        let (message, from) = (error.to_string(), keyspace.display());
+                        assert!(message.contains(&format!("{from}: the tables of `")), "{message}");
+                        assert!(message.contains("run `tidings journal check`"), "{message}");
+                    }
+                    journal.close().await;
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    assert!(message.contains(&*name), "{name}, {sixth}: {message}");
+                }
+            }
+            fs::remove_dir_all(&damaged).unwrap();
+        }
+    }
+    // Some of each, or the test shows nothing.
+    assert!(told > 5 && refused > 5 && unread > 5, "{told}, {refused}, {unread}");
+}
+
 /// The newest file of the commit log.
 fn log_file(store: &Path) -> PathBuf {
     let mut files = files(&store.join("store")).into_keys();

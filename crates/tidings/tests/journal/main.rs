@@ -4,6 +4,7 @@
 mod crash;
 mod damage;
 mod differential;
+mod full;
 mod postgres;
 mod postgres_outbox;
 mod redis;

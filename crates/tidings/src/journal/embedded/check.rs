@@ -9,11 +9,12 @@ use fjall::{Readable as _, Snapshot};
 
 use super::{
     commit_log::{CommitLog, LogError},
-    damage::REMEDY,
-    directory::Directory,
+    damage::{REMEDY, TABLE_REMEDY},
+    directory::{self, Directory},
     layout::{MEMTABLE_BYTES, Store, is_sentinel, read_due, split_u64, write_due},
     reclaim::{DELETED, Reclaimable},
     store::{damaged_log, lost, open_whole, read_meta, refused},
+    tables,
     walk::{self, Held, Topic},
     writer::due_of,
 };
@@ -100,6 +101,13 @@ pub fn check(path: &Path, step: &mut dyn FnMut(Step)) -> Result<CheckReport, Jou
     let directory = Directory::existing(path)?;
     let files = directory.store_files();
     let mut report = CheckReport::default();
+    // By file, before the store may put others in their place; what was in them comes by topic.
+    match tables::damaged(&files) {
+        Ok(damaged) => damaged
+            .into_iter()
+            .for_each(|what| report.find(None, None, format!("{what}; {TABLE_REMEDY}"))),
+        Err(error) => return Err(directory::failed("read", &files.join("keyspaces"), &error)),
+    }
     let log = match CommitLog::read(&files) {
         Ok(log) => log,
         Err(LogError::Damaged(damage)) => {

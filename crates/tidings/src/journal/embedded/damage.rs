@@ -18,6 +18,10 @@ use crate::{journal::JournalError, model::TopicKey};
 pub(super) const REMEDY: &str = "stop the hub and run `tidings journal check`; then restore a \
                                  backup, or save the rest with `tidings journal export --salvage`";
 
+/// What helps where a file of a table is damaged, and the store can be opened.
+pub(super) const TABLE_REMEDY: &str = "restore a backup, or save the rest with `tidings journal \
+                                       export --salvage`";
+
 /// Places that are remembered, so that each is logged once; more are logged every time.
 const PLACES_MAX: usize = 1000;
 

@@ -441,3 +441,36 @@ async fn a_salvage_leaves_out_what_is_damaged_and_nothing_else() {
     assert_eq!(held, [vec![1, 3, 4], vec![1, 2, 4], vec![1, 2, 3, 4]]);
     journal.close().await;
 }
+
+#[tokio::test]
+async fn a_state_that_a_commit_looks_at_and_does_not_change_stays_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = open(directory.path());
+    put(&journal, &topic("t"), [state("k", 5000)]).await;
+    let before = journal.states(&topic("t"), StateQuery::all()).await.unwrap().events;
+    // Its batch stores another event, so that there is a commit.
+    let refused = Append { if_offset: Some(Offset(9)), ..state("k", 6000) };
+    let outcomes = put(&journal, &topic("t"), [refused, log("a")]).await.outcomes;
+    assert!(matches!(outcomes[..], [Outcome::Refused(_), Outcome::Stored(_)]), "{outcomes:?}");
+    let after = journal.states(&topic("t"), StateQuery::all()).await.unwrap().events;
+    assert_eq!(after, before);
+    journal.close().await;
+    assert!(check(directory.path(), &mut |_| {}).unwrap().is_sound());
+}
+
+#[tokio::test]
+async fn a_state_is_due_that_comes_after_a_look_beyond_its_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = open(directory.path());
+    let now = Timestamp::from_millis(10_000);
+    for expires_at in [9000, 5000, 7000] {
+        put(&journal, &topic("t"), [state("k", expires_at)]).await;
+        let due = journal.due(DueKind::Expired, now, 9).await.unwrap();
+        assert_eq!(due.len(), 1, "{expires_at}");
+        let ended = Append { ends_expired: true, ..state("k", 1) };
+        let ended = NewEvent { delete: true, expires_at: None, ..NewEvent::clone(&ended.event) };
+        put(&journal, &topic("t"), [Append::new(Arc::new(ended))]).await;
+        assert!(journal.due(DueKind::Expired, now, 9).await.unwrap().is_empty());
+    }
+    journal.close().await;
+}

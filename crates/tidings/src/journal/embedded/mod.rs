@@ -15,6 +15,7 @@ mod reads;
 mod reclaim;
 mod repair;
 mod store;
+mod tables;
 mod transfer;
 mod walk;
 mod watch;
@@ -384,9 +385,11 @@ mod failures;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{
-        journal::{Append, Dedup, contract::Store as Tested},
+        journal::{Append, Dedup, Outcome, contract::Store as Tested},
         journal_contract,
         model::{EventType, JsonText, NewEvent, StateKey, Tenant, Topic},
     };
@@ -457,6 +460,33 @@ mod tests {
         // What is gone is told by the log, and may be in memory again; its floor lets it go anew.
         let floors = journal.opened().unwrap().reader.store.floors.len().unwrap();
         assert_eq!(floors, 3, "the floors of both, and the keyspace's own key");
+        journal.close().await;
+    }
+
+    #[tokio::test]
+    async fn reclaiming_forgets_the_ids_that_are_not_recognised_any_more_and_no_others() {
+        let settings = JournalSettings {
+            dedup_window: Duration::ZERO,
+            dedup_events: 4,
+            ..JournalSettings::default()
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let journal = EmbeddedJournal::open(directory.path(), settings).unwrap();
+        let topic = TopicKey::new(Tenant::parse("a").unwrap(), Topic::parse("t").unwrap());
+        let events = (0..10).map(|_| Arc::new(NewEvent::new(EventType::parse("a.b").unwrap())));
+        let events: Vec<_> = events.collect();
+        let append = |event: &Arc<NewEvent>| {
+            let append = Append { dedup: Dedup::ById, ..Append::new(Arc::clone(event)) };
+            journal.append(&topic, Batch { events: vec![append], ..Batch::default() })
+        };
+        for event in &events {
+            append(event).await.unwrap();
+        }
+        journal.reclaim().await.unwrap();
+        let ids = journal.opened().unwrap().reader.store.dedup.len().unwrap();
+        assert_eq!(ids, 1 + 4, "the keyspace's own key, and those of the window");
+        let repeated = append(&events[6]).await.unwrap().outcomes;
+        assert!(matches!(repeated[..], [Outcome::Duplicate(_)]), "{repeated:?}");
         journal.close().await;
     }
 }

@@ -3,15 +3,9 @@
 //! The rule: what the store had acknowledged is there, or every topic begins a new epoch before
 //! anybody reads from it, or the store is not opened.
 
-use std::{
-    fs, io,
-    panic::AssertUnwindSafe,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, io, panic::AssertUnwindSafe, path::Path, sync::Arc};
 
 use fjall::{Database, PersistMode};
-use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
     commit_log::{CommitLog, LogDamage, LogError},
@@ -20,6 +14,7 @@ use super::{
     layout::{META, Meta, SENTINEL, Store, split_u64},
     mend::mend,
     reclaim::{self, Reclaimable},
+    tables,
 };
 use crate::journal::{JournalError, JournalSettings};
 
@@ -96,11 +91,9 @@ fn probe(files: &Path) -> Result<(), JournalError> {
         if !path.join("current").exists() {
             continue;
         }
-        if let Some(file) = damaged_list(&path).map_err(unread)? {
-            return Err(JournalError::Broken(format!(
-                "{}: is damaged: it does not have its checksum; restore a backup",
-                file.display()
-            )));
+        if let Some(file) = tables::damaged_list(&path).map_err(unread)? {
+            let what = tables::does_not_match(&file);
+            return Err(JournalError::Broken(format!("{what}; restore a backup")));
         }
         let open = || {
             let counter = lsm_tree::SequenceNumberCounter::default();
@@ -110,10 +103,7 @@ fn probe(files: &Path) -> Result<(), JournalError> {
             Some(io) if io.kind() != io::ErrorKind::UnexpectedEof => {
                 directory::failed("opened", &path, io)
             }
-            _ => JournalError::Broken(format!(
-                "{}: a file in it is damaged or missing; restore a backup",
-                path.display()
-            )),
+            _ => JournalError::Broken(format!("{}; restore a backup", damaged_file(&path))),
         };
         match std::panic::catch_unwind(AssertUnwindSafe(open)) {
             Ok(opened) => opened.map_err(|error| damaged(error.into()))?,
@@ -123,26 +113,10 @@ fn probe(files: &Path) -> Result<(), JournalError> {
     Ok(())
 }
 
-/// The file that lists a keyspace's tables, or the one that names it, if it is not what was written.
-///
-/// `current` holds the number of the list `v…` (u64), its XXH3 (u128, both little endian) and the
-/// kind of that. The store writes the checksum, but does not compare it: one wrong bit makes it
-/// forget tables.
-fn damaged_list(keyspace: &Path) -> io::Result<Option<PathBuf>> {
-    let current = keyspace.join("current");
-    let bytes = fs::read(&current)?;
-    let parts = bytes.split_first_chunk::<8>().and_then(|(number, rest)| {
-        let (sum, kind) = rest.split_first_chunk::<16>()?;
-        Some((u64::from_le_bytes(*number), u128::from_le_bytes(*sum), kind))
-    });
-    let Some((number, sum, [0])) = parts else { return Ok(Some(current)) };
-    let list = keyspace.join(format!("v{number}"));
-    match fs::read(&list) {
-        Ok(bytes) if xxh3_128(&bytes) == sum => Ok(None),
-        Ok(_) => Ok(Some(list)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(current)),
-        Err(error) => Err(error),
-    }
+/// What is wrong in a keyspace that does not open, with the file's name if that is known.
+fn damaged_file(keyspace: &Path) -> String {
+    let damaged = tables::damaged_of(keyspace).unwrap_or_default().into_iter().next();
+    damaged.unwrap_or_else(|| format!("{}: a file in it is damaged or missing", keyspace.display()))
 }
 
 pub(super) fn open_files(
@@ -284,10 +258,15 @@ pub(super) fn unopened(files: &Path, error: &fjall::Error) -> JournalError {
              Tidings that wrote it, or restore a backup",
             version.display()
         ),
-        other => format!(
-            "{at}: the store cannot be opened: {}; restore a backup, or choose an empty directory \
-             to begin with an empty journal",
-            describe(other)
-        ),
+        other => {
+            let damaged = tables::damaged(files).unwrap_or_default().into_iter().next();
+            let what = damaged.unwrap_or_else(|| {
+                format!("{at}: the store cannot be opened: {}", describe(other))
+            });
+            format!(
+                "{what}; restore a backup, or choose an empty directory to begin with an empty \
+                 journal"
+            )
+        }
     })
 }

@@ -442,7 +442,7 @@ impl Writer {
         commit.batch.insert(&store.floors, record.id.to_be_bytes(), DELETED.to_be_bytes());
         commit.floors.push((record.id, DELETED));
         reclaimable.add_bytes(record.bytes.max(1));
-        *record = TopicRecord { id: record.id, ..TopicRecord::absent(deletions) };
+        *record = TopicRecord::absent(deletions);
         let key = deletions_key(topic);
         commit.batch.insert(&store.meta, key.clone(), write_deletions(&key, deletions));
         self.deletions.insert(key, deletions);
@@ -675,3 +675,6 @@ pub(super) fn due_of(id: u64, state: &Event) -> impl Iterator<Item = Vec<u8>> {
     let key = state.body.key.as_ref();
     times_of(state).filter_map(move |(kind, at)| Some(due_key(kind, at, id, key?)))
 }
+
+#[cfg(test)]
+mod tests;
