@@ -103,7 +103,7 @@ impl Ring {
 
     /// Adds a frame that has no offset.
     pub(crate) fn push_ephemeral(&mut self, frame: Arc<Frame>) {
-        self.ephemeral_bytes += frame.size();
+        self.ephemeral_bytes += frame.length();
         self.ephemeral.push_back(frame);
         self.ephemeral_next += 1;
         // The newest stays: each alone is within what an event may be.
@@ -111,7 +111,7 @@ impl Ring {
             || (self.ephemeral.len() > 1 && self.ephemeral_bytes > RING_EPHEMERAL_BYTES_MAX)
         {
             let Some(oldest) = self.ephemeral.pop_front() else { break };
-            self.ephemeral_bytes -= oldest.size();
+            self.ephemeral_bytes -= oldest.length();
         }
     }
 
@@ -282,7 +282,7 @@ mod tests {
         let mut ring = Ring::default();
         for _ in 0..20 {
             ring.push_ephemeral(large(64 * 1024));
-            let held: usize = ring.ephemeral(0).map(|frame| frame.size()).sum();
+            let held: usize = ring.ephemeral(0).map(|frame| frame.length()).sum();
             assert!(held <= RING_EPHEMERAL_BYTES_MAX && held == ring.ephemeral_bytes, "{held}");
         }
         assert_eq!(ring.ephemeral(0).count(), 3);

@@ -654,7 +654,10 @@ mod tests {
         // More comes: the others are woken for both, and the first ones again.
         live.wake_all(&mut live.state());
         assert_eq!(woken(&wakers), 0);
-        tokio::task::yield_now().await;
+        let left = live.state().waking.left;
+        while live.state().waking.left == left {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(woken(&wakers[..WAKE_AT_ONCE]), 0);
         assert_eq!(woken(&wakers), WAKE_AT_ONCE);
         // Readers that come meanwhile do not take the place of others.
