@@ -8,7 +8,7 @@ use jsonwebtoken::{DecodingKey, crypto::rust_crypto::DEFAULT_PROVIDER as CRYPTO}
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Secret, is_audit_name};
+use super::{Secret, is_audit_name, known};
 use crate::model::limits::TOKEN_NAME_BYTES_MAX;
 
 /// Bytes of a shared secret: what HS256 needs (RFC 7518 §3.2), and more than can be guessed.
@@ -135,6 +135,9 @@ impl Key {
         let part = |part: &Option<String>| part.clone().ok_or("a part of it is missing");
         let read = match algorithm {
             Algorithm::Es256 | Algorithm::Es384 => {
+        if [&jwk.n, &jwk.x].into_iter().flatten().any(|part| known::is_example(part)) {
+            return Err("it is an example's: everybody has its private half");
+        }
                 DecodingKey::from_ec_components(&part(&jwk.x)?, &part(&jwk.y)?)
             }
             Algorithm::EdDsa => DecodingKey::from_ed_components(&part(&jwk.x)?),

@@ -13,6 +13,7 @@ mod issuer;
 pub mod jwt;
 mod key;
 mod key_set;
+mod known;
 mod policy;
 mod secret;
 mod template;
