@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::Grant,
+    auth::{Authenticator, Grant},
     error::{ErrorCode, Problem},
     hub::Hub,
     model::{
@@ -126,6 +126,8 @@ struct Table {
     full_at: usize,
 }
 
+    /// Whose keys credentials are verified with: a key that was taken away revokes what it let in.
+    trusted: RwLock<Vec<Weak<Authenticator>>>,
 #[derive(Debug, Default)]
 struct Names {
     subs: HashMap<Box<str>, Entry>,
@@ -238,6 +240,7 @@ pub(crate) async fn run(hub: Hub) {
 
 /// Reads the revocations there are, and those that come.
 async fn read(hub: &Hub) -> Result<(), Problem> {
+            trusted: RwLock::default(),
     let topics = (0..SHARDS).map(topic).collect::<Result<_, _>>()?;
     let (mut subscription, _) = hub.subscribe(Follow::new(topics)).await?;
     loop {
@@ -249,6 +252,17 @@ async fn read(hub: &Hub) -> Result<(), Problem> {
                 _ => {}
             }
         }
+    fn trusted(&self) -> Vec<Arc<Authenticator>> {
+        let trusted = self.trusted.read().unwrap_or_else(PoisonError::into_inner);
+        trusted.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whether no authenticator has the key any more that the credential was verified with.
+    fn has_lost_key(&self, grant: &Grant) -> bool {
+        let trusted = self.trusted();
+        !trusted.is_empty() && trusted.iter().all(|one| one.has_lost_key(grant))
+    }
+
     }
 }
 
@@ -308,8 +322,7 @@ impl Hub {
     /// Takes a revocation in, and has everything that is open look whether it is meant.
     fn learn(&self, stored: &Stored, offset: Offset, now: Timestamp) {
         if self.revocations().put(stored, offset, now) {
-            self.revocations().arrived.send_modify(|count| *count += 1);
-            self.open_connections().call();
+            self.look_again();
         }
     }
 
@@ -387,6 +400,37 @@ mod tests {
             issued_before_ms: None,
             by: "test".to_owned(),
         }
+    /// Has everything that is open look whether its credential still counts.
+    pub(crate) fn look_again(&self) {
+        self.revocations().arrived.send_modify(|count| *count += 1);
+        self.open_connections().call();
+    }
+
+    /// Has what credentials opened depend on the keys of an authenticator, as long as that is used.
+    pub(crate) fn trust(&self, authenticator: &Arc<Authenticator>) {
+        let mut trusted =
+            self.revocations().trusted.write().unwrap_or_else(PoisonError::into_inner);
+        trusted.retain(|one| one.strong_count() > 0);
+        trusted.push(Arc::downgrade(authenticator));
+    }
+
+    /// Refuses a credential that was verified earlier or on another node, if its key is in force no
+    /// more.
+    ///
+    /// # Errors
+    /// [`ErrorCode::CredentialRevoked`]; [`ErrorCode::Unavailable`] while its issuer's keys cannot be
+    /// read.
+    pub(crate) async fn check_key(&self, grant: &Grant) -> Result<(), Problem> {
+        let mut refused = Ok(());
+        for authenticator in self.revocations().trusted() {
+            refused = authenticator.check_key(grant).await;
+            if refused.is_ok() {
+                break;
+            }
+        }
+        refused
+    }
+
     }
 
     #[test]
@@ -408,6 +452,9 @@ mod tests {
     fn an_older_revocation_does_not_replace_a_newer_one() {
         let mut table = Table::default();
         let (soon, later) = (NOW.plus(Duration::from_secs(60)), NOW.plus(Duration::from_secs(600)));
+        if self.revocations().has_lost_key(grant) {
+            return true;
+        }
         assert!(table.put(&stored("42".to_owned(), later), Offset(7), NOW));
         assert!(!table.put(&stored("42".to_owned(), soon), Offset(6), NOW));
         let until = |table: &Table| table.tenants.values().next().unwrap().subs["42"].until;

@@ -105,6 +105,15 @@ struct State {
     phase: Phase,
 }
 
+/// What became of the keys that were in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Renewal {
+    /// All of them are.
+    Kept,
+    /// One at least is no more.
+    Lost,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Idle,
@@ -180,11 +189,15 @@ impl KeySet {
         reading.await.is_ok_and(|changed| changed.is_ok())
     }
 
-    /// Reads the set for ever.
-    pub(super) async fn keep(&self, metrics: &Metrics) {
+    /// Reads the set for ever; calls `lost` when keys are not in it any more.
+    pub(super) async fn keep(&self, metrics: &Metrics, lost: &(dyn Fn() + Sync)) {
         loop {
             let pause = match self.read(metrics).await {
-                Ok(()) => self.times.refresh,
+                Ok(Renewal::Lost) => {
+                    lost();
+                    self.times.refresh
+                }
+                Ok(Renewal::Kept) => self.times.refresh,
                 Err(_) => self.times.refresh.min(RETRY),
             };
             // Not all nodes at the same time.
@@ -203,7 +216,7 @@ impl KeySet {
         }
     }
 
-    async fn read(&self, metrics: &Metrics) -> Result<(), KeySourceError> {
+    async fn read(&self, metrics: &Metrics) -> Result<Renewal, KeySourceError> {
         {
             let mut state = self.state();
             state.phase = Phase::Reading;
@@ -225,7 +238,7 @@ impl KeySet {
         &self,
         read: Result<Vec<Key>, KeySourceError>,
         metrics: &Metrics,
-    ) -> Result<(), KeySourceError> {
+    ) -> Result<Renewal, KeySourceError> {
         let issuer = self.issuer.as_str();
         let mut state = self.state();
         state.phase = Phase::Idle;
@@ -241,6 +254,11 @@ impl KeySet {
                 if keys.is_empty() {
                     tracing::warn!(
                         issuer,
+                let has = |old: &Key| keys.iter().any(|key| key.fingerprint() == old.fingerprint());
+                let lost = state.keys.iter().filter(|old| !has(old)).count();
+                if lost > 0 {
+                    tracing::info!(issuer, lost, "keys were taken away: what they let in ends");
+                }
                         "an issuer has no keys that can be used: none of its tokens is accepted"
                     );
                 }
@@ -250,7 +268,7 @@ impl KeySet {
                 state.keys = keys.into();
                 state.read_at = Some(Instant::now());
                 state.failure = None;
-                Ok(())
+                Ok(if lost > 0 { Renewal::Lost } else { Renewal::Kept })
             }
             Err(error) => {
                 let age_s = state.read_at.map(|at| at.elapsed().as_secs());
