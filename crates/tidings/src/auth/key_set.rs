@@ -251,19 +251,13 @@ impl KeySet {
                 if names(&keys) != names(&state.keys) || state.read_at.is_none() || failed_before {
                     tracing::info!(issuer, keys = keys.len(), "an issuer's keys were read");
                 }
-                if keys.is_empty() {
-                    tracing::warn!(
-                        issuer,
+                if failed_before {
+                    metrics.key_sets_failing.dec();
+                }
                 let has = |old: &Key| keys.iter().any(|key| key.fingerprint() == old.fingerprint());
                 let lost = state.keys.iter().filter(|old| !has(old)).count();
                 if lost > 0 {
                     tracing::info!(issuer, lost, "keys were taken away: what they let in ends");
-                }
-                        "an issuer has no keys that can be used: none of its tokens is accepted"
-                    );
-                }
-                if failed_before {
-                    metrics.key_sets_failing.dec();
                 }
                 state.keys = keys.into();
                 state.read_at = Some(Instant::now());
@@ -318,6 +312,10 @@ fn parse(bytes: &[u8], algorithms: &[Algorithm]) -> Result<Vec<Key>, KeySourceEr
             Ok(key) => usable.push(key),
             Err(reason) => tracing::debug!(place, reason, "a key of a key set is not used"),
         }
+    }
+    if usable.is_empty() {
+        // An issuer without keys signs nothing: this is its mistake, and not a rotation.
+        return Err(wrong(format!("has no key that can be used, of {}", keys.len())));
     }
     Ok(usable)
 }
