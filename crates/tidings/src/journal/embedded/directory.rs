@@ -12,6 +12,8 @@
 //! The mark is written after each commit, before anybody is told of it, and synced once a second:
 //! a process that is killed leaves it exact, a power cut a second behind at most.
 //!
+//! Without the mark nobody can tell whether a store has lost its end, so it counts as if it had.
+//!
 //! The rule: nothing is ever deleted or overwritten that this program did not write, and what
 //! cannot be used is refused with the file's name and what to do.
 
@@ -54,6 +56,8 @@ impl Directory {
     /// Checks and locks the directory, creating it if it is not there.
     pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
         fs::create_dir_all(path).map_err(|error| failed("created", path, &error))?;
+    /// Whether there was a store without a mark: nobody knows how far its commits had come.
+    is_mark_lost: bool,
         let format = path.join(FORMAT_FILE);
         if !check_format(&format)? {
             begin(path)?;
@@ -81,21 +85,46 @@ impl Directory {
         })?;
         let file = path.join(HIGH_WATER_FILE);
         let found = read_high_water(&file)?;
-        if found.is_none() {
-            let begun = replace(path, HIGH_WATER_FILE, mark_line(0).as_bytes());
-            begun.map_err(|error| failed("written", &file, &error))?;
-        }
-        let mark = OpenOptions::new().write(true).open(&file);
-        let mark = mark.map_err(|error| failed("opened", &file, &error))?;
+        // One that is lost is not begun anew before its store has other epochs.
+        let is_mark_lost = found.is_none() && path.join(STORE).exists();
         let commits = found.unwrap_or(0);
-        Ok(Self {
+        let directory = Self {
             path: path.to_owned(),
             lock,
-            mark: Mutex::new(Some(mark)),
+            mark: Mutex::new(None),
             written: AtomicU64::new(commits),
             synced: AtomicU64::new(commits),
             complained: AtomicBool::new(false),
-        })
+            is_mark_lost,
+        };
+        match (found, is_mark_lost) {
+            (Some(_), _) => directory.open_mark()?,
+            (None, false) => directory.begin_mark(0)?,
+            (None, true) => {}
+        }
+        Ok(directory)
+    }
+
+    /// Whether there was a store without a high-water mark, which [`Self::begin_mark`] makes anew.
+    pub(super) fn is_mark_lost(&self) -> bool {
+        self.is_mark_lost
+    }
+
+    /// Makes the high-water mark's file.
+    pub(super) fn begin_mark(&self, commits: u64) -> Result<(), JournalError> {
+        let begun = replace(&self.path, HIGH_WATER_FILE, mark_line(commits).as_bytes());
+        begun.map_err(|error| failed("written", &self.path.join(HIGH_WATER_FILE), &error))?;
+        self.written.store(commits, Ordering::SeqCst);
+        self.synced.store(commits, Ordering::SeqCst);
+        self.open_mark()
+    }
+
+    fn open_mark(&self) -> Result<(), JournalError> {
+        let file = self.path.join(HIGH_WATER_FILE);
+        let mark = OpenOptions::new().write(true).open(&file);
+        let mark = mark.map_err(|error| failed("opened", &file, &error))?;
+        *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = Some(mark);
+        Ok(())
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -277,7 +306,7 @@ fn read_high_water(file: &Path) -> Result<Option<u64>, JournalError> {
     number.filter(|number| mark_line(*number).as_bytes() == text).map(Some).ok_or_else(|| {
         JournalError::Broken(format!(
             "{}: is damaged: it must hold the number of commits and its checksum; restore it from \
-             a backup, or delete it to accept the store as it is",
+             a backup, or delete it to accept the store as it is, with a new epoch in every topic",
             file.display()
         ))
     })
