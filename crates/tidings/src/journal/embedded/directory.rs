@@ -38,6 +38,11 @@ const NEW_STORE: &str = "store.new";
 const IMPORTING: &str = "importing";
 const DAMAGED: &str = "damaged";
 
+/// What is written to find out why nothing can be.
+const PROBE: &str = "probe.new";
+/// A memtable, which is what the store writes at once.
+const PROBE_BYTES: usize = 16 * 1024 * 1024;
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 /// A directory that holds, or will hold, a journal of this version; locked.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -249,6 +254,22 @@ impl Directory {
     /// Gives the directory up: another may open it now, and nothing is written to it any more.
     pub(super) fn release(&self) {
         *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Why so much cannot be written here as the store writes in the background, if it cannot.
+    pub(super) fn write_failure(&self) -> Option<io::Error> {
+        let file = self.path.join(PROBE);
+        let write = || {
+            let mut probe = File::create(&file)?;
+            for _ in 0..PROBE_BYTES / ZEROS.len() {
+                probe.write_all(&ZEROS)?;
+            }
+            probe.sync_all()
+        };
+        let failure = write().err();
+        // It may not be there.
+        drop(fs::remove_file(&file));
+        failure
+    }
+
         if let Err(error) = self.lock.unlock() {
             tracing::warn!(%error, "the data directory stays locked until the process ends");
         }
