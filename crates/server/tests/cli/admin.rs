@@ -128,11 +128,13 @@ fn topics_are_listed_across_tenants_and_trimmed_and_every_change_is_audited() {
     assert!(code == 68 && err.contains("no such topic"), "{code} {err}");
     let line = audited(&mut log, "topic.trim");
     assert_eq!((&line["on"], &line["result"]), (&"a/none".into(), &"not_found".into()));
+    assert_eq!((&line["message"], &line["detail"]), (&"changed".into(), &"keep_events=2".into()));
     let (_, after, _) = operate(&["topics", "--tenant", &tenant, "--topic", "a/1"]);
     assert_eq!(after["topics"][0]["events"], 2);
     // Each publish was a commit of the embedded journal at least, and the trim one more.
     let curl = Command::new("curl").args(["-s", &format!("{admin}/metrics")]).output().unwrap();
     let metrics = String::from_utf8(curl.stdout).unwrap();
+    assert_eq!(line["message"], "not changed");
     let line = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     assert!(line("tidings_commit_size_events_sum ").parse::<f64>().unwrap() >= 5.0);
     assert!(line("tidings_commit_duration_seconds_count ").parse::<u64>().unwrap() >= 6);
