@@ -20,6 +20,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -37,12 +38,12 @@ const STORE: &str = "store";
 const NEW_STORE: &str = "store.new";
 const IMPORTING: &str = "importing";
 const DAMAGED: &str = "damaged";
-
 /// What is written to find out why nothing can be.
 const PROBE: &str = "probe.new";
 /// A memtable, which is what the store writes at once.
 const PROBE_BYTES: usize = 16 * 1024 * 1024;
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
 /// A directory that holds, or will hold, a journal of this version; locked.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -55,14 +56,16 @@ pub(super) struct Directory {
     synced: AtomicU64,
     /// Whether it was said that it cannot be written or synced.
     complained: AtomicBool,
+    /// Whether there was a store without a mark: nobody knows how far its commits had come.
+    is_mark_lost: bool,
 }
 
 impl Directory {
     /// Checks and locks the directory, creating it if it is not there.
     pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
-        fs::create_dir_all(path).map_err(|error| failed("created", path, &error))?;
-    /// Whether there was a store without a mark: nobody knows how far its commits had come.
-    is_mark_lost: bool,
+        // It holds every tenant's events. One that was made by others keeps their mode.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|error| failed("created", path, &error))?;
         let format = path.join(FORMAT_FILE);
         if !check_format(&format)? {
             begin(path)?;
@@ -251,9 +254,6 @@ impl Directory {
         result.is_ok()
     }
 
-    /// Gives the directory up: another may open it now, and nothing is written to it any more.
-    pub(super) fn release(&self) {
-        *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = None;
     /// Why so much cannot be written here as the store writes in the background, if it cannot.
     pub(super) fn write_failure(&self) -> Option<io::Error> {
         let file = self.path.join(PROBE);
@@ -270,6 +270,9 @@ impl Directory {
         failure
     }
 
+    /// Gives the directory up: another may open it now, and nothing is written to it any more.
+    pub(super) fn release(&self) {
+        *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if let Err(error) = self.lock.unlock() {
             tracing::warn!(%error, "the data directory stays locked until the process ends");
         }
