@@ -77,8 +77,6 @@ async fn assert_revoked(answer: Response) {
     assert_eq!((status, &problem["code"]), (401, &json!("credential_revoked")), "{problem}");
 }
 
-/// Broken on purpose, it failed: without calling the connections when a reading lost a key, and
-/// without asking for the key of a ticket.
 #[tokio::test]
 async fn a_key_that_its_issuer_removed_ends_the_streams_and_tickets_that_it_opened() {
     let shelf = Arc::new(Shelf(Mutex::new(set_of(&["ec256", "ed"]))));

@@ -467,7 +467,6 @@ async fn a_store_that_went_back_in_time_has_other_epochs() {
     journal.close().await;
 }
 
-/// Broken on purpose, it failed: with a mark of its own begun as soon as the directory is opened.
 #[tokio::test]
 async fn a_store_whose_count_of_commits_is_gone_has_other_epochs() {
     let directory = tempfile::tempdir().unwrap();
