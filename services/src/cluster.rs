@@ -43,7 +43,8 @@ pub(crate) fn run(journal: &str) -> io::Result<()> {
         return Err(io::Error::other(format!("tidings key create printed {key}")));
     };
     let entry = format!("id = {id:?}\nsha256 = {hash:?}\nread = [\"**\"]\nwrite = [\"**\"]");
-    let secret_of_nodes: String = "0123456789abcdef".repeat(3);
+    // As random as the hub asks for.
+    let secret_of_nodes = &secret;
     let mut hubs = Vec::new();
     let mut addresses = Vec::new();
     for number in 1..=NODES {

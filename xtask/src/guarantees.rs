@@ -1,6 +1,6 @@
 //! `docs/guarantees.md` names tests; here it is held to it.
 
-use std::{fs, path::Path};
+use std::{collections::HashSet, fs, path::Path};
 
 use crate::root;
 
@@ -27,6 +27,58 @@ fn sources(directory: &Path, endings: &[&str], all: &mut String) {
     }
 }
 
+/// What says that the function below it is a test.
+const TESTS: [&str; 2] = ["#[test]", "#[tokio::test"];
+/// Where the cases of contracts are listed, which a macro makes tests of for each adapter.
+const CONTRACTS: [&str; 2] =
+    ["crates/tidings/src/journal/contract.rs", "crates/tidings/src/bus/contract.rs"];
+
+/// The names of the functions that are tests, in `proptest!` too: the attribute is right above, but
+/// for comments and other attributes.
+fn rust_tests(text: &str) -> HashSet<&str> {
+    let mut tests = HashSet::new();
+    let mut is_test = false;
+    for line in text.lines().map(str::trim) {
+        let name = line.trim_start_matches("pub(crate) ").trim_start_matches("async ");
+        if let Some(name) = name.strip_prefix("fn ").and_then(|rest| rest.split(['(', '<']).next())
+        {
+            if is_test {
+                tests.insert(name);
+            }
+            is_test = false;
+        } else if TESTS.iter().any(|attribute| line.starts_with(attribute)) {
+            is_test = true;
+        } else if !line.starts_with('#') && !line.starts_with("//") && !line.is_empty() {
+            // Lines of an attribute that is longer than one line: `#[tokio::test(\n…\n)]`.
+            is_test &= line.starts_with(')') || line.ends_with(',');
+        }
+    }
+    tests
+}
+
+#[test]
+fn only_functions_that_run_as_tests_are_tests() {
+    let text = "
+        #[test]
+        fn one() {}
+        fn helper() {}
+        /// #[test] is no attribute here.
+        fn described() {}
+        #[tokio::test(start_paused = true)]
+        #[ignore = \"slow\"]
+        async fn two() {}
+        let code = \"fn three()\";
+        #[test]
+        let other = 1;
+        fn four() {}
+        #[test]
+        fn five(x in 0..3_u8) {}
+    ";
+    let mut tests: Vec<&str> = rust_tests(text).into_iter().collect();
+    tests.sort_unstable();
+    assert_eq!(tests, ["five", "one", "two"]);
+}
+
 #[test]
 fn every_guarantee_names_tests_that_exist() {
     let page = fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
@@ -38,8 +90,12 @@ fn every_guarantee_names_tests_that_exist() {
     sources(&root().join("xtask"), &[".rs"], &mut rust);
     let mut browser = String::new();
     sources(&root().join("tests"), &[".test.mjs"], &mut browser);
+    let mut tests = rust_tests(&rust);
+    let contracts = CONTRACTS.map(|file| fs::read_to_string(root().join(file)).unwrap());
+    let listed = |line| str::strip_prefix(line, "            ")?.strip_suffix(',');
+    tests.extend(contracts.iter().flat_map(|text| text.lines().filter_map(listed)));
     let exists = |name: &str| {
-        rust.contains(&format!("fn {name}("))
+        tests.contains(name)
             || browser.contains(&format!("test(\"{name}\""))
             || browser.contains(&format!("test(\"{}\"", name.replace('\'', "’")))
             || name.starts_with("cargo xtask ")

@@ -498,6 +498,33 @@ pub(crate) enum AdminCommand {
         #[arg(long)]
         tenant: Option<String>,
     },
+    /// API keys and when each was used last on this node, and the key sets of issuers
+    Keys,
+    /// Revocations in force
+    Revocations {
+        /// Of this tenant
+        #[arg(long)]
+        tenant: Option<String>,
+        /// How many at most, up to 1000 [default: 100]
+        #[arg(long, value_name = "NUMBER")]
+        limit: Option<usize>,
+    },
+    /// Lift a revocation: what it revoked counts again
+    #[command(group = ArgGroup::new("whose").required(true))]
+    Lift {
+        /// Its tenant
+        #[arg(long)]
+        tenant: String,
+        /// The subject whose credentials it revokes
+        #[arg(long, group = "whose")]
+        sub: Option<String>,
+        /// The token that it revokes
+        #[arg(long, group = "whose")]
+        jti: Option<String>,
+        /// The team whose credentials it revokes
+        #[arg(long, group = "whose")]
+        team: Option<String>,
+    },
     /// Topics of all tenants
     Topics {
         /// Of this tenant only

@@ -27,6 +27,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Components {
     pub(crate) hub: Hub,
+    /// Whose credentials are accepted.
+    pub(crate) authenticator: Arc<Authenticator>,
     /// The HTTP interface.
     pub(crate) router: axum::Router,
     /// Deadlines and limits of the listener.
@@ -46,6 +48,7 @@ impl Components {
         let refused = |message: String| Failure::new(Exit::Config, message);
         let authenticator = Authenticator::with_key_sources(&config.auth_settings(), &connect)
             .map_err(|error| refused(error.to_string()))?;
+        let authenticator = Arc::new(authenticator);
         let tls = match (&config.tls.cert, &config.tls.key) {
             (Some(cert), Some(key)) => {
                 let tls = Tls::open(cert, key).map_err(|error| refused(error.to_string()))?;
@@ -71,11 +74,11 @@ impl Components {
             opened.map_err(|error| unusable_server("postgres.url", &error))?.start(&hub);
         }
         let router = hub
-            .router(Arc::new(authenticator), &config.http_settings())
+            .router(Arc::clone(&authenticator), &config.http_settings())
             .map_err(|p| refused(format!("{}: {p}", p.pointer.as_deref().unwrap_or_default())))?;
         let serve = config.serve_settings();
         let drain_grace = config.drain_grace.0;
-        Ok(Self { hub, router, serve, tls, drain_grace, traces, sources })
+        Ok(Self { hub, authenticator, router, serve, tls, drain_grace, traces, sources })
     }
 }
 

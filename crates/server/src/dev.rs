@@ -67,7 +67,7 @@ pub(crate) async fn run(args: &DevArgs) -> Result<Exit, Failure> {
     let possible = descriptors::possible();
     components.serve.connections_max = components.serve.connections_max.min(possible);
     let loaded = Loaded::of_dev(config);
-    let admin = Admin::new(&loaded, &components.hub, std::mem::take(&mut components.sources))?;
+    let admin = Admin::new(&loaded, &mut components)?;
     let dev = DevFile {
         url: format!("http://{}", listeners.address),
         admin_url: format!("http://{}", listeners.admin_address),

@@ -30,12 +30,12 @@ macro_rules! exits {
 }
 
 exits! {
-    Ok = 0, "done, or the reader of the output went away";
+    Ok = 0, "done, or the reader of the output went away; a hub that was told to end has ended, also if a second signal cut it short";
     Unhealthy = 1, "the hub is not healthy (`health`)";
     Usage = 64, "the command line is wrong";
     Data = 65, "events were refused, and all others published; or a journal or export is damaged; the messages say which";
     NoInput = 66, "an input file cannot be read";
-    NotFound = 68, "what the command names is not there (`admin kick`, `admin trim`)";
+    NotFound = 68, "what the command names is not there (`admin kick`, `admin trim`, `admin lift`)";
     Unavailable = 69, "the hub cannot be reached or did not answer in time: try again later";
     Software = 70, "an error inside tidings";
     DataDirectory = 72, "the data directory cannot be used: the message names the file and what to do";

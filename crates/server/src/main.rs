@@ -25,6 +25,7 @@ use std::{io::Write as _, process::ExitCode};
 
 use anstyle::{AnsiColor, Style};
 use clap::Parser as _;
+use rustix::{fs::Mode, process::umask};
 
 use cli::{Cli, Command, KeyCommand};
 use exit::{Exit, Failure};
@@ -45,6 +46,8 @@ fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
         }
     };
+    // Journals, exports and tokens are for the eyes of their owner, whoever writes them.
+    umask(Mode::RWXG | Mode::RWXO);
     // Only the first call in a process can fail to be the first.
     drop(rustls::crypto::ring::default_provider().install_default());
     match run(cli.command) {

@@ -46,7 +46,7 @@ pub(crate) async fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     telemetry::start(&config.log);
     let listeners = Listeners::bind(config.listen, config.admin.listen).await?;
     let mut components = Components::start(config).await?;
-    let admin = Admin::new(&loaded, &components.hub, std::mem::take(&mut components.sources))?;
+    let admin = Admin::new(&loaded, &mut components)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = %listeners.address,

@@ -191,6 +191,8 @@ impl Hub {
             let detail = "this subject has no such connection here";
             return Err(Problem::new(ErrorCode::NotFound, detail));
         };
+        // Verified on another node, perhaps with a key that is new.
+        self.check_key(grant).await?;
         for topic in &entry.topics {
             if !self.may_read(grant, topic).await? {
                 let detail = format!(

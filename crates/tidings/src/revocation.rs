@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::Grant,
+    auth::{Authenticator, Grant},
     error::{ErrorCode, Problem},
     hub::Hub,
     model::{
@@ -95,6 +95,21 @@ pub struct Revocation {
     pub issued_before: Option<Timestamp>,
 }
 
+/// A revocation as this node knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevocationInfo {
+    /// Of whose credentials.
+    pub tenant: Tenant,
+    /// Which of them.
+    pub revoked: Revoked,
+    /// Until when.
+    pub until: Timestamp,
+    /// Only tokens that were issued before; `None`: all.
+    pub issued_before: Option<Timestamp>,
+    /// The credential that asked for it.
+    pub by: String,
+}
+
 /// What a revocation's state holds.
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -111,6 +126,8 @@ struct Stored {
 #[derive(Debug)]
 pub(crate) struct Revocations {
     table: RwLock<Table>,
+    /// Whose keys credentials are verified with: a key that was taken away revokes what it let in.
+    trusted: RwLock<Vec<Weak<Authenticator>>>,
     /// Counts the revocations that arrived.
     arrived: watch::Sender<u64>,
     /// Cancelled once they were read: whoever waits for that goes on in the order in which they came,
@@ -133,10 +150,11 @@ struct Names {
     teams: HashMap<Box<str>, Entry>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Entry {
     until: Timestamp,
     issued_before: Option<Timestamp>,
+    by: Box<str>,
     /// Where it stands in its topic: an older one does not replace it.
     offset: Offset,
 }
@@ -157,6 +175,12 @@ impl Names {
         }
     }
 
+    fn entries(&self) -> impl Iterator<Item = (Revoked, &Entry)> {
+        let subs = entries(&self.subs, Revoked::Sub);
+        let jtis = entries(&self.jtis, Revoked::Jti);
+        subs.chain(jtis).chain(entries(&self.teams, Revoked::Team))
+    }
+
     fn cover(&self, grant: &Grant, now: Timestamp) -> bool {
         let covers = |of: &HashMap<Box<str>, Entry>, name: &str| {
             of.get(name).is_some_and(|entry| entry.covers(grant, now))
@@ -165,6 +189,13 @@ impl Names {
             || grant.token_id().is_some_and(|jti| covers(&self.jtis, jti))
             || (!self.teams.is_empty() && grant.teams().any(|team| covers(&self.teams, team)))
     }
+}
+
+fn entries(
+    of: &HashMap<Box<str>, Entry>,
+    kind: fn(String) -> Revoked,
+) -> impl Iterator<Item = (Revoked, &Entry)> {
+    of.iter().map(move |(name, entry)| (kind(name.to_string()), entry))
 }
 
 impl Table {
@@ -178,7 +209,7 @@ impl Table {
         if names.get(name).is_some_and(|known| known.offset >= offset) {
             return false;
         }
-        let entry = Entry { until, issued_before, offset };
+        let entry = Entry { until, issued_before, by: stored.by.as_str().into(), offset };
         if names.insert(name.into(), entry).is_none() {
             self.entries += 1;
         }
@@ -209,6 +240,7 @@ impl Revocations {
     pub(crate) fn new() -> Self {
         Self {
             table: RwLock::default(),
+            trusted: RwLock::default(),
             arrived: watch::Sender::new(0),
             loaded: CancellationToken::new(),
         }
@@ -218,6 +250,17 @@ impl Revocations {
     fn put(&self, stored: &Stored, offset: Offset, now: Timestamp) -> bool {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         table.put(stored, offset, now)
+    }
+
+    fn trusted(&self) -> Vec<Arc<Authenticator>> {
+        let trusted = self.trusted.read().unwrap_or_else(PoisonError::into_inner);
+        trusted.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whether no authenticator has the key any more that the credential was verified with.
+    fn has_lost_key(&self, grant: &Grant) -> bool {
+        let trusted = self.trusted();
+        !trusted.is_empty() && trusted.iter().all(|one| one.has_lost_key(grant))
     }
 
     /// Wakes with every revocation that arrives from here on.
@@ -301,16 +344,91 @@ impl Hub {
         let offset = published.position.map_or(Offset::ZERO, |position| position.offset);
         self.learn(&stored, offset, now);
         let (kind, name) = (stored.revoked.kind(), stored.revoked.name());
-        tracing::info!(%tenant, kind, name, %until, by, "credentials were revoked");
+        if now < until {
+            tracing::info!(%tenant, kind, name, %until, by, "credentials were revoked");
+        } else {
+            tracing::info!(%tenant, kind, name, by, "a revocation was lifted");
+        }
         Ok(until)
+    }
+
+    /// Lifts a revocation: what it revoked counts again, on every node.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`] if there is none in force, and the journal's, as problems.
+    pub async fn lift(&self, tenant: &Tenant, revoked: &Revoked, by: &str) -> Result<(), Problem> {
+        let is_it = |known: &RevocationInfo| known.revoked == *revoked;
+        if !self.revoked(Some(tenant)).iter().any(is_it) {
+            let detail = "there is no such revocation in force";
+            return Err(Problem::new(ErrorCode::NotFound, detail));
+        }
+        let until = Some(self.clock().now());
+        let lifted = Revocation { revoked: revoked.clone(), until, issued_before: None };
+        self.revoke(tenant, &lifted, by).await.map(drop)
+    }
+
+    /// The revocations in force, of all tenants or of one, by tenant, kind and name.
+    #[must_use]
+    pub fn revoked(&self, tenant: Option<&Tenant>) -> Vec<RevocationInfo> {
+        let now = self.clock().now();
+        let table = self.revocations().table.read().unwrap_or_else(PoisonError::into_inner);
+        let mut found = Vec::new();
+        for (of, names) in &table.tenants {
+            if tenant.is_some_and(|tenant| tenant != of) {
+                continue;
+            }
+            let in_force = names.entries().filter(|(_, entry)| now < entry.until);
+            found.extend(in_force.map(|(revoked, entry)| RevocationInfo {
+                tenant: of.clone(),
+                revoked,
+                until: entry.until,
+                issued_before: entry.issued_before,
+                by: entry.by.to_string(),
+            }));
+        }
+        let place = |one: &RevocationInfo| {
+            (one.tenant.as_str().to_owned(), one.revoked.kind(), one.revoked.name().to_owned())
+        };
+        found.sort_by_cached_key(place);
+        found
     }
 
     /// Takes a revocation in, and has everything that is open look whether it is meant.
     fn learn(&self, stored: &Stored, offset: Offset, now: Timestamp) {
         if self.revocations().put(stored, offset, now) {
-            self.revocations().arrived.send_modify(|count| *count += 1);
-            self.open_connections().call();
+            self.look_again();
         }
+    }
+
+    /// Has everything that is open look whether its credential still counts.
+    pub(crate) fn look_again(&self) {
+        self.revocations().arrived.send_modify(|count| *count += 1);
+        self.open_connections().call();
+    }
+
+    /// Has what credentials opened depend on the keys of an authenticator, as long as that is used.
+    pub(crate) fn trust(&self, authenticator: &Arc<Authenticator>) {
+        let mut trusted =
+            self.revocations().trusted.write().unwrap_or_else(PoisonError::into_inner);
+        trusted.retain(|one| one.strong_count() > 0);
+        trusted.push(Arc::downgrade(authenticator));
+    }
+
+    /// Refuses a credential that was verified earlier or on another node, if its key is in force no
+    /// more.
+    ///
+    /// # Errors
+    /// [`ErrorCode::CredentialRevoked`]; [`ErrorCode::Unavailable`] while its issuer's keys cannot be
+    /// read.
+    pub(crate) async fn check_key(&self, grant: &Grant) -> Result<(), Problem> {
+        let mut refused = Ok(());
+        for authenticator in self.revocations().trusted() {
+            refused = authenticator.check_key(grant).await;
+            if refused.is_ok() {
+                break;
+            }
+        }
+        refused
     }
 
     /// Refuses a credential that was revoked.
@@ -330,9 +448,13 @@ impl Hub {
         if self.is_revoked(grant) { Err(revoked()) } else { Ok(()) }
     }
 
-    /// Whether the credential was revoked, as far as this node knows.
+    /// Whether the credential was revoked, or the key taken away that it was verified with, as far as
+    /// this node knows.
     #[must_use]
     pub fn is_revoked(&self, grant: &Grant) -> bool {
+        if self.revocations().has_lost_key(grant) {
+            return true;
+        }
         let table = self.revocations().table.read().unwrap_or_else(PoisonError::into_inner);
         let names = table.tenants.get(grant.tenant());
         names.is_some_and(|names| names.cover(grant, self.clock().now()))

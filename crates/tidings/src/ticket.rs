@@ -126,6 +126,8 @@ impl Hub {
         let event = self.ticket_at(&place).await?.ok_or_else(unknown)?;
         let mut stored = read(&event)?;
         let grant = Grant::from_claims(&stored.grant)?;
+        // First: the key may be newer than what this node knows.
+        self.check_key(&grant).await?;
         self.check_revoked(&grant).await?;
         let now = self.clock().now();
         if grant.expires_at().is_some_and(|end| end <= now) {

@@ -1,8 +1,11 @@
 //! The audit log: one line for each change that an operator made or was refused.
 //!
-//! The rule: a line says who, what, on what, and what came of it.
+//! The rule: a line says who, what, on what, how, and what came of it.
 
 use tidings::{error::Problem, http::Peer};
+
+/// Who changes things here.
+pub(super) const OPERATOR: &str = "operator";
 
 /// Something that an operator changes.
 #[derive(Debug)]
@@ -11,16 +14,28 @@ pub(super) struct Act {
     pub(super) tenant: String,
     /// The topic, subject or connection.
     pub(super) on: String,
+    /// How, in the words of the request: `keep_events=2`. Empty if there is one way only.
+    pub(super) detail: String,
     pub(super) peer: Option<Peer>,
 }
 
 impl Act {
     /// Writes down what came of it.
     pub(super) fn done<T>(self, result: Result<T, Problem>) -> Result<T, Problem> {
-        let Self { action, tenant, on, peer } = self;
-        let outcome = result.as_ref().map_or_else(|problem| problem.code.as_str(), |_| "ok");
-        let (by, peer) = ("operator", address(peer));
-        tracing::info!(target: "audit", by, peer, action, tenant, on, result = outcome, "changed");
+        let Self { action, tenant, on, detail, peer } = self;
+        let (by, peer) = (OPERATOR, address(peer));
+        match &result {
+            Ok(_) => tracing::info!(
+                target: "audit",
+                by, peer, action, tenant, on, detail, result = "ok",
+                "changed"
+            ),
+            Err(problem) => tracing::info!(
+                target: "audit",
+                by, peer, action, tenant, on, detail, result = problem.code.as_str(),
+                "not changed"
+            ),
+        }
         result
     }
 }

@@ -71,7 +71,13 @@ pub(super) async fn end(
 ) -> Result<Response, Problem> {
     let found = admin.0.hub.connections().into_iter().find(|connection| connection.id == id);
     let tenant = found.map(|found| found.grant.tenant().to_string()).unwrap_or_default();
-    let act = Act { action: "connection.end", tenant, on: id.clone(), peer: Some(peer) };
+    let act = Act {
+        action: "connection.end",
+        tenant,
+        on: id.clone(),
+        detail: String::new(),
+        peer: Some(peer),
+    };
     let ended = if admin.0.hub.end_connection_anywhere(&id).await {
         Ok(())
     } else {
@@ -97,6 +103,7 @@ pub(super) async fn end_of_subject(
         action: "connections.end",
         tenant: tenant.to_string(),
         on: subject.clone(),
+        detail: String::new(),
         peer: Some(peer),
     };
     let ended = admin.0.hub.end_subject_anywhere(tenant, subject).await;

@@ -5,6 +5,7 @@
 
 mod audit;
 mod connections;
+mod credentials;
 mod resources;
 mod token;
 
@@ -22,14 +23,14 @@ use serde_json::json;
 use subtle::ConstantTimeEq as _;
 use tidings::{
     Hub,
-    auth::Secret,
+    auth::{Authenticator, Secret},
     error::{ErrorCode, Problem},
     http::{Peer, identify},
     source::amqp::AmqpSource,
 };
 
 pub(crate) use self::token::TOKEN_FILE;
-use crate::{config::Loaded, exit::Failure};
+use crate::{components::Components, config::Loaded, exit::Failure};
 
 /// What operators' requests are answered from.
 #[derive(Debug, Clone)]
@@ -38,6 +39,7 @@ pub(crate) struct Admin(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     hub: Hub,
+    authenticator: Arc<Authenticator>,
     /// What else brings events.
     sources: Vec<AmqpSource>,
     token: Secret,
@@ -47,20 +49,17 @@ struct Inner {
 }
 
 impl Admin {
-    /// Finds the operators' token, or makes it, in the data directory.
-    pub(crate) fn new(
-        loaded: &Loaded,
-        hub: &Hub,
-        sources: Vec<AmqpSource>,
-    ) -> Result<Self, Failure> {
+    /// Finds the operators' token, or makes it, in the data directory. Takes the sources over.
+    pub(crate) fn new(loaded: &Loaded, components: &mut Components) -> Result<Self, Failure> {
         let config = &loaded.config;
         let token = match &config.admin.token {
             Some(token) => token.clone(),
             None => token::load_or_create(&config.data)?,
         };
         Ok(Self(Arc::new(Inner {
-            hub: hub.clone(),
-            sources,
+            hub: components.hub.clone(),
+            authenticator: Arc::clone(&components.authenticator),
+            sources: std::mem::take(&mut components.sources),
             token,
             settings: crate::config::effective(loaded),
             allow_cleartext: config.admin.allow_cleartext,
@@ -81,6 +80,8 @@ impl Admin {
                 get(connections::list).delete(connections::end_of_subject),
             )
             .route("/admin/v1/connections/{id}", delete(connections::end))
+            .route("/admin/v1/keys", get(credentials::keys))
+            .route("/admin/v1/revocations", get(credentials::revocations).delete(credentials::lift))
             .route("/admin/v1/topics", get(resources::topics))
             .route("/admin/v1/trim", post(resources::trim))
             .route("/admin/v1/config", get(resources::config))

@@ -100,6 +100,7 @@ pub(super) async fn trim(
         action: "topic.trim",
         tenant: topic.tenant.to_string(),
         on: topic.topic.to_string(),
+        detail: query.among(&["keep_events", "keep_bytes", "keep_age"]),
         peer: Some(peer),
     };
     let hub = &admin.0.hub;
@@ -169,6 +170,12 @@ impl Parameters {
 
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
+    }
+
+    /// Those of these names as they were given: `keep_events=2 keep_age=1h`.
+    fn among(&self, names: &[&str]) -> String {
+        let given = names.iter().filter_map(|name| Some(format!("{name}={}", self.text(name)?)));
+        given.collect::<Vec<_>>().join(" ")
     }
 
     fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(

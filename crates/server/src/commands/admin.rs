@@ -82,6 +82,21 @@ fn request(command: &AdminCommand) -> (Method, String, Query) {
     let (method, path, query) = match command {
         AdminCommand::Nodes => (Method::GET, "nodes", Query::new()),
         AdminCommand::Config => (Method::GET, "config", Query::new()),
+        AdminCommand::Keys => (Method::GET, "keys", Query::new()),
+        AdminCommand::Revocations { tenant, limit } => {
+            let limit = limit.map(|limit| limit.to_string());
+            let query = given(vec![("tenant", tenant.clone()), ("limit", limit)]);
+            (Method::GET, "revocations", query)
+        }
+        AdminCommand::Lift { tenant, sub, jti, team } => {
+            let query = given(vec![
+                ("tenant", Some(tenant.clone())),
+                ("sub", sub.clone()),
+                ("jti", jti.clone()),
+                ("team", team.clone()),
+            ]);
+            (Method::DELETE, "revocations", query)
+        }
         AdminCommand::Connections { tenant, subject, topic, limit } => {
             let query = given(vec![
                 ("tenant", tenant.clone()),

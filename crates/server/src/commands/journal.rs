@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufReader, BufWriter, IsTerminal as _, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -167,7 +168,13 @@ fn exported(args: &ExportArgs) -> Result<Exit, Failure> {
 }
 
 fn create(file: &Path) -> Result<File, Failure> {
-    let created = OpenOptions::new().write(true).create(true).truncate(true).open(file);
+    let created = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        // It holds every tenant's events.
+        .mode(0o600)
+        .open(file);
     created.map_err(|error| Failure::output(file.display(), &error))
 }
 

@@ -40,8 +40,7 @@ behind_proxy = true
 algorithm = \"ES256\"
 public_key = \"\"\"
 -----BEGIN PUBLIC KEY-----
-MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEEVs/o5+uQbTjL3chynL4wXgUg2R9
-q9UU8I5mEovUf86QZ7kOBIjJwqnzD1omageEHWwHdBO6B+dFabmdT9POxg==
+… what `openssl pkey -in private.pem -pubout` prints …
 -----END PUBLIC KEY-----\"\"\"
 
 [[auth.api_keys]]

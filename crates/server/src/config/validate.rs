@@ -7,7 +7,7 @@ use std::{
 };
 
 use tidings::{
-    auth::{AuthSettings, Authenticator, SettingsError},
+    auth::{AuthSettings, Authenticator, JwtKeySettings, Secret, SettingsError},
     model::limits,
 };
 use tracing_subscriber::EnvFilter;
@@ -253,18 +253,46 @@ pub(crate) fn serving_problems(loaded: &Loaded) -> Vec<ServeProblem> {
     found
 }
 
-/// Secrets that somebody else may know: those of examples, and those that were typed.
+/// Keys that somebody else may have: those of examples, and secrets that were typed.
 fn weak_secrets(config: &Config) -> Vec<ServeProblem> {
-    let keys = config.auth.jwt.keys.iter().enumerate();
-    let weak = keys
-        .filter(|(_, key)| key.secret.as_ref().is_some_and(|secret| is_guessable(secret.expose())));
-    let problem = |(index, _)| {
+    let jwt = &config.auth.jwt;
+    let written = jwt.keys.iter().enumerate();
+    let mut keys: Vec<(String, &JwtKeySettings)> =
+        written.map(|(index, key)| (format!("auth.jwt.keys[{index}]"), key)).collect();
+    for (place, issuer) in jwt.issuers.iter().enumerate() {
+        let path = |index| format!("auth.jwt.issuers[{place}].keys[{index}]");
+        keys.extend(issuer.keys.iter().enumerate().map(|(index, key)| (path(index), key)));
+    }
+    let mut secrets: Vec<(String, &Secret, &str)> = Vec::new();
+    for (path, key) in &keys {
+        let secret = key.secret.as_ref();
+        secrets.extend(
+            secret.map(|secret| (format!("{path}.secret"), secret, "anybody's token be made")),
+        );
+    }
+    for (path, secret, harm) in [
+        ("admin.token", &config.admin.token, "everything be done that operators do"),
+        ("cluster.secret", &config.cluster.secret, "what nodes tell each other be forged"),
+    ] {
+        secrets.extend(secret.as_ref().map(|secret| (path.to_owned(), secret, harm)));
+    }
+    let guessable = secrets.into_iter().filter(|(_, secret, _)| is_guessable(secret.expose()));
+    let mut found: Vec<ServeProblem> = guessable
+        .map(|(path, _, harm)| {
+            ServeProblem(format!(
+                "`{path}` could be guessed, and with it {harm}: it is an example's, or not random. \
+                 Make one: head -c 32 /dev/urandom | base64"
+            ))
+        })
+        .collect();
+    found.extend(keys.into_iter().filter(|(_, key)| key.is_public_example()).map(|(path, _)| {
         ServeProblem(format!(
-            "`auth.jwt.keys[{index}].secret` could be guessed, and with it anybody's token be made: \
-             it is an example's, or not random. Make one: head -c 32 /dev/urandom | base64"
+            "everybody can make tokens with `{path}.public_key`: it is an example's, whose private \
+             half is public. Make a pair: openssl ecparam -name prime256v1 -genkey -noout -out \
+             private.pem && openssl pkey -in private.pem -pubout"
         ))
-    };
-    weak.map(problem).collect()
+    }));
+    found
 }
 
 /// What stands in examples and in what people type until they think of something better.

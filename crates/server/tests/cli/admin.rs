@@ -1,12 +1,17 @@
 //! The admin listener: who gets in, what is shown, what is changed, and what of it is written down.
 
-use std::{io::BufRead, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+use std::{
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use serde_json::Value;
 
 use crate::{
     hub::{log_line, serve},
-    support::{Client, Hub, run, send_signal},
+    support::{Client, Hub, run, send_signal, tidings},
 };
 
 /// Status and body.
@@ -123,11 +128,13 @@ fn topics_are_listed_across_tenants_and_trimmed_and_every_change_is_audited() {
         (&tenant.as_str().into(), &"a/1".into(), &"ok".into())
     );
     assert!(line["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+    assert_eq!((&line["message"], &line["detail"]), (&"changed".into(), &"keep_events=2".into()));
     assert!(line["span"]["request_id"].is_string(), "{line}");
     let (code, _, err) = operate(&[&trim[..], &["a/none", "--keep-events", "2"]].concat());
     assert!(code == 68 && err.contains("no such topic"), "{code} {err}");
     let line = audited(&mut log, "topic.trim");
     assert_eq!((&line["on"], &line["result"]), (&"a/none".into(), &"not_found".into()));
+    assert_eq!(line["message"], "not changed");
     let (_, after, _) = operate(&["topics", "--tenant", &tenant, "--topic", "a/1"]);
     assert_eq!(after["topics"][0]["events"], 2);
     // Each publish was a commit of the embedded journal at least, and the trim one more.
@@ -191,6 +198,80 @@ fn readers_are_listed_and_sent_away_and_come_back() {
     assert_eq!((code, &ended["ended"]), (0, &0.into()), "{err}");
     assert_eq!(audited(&mut log, "connections.end")["on"], "nobody");
     drop(follower);
+    send_signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// A key that revoked its own subject is let in again by the operator, and by nobody else.
+#[test]
+fn who_shut_itself_out_is_let_in_again_and_keys_show_when_they_were_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let create = ["key", "create", "--write", "**", "--read", "**", "--json"];
+    let made: Value = serde_json::from_str(&run(directory.path(), &create).expect(0)).unwrap();
+    let key = made["key"].as_str().unwrap().to_owned();
+    let entry = |id: &Value, sha256: &Value, more: &str| {
+        format!("[[auth.api_keys]]\nid = {id}\nsha256 = {sha256}\n{more}")
+    };
+    let settings = entry(
+        &made["entry"]["id"],
+        &made["entry"]["sha256"],
+        "subject = \"worker\"\nrevoke = true\nread = [\"**\"]\nwrite = [\"**\"]\n",
+    );
+    let start = || {
+        let file = directory.path().join("tidings.toml");
+        let toml = format!(
+            "listen = \"127.0.0.1:0\"\ndata = \"data\"\nadmin.listen = \"127.0.0.1:0\"\n{settings}"
+        );
+        std::fs::write(&file, toml).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let mut child =
+            tidings(directory.path(), &["serve"]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let started = log_line(&mut log);
+        let address = |name: &str| format!("http://{}", started[name].as_str().unwrap());
+        let addresses = (address("listen"), address("admin"));
+        (child, log, addresses)
+    };
+    let (mut child, _log, (url, admin)) = start();
+    let operate = |admin: &str, args: &[&str]| {
+        let ran = run(directory.path(), &[&["admin", "--url", admin], args].concat());
+        (ran.code, serde_json::from_str::<Value>(&ran.out).unwrap_or_default(), ran.err)
+    };
+    let used = |admin: &str| operate(admin, &["keys"]).1["api_keys"][0].clone();
+    let unused = used(&admin);
+    assert_eq!((&unused["id"], &unused["last_used"]), (&made["entry"]["id"], &Value::Null));
+    let revocations = format!("{url}/v1/revocations");
+    let bearer = format!("Authorization: Bearer {key}");
+    let shut = ["-s", "-d", "{\"sub\":\"worker\"}", "-H", &bearer, &revocations];
+    let answer = Command::new("curl").args(shut).output().unwrap().stdout;
+    assert!(String::from_utf8(answer).unwrap().contains("\"sub\":\"worker\""));
+    assert!(used(&admin)["last_used"].as_str().unwrap().starts_with("20"));
+    assert_eq!(ask("GET", &format!("{url}/v1/topics"), &key).0, 401);
+    send_signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let (mut child, mut log, (url, admin)) = start();
+    assert_eq!(ask("GET", &format!("{url}/v1/topics"), &key).0, 401, "it outlives a restart");
+    let (code, listed, err) = operate(&admin, &["revocations"]);
+    assert_eq!((code, &listed["all"]), (0, &1.into()), "{err}");
+    let revocation = &listed["revocations"][0];
+    let tenant = revocation["tenant"].as_str().unwrap().to_owned();
+    assert_eq!(revocation["sub"], "worker");
+    assert!(revocation["by"].as_str().unwrap().starts_with("key:"), "{revocation}");
+    let lift = ["lift", "--tenant", &tenant, "--sub"];
+    let (code, _, err) = operate(&admin, &[&lift[..], &["another"]].concat());
+    assert!(code == 68 && err.contains("no such revocation"), "{code} {err}");
+    let line = audited(&mut log, "revocation.lift");
+    assert_eq!((&line["message"], &line["result"]), (&"not changed".into(), &"not_found".into()));
+    let (code, lifted, err) = operate(&admin, &[&lift[..], &["worker"]].concat());
+    assert_eq!((code, &lifted["lifted"]), (0, &1.into()), "{err}");
+    let line = audited(&mut log, "revocation.lift");
+    assert_eq!((&line["on"], &line["result"]), (&"sub worker".into(), &"ok".into()));
+    assert_eq!(ask("GET", &format!("{url}/v1/topics"), &key).0, 200);
+    assert_eq!(operate(&admin, &["revocations"]).1["all"], 0);
+    send_signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let (mut child, _log, (url, _)) = start();
+    assert_eq!(ask("GET", &format!("{url}/v1/topics"), &key).0, 200, "it stays lifted");
     send_signal(&child, "TERM");
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

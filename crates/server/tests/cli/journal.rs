@@ -2,8 +2,13 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
+
+use serde_json::Value;
 
 use crate::support::{Hub, run, run_with_input};
 
@@ -58,6 +63,47 @@ fn a_journal_is_checked_exported_and_imported() {
     refused.expect(65);
     run(at, &["journal", "check", "--data", "cut"]).expect(65);
     run(at, &["journal", "check", "--data", "nowhere"]).expect(65);
+}
+
+/// Whose umask lets everybody read.
+#[test]
+fn what_holds_events_is_for_the_eyes_of_its_owner() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    let shell = |line: &str| {
+        let binary = env!("CARGO_BIN_EXE_tidings");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("umask 022 && exec {line}"), binary]).current_dir(at);
+        shell.stdin(Stdio::null()).stdout(Stdio::piped());
+        shell
+    };
+    let serve = "\"$0\" dev --listen 127.0.0.1:0 --json --data made/data";
+    let mut hub = shell(serve).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(hub.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let (url, key) = (said["url"].as_str().unwrap(), said["publisher_key"].as_str().unwrap());
+    let publish = ["publish", "--topic", "a", "--type", "t", "--url", url, "--api-key", key];
+    run(at, &publish).expect(0);
+    hub.kill().unwrap();
+    hub.wait().unwrap();
+    let export = shell("\"$0\" journal export --data made/data --file saved").status().unwrap();
+    assert_eq!(export.code(), Some(0));
+    let import = shell("\"$0\" journal import --data again --file saved").status().unwrap();
+    assert_eq!(import.code(), Some(0));
+    let mut open = Vec::new();
+    let mut found = vec![at.join("saved"), at.join("made/data"), at.join("again")];
+    while let Some(path) = found.pop() {
+        let about = fs::metadata(&path).unwrap();
+        let expected = if about.is_dir() { 0o700 } else { 0o600 };
+        if about.permissions().mode() & 0o777 & !expected != 0 {
+            open.push(path.clone());
+        }
+        if about.is_dir() {
+            found.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    assert_eq!(open, Vec::<PathBuf>::new());
 }
 
 #[test]

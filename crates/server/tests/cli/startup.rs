@@ -29,6 +29,21 @@ fn refusal(directory: &Path, toml: &str, mode: u32) -> String {
     run(directory, &["serve"]).err
 }
 
+/// Every secret that a configuration can hold, as the file says it.
+fn secrets(secret: &str) -> [(&'static str, String); 4] {
+    let issuer = "[[auth.jwt.issuers]]\nissuer = \"https://id.example.com\"\n";
+    let own = keys(SECRET);
+    [
+        ("auth.jwt.keys[0].secret", keys(secret)),
+        (
+            "auth.jwt.issuers[0].keys[0].secret",
+            format!("{issuer}keys = [{{ algorithm = \"HS256\", secret = \"{secret}\" }}]\n"),
+        ),
+        ("admin.token", format!("admin.token = \"{secret}\"\n{own}")),
+        ("cluster.secret", format!("cluster.secret = \"{secret}\"\n{own}")),
+    ]
+}
+
 #[test]
 fn a_secret_that_everybody_knows_is_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -38,11 +53,46 @@ fn a_secret_that_everybody_knows_is_refused() {
         "0123456789abcdef0123456789abcdef",
         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     ] {
-        let err = refusal(directory.path(), &keys(known), 0o600);
-        assert!(err.contains("`auth.jwt.keys[0].secret` could be guessed"), "{err}");
-        assert!(err.contains("head -c 32 /dev/urandom | base64"), "{err}");
-        assert!(!err.contains(known), "{err}");
+        for (path, toml) in secrets(known) {
+            let err = refusal(directory.path(), &toml, 0o600);
+            assert!(err.contains(&format!("`{path}` could be guessed")), "{err}");
+            assert!(err.contains("head -c 32 /dev/urandom | base64"), "{err}");
+            assert!(!err.contains(known), "{err}");
+        }
     }
+    // One that nobody knows is good in all of these places.
+    for (path, toml) in secrets("Wm3nJ0yGqk2bTq8v1rXhZ5cLd7sPfUeA9oIiNgVtRzE=") {
+        write(&directory.path().join("tidings.toml"), &toml, 0o600);
+        let ran = run(directory.path(), &["config", "check"]);
+        assert_eq!(ran.code, 0, "{path}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_key_that_everybody_can_sign_with_is_refused() {
+    // The ES256 key that jwt.io shows with its private half.
+    let pem = "-----BEGIN PUBLIC KEY-----\n\
+        MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEEVs/o5+uQbTjL3chynL4wXgUg2R9\n\
+        q9UU8I5mEovUf86QZ7kOBIjJwqnzD1omageEHWwHdBO6B+dFabmdT9POxg==\n\
+        -----END PUBLIC KEY-----";
+    let key = format!("algorithm = \"ES256\"\npublic_key = \"\"\"\n{pem}\"\"\"\n");
+    let directory = tempfile::tempdir().unwrap();
+    for (path, table) in [
+        ("auth.jwt.keys[0]", "[[auth.jwt.keys]]\n"),
+        (
+            "auth.jwt.issuers[0].keys[0]",
+            "[[auth.jwt.issuers]]\nissuer = \"https://id.example.com\"\n\
+             [[auth.jwt.issuers.keys]]\n",
+        ),
+    ] {
+        let err = refusal(directory.path(), &format!("{table}{key}"), 0o600);
+        assert!(
+            err.contains(&format!("everybody can make tokens with `{path}.public_key`")),
+            "{err}"
+        );
+    }
+    let page = include_str!("../../../../docs/configuration.md");
+    assert!(!page.contains("MFkw"), "the reference shows a key that could be used");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use subtle::ConstantTimeEq;
 
 use super::{
     Secret, SettingsError,
-    grant::{Grant, Parts, Scope},
+    grant::{Grant, KeyName, Parts, Scope},
     invalid,
     template::Bindings,
 };
@@ -209,6 +209,11 @@ impl KeyRing {
         Ok(entry.grant.clone())
     }
 
+    /// Whether a key that was accepted earlier still is.
+    pub(super) fn has(&self, id: &str, key: &KeyName) -> bool {
+        self.keys.get(id).is_some_and(|entry| entry.grant.key() == Some(key))
+    }
+
     /// The keys by id.
     pub(super) fn status(&self) -> Vec<ApiKeyStatus> {
         let status = |(id, entry): (&String, &Entry)| {
@@ -281,6 +286,10 @@ impl ApiKeySettings {
             revokes: self.revoke,
             scopes,
             bindings: Bindings::new(),
+            key: Some(KeyName {
+                issuer: None,
+                fingerprint: self.sha256.to_ascii_lowercase().into(),
+            }),
         });
         Ok(Entry { sha256, grant, last_used_ms: AtomicU64::new(0) })
     }

@@ -54,6 +54,19 @@ pub(super) struct Parts {
     pub(super) revokes: bool,
     pub(super) scopes: Vec<Scope>,
     pub(super) bindings: Bindings,
+    /// What verified the credential, if anything did.
+    pub(super) key: Option<KeyName>,
+}
+
+/// The key that a credential was verified with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeyName {
+    /// Whose, among the issuers that the settings name; `None`: the settings' own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) issuer: Option<Box<str>>,
+    /// What tells it from every other key: one that replaces it under its `kid` is another.
+    pub(super) fingerprint: Box<str>,
 }
 
 /// Topics, and what may be done there.
@@ -111,6 +124,7 @@ impl Grant {
             revokes: false,
             scopes: read.iter().map(Scope::reads).chain(write.iter().map(Scope::writes)).collect(),
             bindings: Bindings::new(),
+            key: None,
         })
     }
 
@@ -131,6 +145,11 @@ impl Grant {
     #[must_use]
     pub fn credential(&self) -> &str {
         &self.0.credential
+    }
+
+    /// The key that the credential was verified with.
+    pub(super) fn key(&self) -> Option<&KeyName> {
+        self.0.key.as_ref()
     }
 
     /// The token's `jti`, by which one token can be revoked.
@@ -251,6 +270,7 @@ impl Grant {
                 .map(|(name, of)| (name.to_string(), texts(of)))
                 .collect(),
             scopes: scopes.collect(),
+            key: parts.key.clone().map(Box::new),
         }
     }
 
@@ -291,6 +311,7 @@ impl Grant {
                 .iter()
                 .map(|(name, of)| (name.as_str().into(), boxed(of)))
                 .collect(),
+            key: claims.key.as_deref().cloned(),
         }))
     }
 
@@ -324,6 +345,8 @@ pub struct GrantClaims {
     teams: Vec<String>,
     bindings: std::collections::BTreeMap<String, Vec<String>>,
     scopes: Vec<ScopeClaims>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<Box<KeyName>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

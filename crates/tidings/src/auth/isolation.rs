@@ -169,6 +169,7 @@ impl Case {
             revokes: false,
             scopes,
             bindings,
+            key: None,
         })
     }
 

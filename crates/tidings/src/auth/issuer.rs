@@ -98,6 +98,16 @@ pub(super) struct Issuer {
     set: Option<KeySet>,
 }
 
+/// Whether a key is still in force.
+#[derive(Debug)]
+pub(super) enum InForce<'a> {
+    Yes,
+    /// It is not among the keys of its issuer, as far as they were read.
+    No(Option<&'a KeySet>),
+    /// Its issuer's keys were never read, or too long ago.
+    Unknown(&'a KeySet),
+}
+
 /// Why a token was not accepted.
 pub(super) enum Refused<'a> {
     /// For good.
@@ -206,11 +216,11 @@ impl Issuer {
         Ok(tenant)
     }
 
-    /// Whether one of the keys signed it.
-    pub(super) fn verify(&self, signed: &Signed<'_>) -> Result<(), Refused<'_>> {
+    /// The fingerprint of the key that signed it.
+    pub(super) fn verify(&self, signed: &Signed<'_>) -> Result<Box<str>, Refused<'_>> {
         let unsigned = || invalid("token is not signed with a key of this hub");
-        if is_signed(&self.keys, signed) {
-            return Ok(());
+        if let Some(key) = signer(&self.keys, signed) {
+            return Ok(key.fingerprint().into());
         }
         let Some(set) = &self.set else { return Err(unsigned().into()) };
         let Some(keys) = set.keys() else {
@@ -218,8 +228,8 @@ impl Issuer {
             let problem = Problem::new(ErrorCode::Unavailable, detail).after(KEY_SET_ASKED_EVERY);
             return Err(Refused::UnknownKey(set, problem));
         };
-        if is_signed(&keys, signed) {
-            return Ok(());
+        if let Some(key) = signer(&keys, signed) {
+            return Ok(key.fingerprint().into());
         }
         // A token that names a key which is known has a wrong signature, and reading does not help.
         let known = |kid| self.keys.iter().chain(keys.iter()).any(|key| key.kid() == Some(kid));
@@ -228,14 +238,28 @@ impl Issuer {
         }
         Err(Refused::UnknownKey(set, unsigned()))
     }
+
+    /// Whether a key that verified something is still one of this issuer.
+    pub(super) fn has(&self, fingerprint: &str) -> InForce<'_> {
+        let among = |keys: &[Key]| keys.iter().any(|key| key.fingerprint() == fingerprint);
+        match (among(&self.keys), &self.set) {
+            (true, _) => InForce::Yes,
+            (false, None) => InForce::No(None),
+            (false, Some(set)) => match set.keys() {
+                Some(keys) if among(&keys) => InForce::Yes,
+                Some(_) => InForce::No(Some(set)),
+                None => InForce::Unknown(set),
+            },
+        }
+    }
 }
 
 /// At most so many signatures are checked: a key set is larger, and its issuer names its keys.
-fn is_signed(keys: &[Key], signed: &Signed<'_>) -> bool {
+fn signer<'a>(keys: &'a [Key], signed: &Signed<'_>) -> Option<&'a Key> {
     keys.iter()
         .filter(|key| key.suits(signed.algorithm, signed.kid))
         .take(JWT_KEYS_MAX)
-        .any(|key| key.verifies(signed.message, &signed.signature))
+        .find(|key| key.verifies(signed.message, &signed.signature))
 }
 
 /// Reads all issuers of the settings; an error says which setting and why.

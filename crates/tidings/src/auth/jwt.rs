@@ -13,9 +13,9 @@ use serde_json::{Map, Value};
 
 use super::{
     Algorithm, JwtKeySettings, KeySetTimes, Secret, SettingsError,
-    grant::Scope,
+    grant::{KeyName, Scope},
     invalid, is_audit_name,
-    issuer::{Connect, Issuer, IssuerSettings, Refused, Signed, issuers},
+    issuer::{Connect, InForce, Issuer, IssuerSettings, Refused, Signed, issuers},
     key::check_secret,
     key_set::KeySet,
 };
@@ -67,6 +67,7 @@ pub(super) struct Claims {
     /// What the claim `tidings` grants.
     pub(super) scopes: Vec<Scope>,
     pub(super) all: Map<String, Value>,
+    pub(super) key: KeyName,
 }
 
 /// Verifies tokens with the keys of their issuers.
@@ -108,13 +109,23 @@ impl TokenVerifier {
         self.issuers.iter().find(named).unwrap_or(&self.other)
     }
 
+    /// Whether the key of a token that was verified is still in force.
+    pub(super) fn has(&self, key: &KeyName) -> InForce<'_> {
+        let of = |name: &str| self.issuers.iter().find(|one| one.name.as_deref() == Some(name));
+        let issuer = key.issuer.as_deref().map_or(Some(&self.other), of);
+        issuer.map_or(InForce::No(None), |issuer| issuer.has(&key.fingerprint))
+    }
+
     /// Checks signature, then time, then the other claims.
     pub(super) fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, Refused<'_>> {
         let parts = TokenParts::split(token)?;
         let header = object(parts.header, "header")?;
         let claims = object(parts.claims, "claims");
         let issuer = self.issuer(claims.as_ref().ok());
-        issuer.verify(&signed(&header, &parts)?)?;
+        let fingerprint = issuer.verify(&signed(&header, &parts)?)?;
+        let is_other = std::ptr::eq(issuer, &raw const self.other);
+        let named = issuer.name.as_deref().filter(|_| !is_other);
+        let key = KeyName { issuer: named.map(Box::from), fingerprint };
         let all = claims?;
         let expires_at = check_time(&all, now)?;
         let issued_at = numeric_date(&all, "iat")?;
@@ -141,6 +152,7 @@ impl TokenVerifier {
             permissions: texts(&all, "permissions")?,
             scopes: explicit_scopes(&all)?,
             all,
+            key,
         })
     }
 }

@@ -7,8 +7,9 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{DecodingKey, crypto::rust_crypto::DEFAULT_PROVIDER as CRYPTO};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
-use super::{Secret, is_audit_name};
+use super::{Secret, is_audit_name, known};
 use crate::model::limits::TOKEN_NAME_BYTES_MAX;
 
 /// Bytes of a shared secret: what HS256 needs (RFC 7518 §3.2), and more than can be guessed.
@@ -87,6 +88,7 @@ impl Algorithm {
 pub(super) struct Key {
     algorithm: Algorithm,
     kid: Option<String>,
+    fingerprint: Box<str>,
     /// Its `Debug` shows no secret.
     decoding: DecodingKey,
 }
@@ -110,7 +112,9 @@ impl Key {
             }
             (false, Some(_), _) => return Err(("secret", format!("is not used by {algorithm}"))),
         };
-        Ok(Self { algorithm: *algorithm, kid: kid.clone(), decoding })
+        let content = [secret.as_ref().map(Secret::expose), public_key.as_deref()];
+        let fingerprint = fingerprint(*algorithm, kid.as_deref(), &content);
+        Ok(Self { algorithm: *algorithm, kid: kid.clone(), fingerprint, decoding })
     }
 
     /// Reads a key of a key set (RFC 7517); an error says why it is not used.
@@ -131,6 +135,9 @@ impl Key {
         if jwk.kid.as_deref().is_some_and(|kid| !is_audit_name(kid)) {
             return Err("its `kid` is empty, too long or has control characters");
         }
+        if [&jwk.n, &jwk.x].into_iter().flatten().any(|part| known::is_example(part)) {
+            return Err("it is an example's: everybody has its private half");
+        }
         let algorithm = jwk.algorithm(allowed)?;
         let part = |part: &Option<String>| part.clone().ok_or("a part of it is missing");
         let read = match algorithm {
@@ -148,11 +155,18 @@ impl Key {
         };
         let decoding = read.map_err(|_| UNREADABLE)?;
         usable(algorithm, &decoding).ok_or(UNREADABLE)?;
-        Ok(Self { algorithm, kid: jwk.kid.clone(), decoding })
+        let content = [&jwk.n, &jwk.e, &jwk.x, &jwk.y].map(Option::as_deref);
+        let fingerprint = fingerprint(algorithm, jwk.kid.as_deref(), &content);
+        Ok(Self { algorithm, kid: jwk.kid.clone(), fingerprint, decoding })
     }
 
     pub(super) fn kid(&self) -> Option<&str> {
         self.kid.as_deref()
+    }
+
+    /// What tells it from every other key.
+    pub(super) fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// Whether a token with this header may be signed with the key.
@@ -168,6 +182,18 @@ impl Key {
         (CRYPTO.verifier_factory)(&self.algorithm.theirs(), &self.decoding)
             .is_ok_and(|verifier| verifier.verify(message, signature).is_ok())
     }
+}
+
+/// 128 bits of a hash, in hex digits. Of a shared secret it tells as much as a token that is signed
+/// with it: nothing, as that has 256 random bits.
+fn fingerprint(algorithm: Algorithm, kid: Option<&str>, content: &[Option<&str>]) -> Box<str> {
+    let mut hash = Sha256::new();
+    for part in [Some(algorithm.as_str()), kid].iter().chain(content) {
+        let part = part.unwrap_or_default();
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>().into()
 }
 
 const UNREADABLE: &str = "it cannot be read";

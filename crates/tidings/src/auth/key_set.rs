@@ -105,6 +105,15 @@ struct State {
     phase: Phase,
 }
 
+/// What became of the keys that were in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Renewal {
+    /// All of them are.
+    Kept,
+    /// One at least is no more.
+    Lost,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Idle,
@@ -180,11 +189,15 @@ impl KeySet {
         reading.await.is_ok_and(|changed| changed.is_ok())
     }
 
-    /// Reads the set for ever.
-    pub(super) async fn keep(&self, metrics: &Metrics) {
+    /// Reads the set for ever; calls `lost` when keys are not in it any more.
+    pub(super) async fn keep(&self, metrics: &Metrics, lost: &(dyn Fn() + Sync)) {
         loop {
             let pause = match self.read(metrics).await {
-                Ok(()) => self.times.refresh,
+                Ok(Renewal::Lost) => {
+                    lost();
+                    self.times.refresh
+                }
+                Ok(Renewal::Kept) => self.times.refresh,
                 Err(_) => self.times.refresh.min(RETRY),
             };
             // Not all nodes at the same time.
@@ -203,7 +216,7 @@ impl KeySet {
         }
     }
 
-    async fn read(&self, metrics: &Metrics) -> Result<(), KeySourceError> {
+    async fn read(&self, metrics: &Metrics) -> Result<Renewal, KeySourceError> {
         {
             let mut state = self.state();
             state.phase = Phase::Reading;
@@ -225,7 +238,7 @@ impl KeySet {
         &self,
         read: Result<Vec<Key>, KeySourceError>,
         metrics: &Metrics,
-    ) -> Result<(), KeySourceError> {
+    ) -> Result<Renewal, KeySourceError> {
         let issuer = self.issuer.as_str();
         let mut state = self.state();
         state.phase = Phase::Idle;
@@ -238,19 +251,18 @@ impl KeySet {
                 if names(&keys) != names(&state.keys) || state.read_at.is_none() || failed_before {
                     tracing::info!(issuer, keys = keys.len(), "an issuer's keys were read");
                 }
-                if keys.is_empty() {
-                    tracing::warn!(
-                        issuer,
-                        "an issuer has no keys that can be used: none of its tokens is accepted"
-                    );
-                }
                 if failed_before {
                     metrics.key_sets_failing.dec();
+                }
+                let has = |old: &Key| keys.iter().any(|key| key.fingerprint() == old.fingerprint());
+                let lost = state.keys.iter().filter(|old| !has(old)).count();
+                if lost > 0 {
+                    tracing::info!(issuer, lost, "keys were taken away: what they let in ends");
                 }
                 state.keys = keys.into();
                 state.read_at = Some(Instant::now());
                 state.failure = None;
-                Ok(())
+                Ok(if lost > 0 { Renewal::Lost } else { Renewal::Kept })
             }
             Err(error) => {
                 let age_s = state.read_at.map(|at| at.elapsed().as_secs());
@@ -300,6 +312,10 @@ fn parse(bytes: &[u8], algorithms: &[Algorithm]) -> Result<Vec<Key>, KeySourceEr
             Ok(key) => usable.push(key),
             Err(reason) => tracing::debug!(place, reason, "a key of a key set is not used"),
         }
+    }
+    if usable.is_empty() {
+        // An issuer without keys signs nothing: this is its mistake, and not a rotation.
+        return Err(wrong(format!("has no key that can be used, of {}", keys.len())));
     }
     Ok(usable)
 }

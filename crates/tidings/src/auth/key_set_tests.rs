@@ -185,10 +185,25 @@ async fn a_key_that_its_issuer_removed_is_refused_after_one_interval() {
     tokio::time::sleep(KeySetTimes::default().refresh.mul_f64(1.11)).await;
     assert_eq!(world.asks(&token("rsa")).await, INVALID);
     assert_eq!(world.asks(&token("ec256")).await, Ok(()));
-    // A set without any key is what the issuer says, and no accident.
-    world.shelf.put(json!({"keys": []}).to_string());
-    tokio::time::sleep(KeySetTimes::default().refresh.mul_f64(1.11)).await;
-    assert_eq!(world.asks(&token("ec256")).await, INVALID);
+}
+
+/// An issuer that has no keys signs nothing: it is broken, and was not meant.
+#[tokio::test(start_paused = true)]
+async fn a_set_without_a_key_that_can_be_used_is_no_reading() {
+    let world = World::begin(Some(set_of(&["rsa"], unchanged)));
+    assert_eq!(world.asks(&token("rsa")).await, Ok(()));
+    let unusable = set_of(&["rsa"], |key| key["use"] = json!("enc"));
+    for (text, of) in [(json!({"keys": []}).to_string(), 0), (unusable, 1)] {
+        world.shelf.put(text);
+        tokio::time::sleep(KeySetTimes::default().refresh.mul_f64(1.11)).await;
+        let [status] = world.hub.key_sets().try_into().unwrap();
+        let failure = format!("has no key that can be used, of {of}");
+        assert_eq!((status.keys, status.failure), (1, Some(failure)));
+        assert_eq!(world.metrics.key_sets_failing.get(), 1);
+        assert_eq!(world.asks(&token("rsa")).await, Ok(()), "known keys serve on");
+    }
+    tokio::time::sleep(KeySetTimes::default().stale_max).await;
+    assert_eq!(world.asks(&token("rsa")).await, UNAVAILABLE);
 }
 
 /// Broken on purpose: asking the task without looking at when it began last, or without looking
@@ -328,7 +343,9 @@ async fn a_key_set_holds_no_shared_secrets_and_a_public_key_is_none() {
         SECRET.as_bytes(),
     );
     for alg in ["HS256", "RS256"] {
-        let set = json!({"keys": [{"kty": "oct", "kid": "s", "alg": alg, "k": secret}]});
+        let mut set: Value = serde_json::from_str(&set_of(&["rsa"], unchanged)).unwrap();
+        let keys = set["keys"].as_array_mut().unwrap();
+        keys.push(json!({"kty": "oct", "kid": "s", "alg": alg, "k": secret}));
         let world = World::begin(Some(set.to_string()));
         let forged = token_of(ISSUER, "secret", Some("s"), &json!({}));
         assert_eq!(world.asks(&forged).await, INVALID);

@@ -13,6 +13,7 @@ mod issuer;
 pub mod jwt;
 mod key;
 mod key_set;
+mod known;
 mod policy;
 mod secret;
 mod template;
@@ -41,11 +42,14 @@ use crate::{
     clock::Clock,
     error::{ErrorCode, Problem},
     metrics::Metrics,
-    model::{Tenant, Timestamp, limits::TOKEN_NAME_BYTES_MAX},
+    model::{
+        Tenant, Timestamp,
+        limits::{KEY_SET_ASKED_EVERY, TOKEN_NAME_BYTES_MAX},
+    },
 };
 use api_key::KeyRing;
 use grant::Parts;
-use issuer::Refused;
+use issuer::{InForce, Refused};
 use jwt::TokenVerifier;
 use key_set::KeySet;
 use policy::Caller;
@@ -198,10 +202,45 @@ impl Authenticator {
         }
     }
 
+    /// Whether the key that a credential was verified with was taken away since. Keys that cannot be
+    /// read any more were not.
+    #[must_use]
+    pub fn has_lost_key(&self, grant: &Grant) -> bool {
+        matches!(self.has_key(grant), InForce::No(_))
+    }
+
+    /// Asks whether the key that a credential was verified with, here or on another node, is in
+    /// force. If it is not known here, its issuer's keys are read anew, as for a token.
+    ///
+    /// # Errors
+    /// `credential_revoked`, and `unavailable` while the keys of its issuer cannot be read.
+    pub async fn check_key(&self, grant: &Grant) -> Result<(), Problem> {
+        if let InForce::No(Some(set)) | InForce::Unknown(set) = self.has_key(grant) {
+            set.renewed().await;
+        }
+        match self.has_key(grant) {
+            InForce::Yes => Ok(()),
+            InForce::No(_) => {
+                let detail =
+                    "the key that the credential was verified with was taken away; sign in anew";
+                Err(Problem::new(ErrorCode::CredentialRevoked, detail))
+            }
+            InForce::Unknown(_) => {
+                let detail = "the keys of the credential's issuer could not be read; come back";
+                Err(Problem::new(ErrorCode::Unavailable, detail).after(KEY_SET_ASKED_EVERY))
+            }
+        }
+    }
+
     /// Keeps the key sets of issuers up to date, for ever. [`Hub::router`](crate::Hub::router) runs
     /// it; who uses the authenticator without the hub's router runs it himself.
     pub async fn keep_keys(&self, metrics: &Metrics) {
-        join_all(self.tokens.key_sets().map(|set| set.keep(metrics))).await;
+        self.keep_keys_telling(metrics, &|| {}).await;
+    }
+
+    /// The same; `lost` is called whenever keys are in force no more.
+    pub(crate) async fn keep_keys_telling(&self, metrics: &Metrics, lost: &(dyn Fn() + Sync)) {
+        join_all(self.tokens.key_sets().map(|set| set.keep(metrics, lost))).await;
     }
 
     /// How the key sets of issuers are doing.
@@ -247,7 +286,17 @@ impl Authenticator {
                 .is_some_and(|permission| claims.permissions.contains(permission)),
             scopes,
             bindings,
+            key: Some(claims.key),
         }))
+    }
+
+    fn has_key(&self, grant: &Grant) -> InForce<'_> {
+        match (grant.key(), grant.credential().strip_prefix("key:")) {
+            (None, _) => InForce::Yes,
+            (Some(key), None) => self.tokens.has(key),
+            (Some(key), Some(id)) if self.api_keys.has(id, key) => InForce::Yes,
+            (Some(_), Some(_)) => InForce::No(None),
+        }
     }
 }
 

@@ -56,6 +56,8 @@ pub struct RuleSettings {
     #[serde(default)]
     pub read: Condition,
     /// Who may write them. `"owner"` is the topic's owner; its `readers` may not write.
+    /// Whoever it lets write may also create each topic below `topic` that is not there, and so
+    /// learns which are.
     #[serde(default)]
     pub write: Condition,
     /// Who may claim and answer the asks there.

@@ -119,7 +119,11 @@ impl Hub {
         let cors = Cors::new(&settings.cors_origins)?;
         let cookie = settings.cookie.as_ref().map(Cookie::new).transpose()?;
         let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
-        self.background(async move { keeper.keep_keys(&metrics).await });
+        self.trust(&authenticator);
+        let opened = self.clone();
+        self.background(async move {
+            keeper.keep_keys_telling(&metrics, &|| opened.look_again()).await;
+        });
         let (hub, trusted_proxies) = (self.clone(), settings.trusted_proxies.clone());
         let app = Arc::new(App { hub, authenticator, cookie, trusted_proxies, cors });
         let metrics = if settings.metrics {

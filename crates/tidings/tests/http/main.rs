@@ -17,6 +17,7 @@ mod frames;
 mod identity;
 mod interface;
 mod isolation;
+mod keys;
 mod limits;
 mod metrics;
 mod publish;

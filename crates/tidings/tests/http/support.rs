@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use tidings::{
     Hub,
     auth::{
-        Algorithm, ApiKey, AuthSettings, Authenticator, JwtKeySettings, Policy, Secret, SigningKey,
-        jwt,
+        Algorithm, ApiKey, AuthSettings, Authenticator, IssuerSettings, JwtKeySettings, KeySource,
+        Policy, Secret, SigningKey, jwt,
     },
     clock::{Clock as _, SystemClock},
     http::{CookieSettings, HttpSettings, ServeSettings, Tls, serve},
@@ -22,6 +22,9 @@ const SECRET: &str = "a-secret-of-the-tests-that-is-long-enough-for-hs256";
 /// An origin that the tests' servers know.
 pub(crate) const ORIGIN: &str = "https://app.example";
 
+/// An issuer whose keys are a test's.
+pub(crate) const ISSUER: &str = "https://id.example";
+
 /// How a test's server differs from the usual.
 #[derive(Default)]
 pub(crate) struct Options {
@@ -32,6 +35,8 @@ pub(crate) struct Options {
     /// Whether `/metrics` is there for clients.
     pub(crate) metrics: bool,
     pub(crate) cookie: Option<CookieSettings>,
+    /// Keys of [`ISSUER`], and how often they are read.
+    pub(crate) key_set: Option<(Arc<dyn KeySource>, Duration)>,
 }
 
 /// A running server. Dropped, it is not waited for.
@@ -68,7 +73,7 @@ impl Server {
             { "topic": "public/**", "read": true },
         ]))
         .unwrap();
-        let auth = AuthSettings {
+        let mut auth = AuthSettings {
             default_tenant: "acme".to_owned(),
             jwt: jwt::JwtSettings {
                 keys: vec![JwtKeySettings {
@@ -84,6 +89,20 @@ impl Server {
             revocation_permission: Some("credentials:revoke".to_owned()),
             ..AuthSettings::default()
         };
+        if let Some((_, refresh)) = options.key_set {
+            auth.key_sets.refresh = refresh;
+            auth.jwt.issuers.push(IssuerSettings {
+                issuer: ISSUER.to_owned(),
+                audience: vec!["tidings".to_owned()],
+                jwks_url: Some(format!("{ISSUER}/jwks.json")),
+                ..IssuerSettings::default()
+            });
+        }
+        let connect = |_: &IssuerSettings| match &options.key_set {
+            Some((source, _)) => Ok(Arc::clone(source)),
+            None => Err("there is none".to_owned()),
+        };
+        let authenticator = Authenticator::with_key_sources(&auth, &connect).unwrap();
         let mut hub = Hub::builder().settings(options.settings);
         if let Some(journal) = options.journal {
             hub = hub.journal(journal);
@@ -95,7 +114,7 @@ impl Server {
             metrics: options.metrics,
             cookie: options.cookie,
         };
-        let app = hub.router(Arc::new(Authenticator::new(&auth).unwrap()), &http).unwrap();
+        let app = hub.router(Arc::new(authenticator), &http).unwrap();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();

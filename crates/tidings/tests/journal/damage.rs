@@ -534,6 +534,67 @@ async fn a_store_that_went_back_in_time_has_other_epochs() {
 }
 
 #[tokio::test]
+async fn a_store_whose_count_of_commits_is_gone_has_other_epochs() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = sound(directory.path()).await;
+    let mark = directory.path().join("commits");
+    fs::remove_file(&mark).unwrap();
+    // Looking at it is not accepting it.
+    for _ in 0..2 {
+        let report = check(directory.path(), &mut |_| {}).unwrap();
+        let [finding] = &report.findings[..] else { panic!("{report:#?}") };
+        assert!(finding.what.contains("the file `commits` is missing"), "{finding:?}");
+        assert!(!mark.exists());
+    }
+    let journal = open(directory.path()).unwrap();
+    let mut epochs = Vec::new();
+    for (page, before) in pages(&*journal).await.into_iter().zip(&before.pages) {
+        let page = page.unwrap();
+        assert_ne!(page.head.epoch, before.head.epoch);
+        assert_eq!(page.events, before.events);
+        epochs.push(page.head.epoch);
+    }
+    journal.close().await;
+    assert!(check(directory.path(), &mut |_| {}).unwrap().is_sound());
+    let journal = open(directory.path()).unwrap();
+    for (page, epoch) in pages(&*journal).await.into_iter().zip(epochs) {
+        assert_eq!(page.unwrap().head.epoch, epoch, "it is counted again");
+    }
+    journal.close().await;
+}
+
+/// The log's end and the count of its commits are lost together: nothing else tells.
+#[tokio::test]
+async fn a_log_that_lost_its_end_and_its_count_of_commits_has_other_epochs() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = sound(directory.path()).await;
+    let log = log_file(directory.path());
+    let bytes = fs::read(&log).unwrap();
+    fs::write(&log, &bytes[..bytes.len() - 10]).unwrap();
+    fs::remove_file(directory.path().join("commits")).unwrap();
+    let journal = open(directory.path()).unwrap();
+    for (page, before) in pages(&*journal).await.into_iter().zip(&before.pages) {
+        assert_ne!(page.unwrap().head.epoch, before.head.epoch);
+    }
+    journal.close().await;
+}
+
+#[tokio::test]
+async fn an_empty_directory_begins_one_epoch_and_keeps_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = open(directory.path()).unwrap();
+    fill(&*journal).await;
+    let first: Vec<_> =
+        pages(&*journal).await.into_iter().map(|page| page.unwrap().head.epoch).collect();
+    journal.close().await;
+    let journal = open(directory.path()).unwrap();
+    for (page, epoch) in pages(&*journal).await.into_iter().zip(first) {
+        assert_eq!(page.unwrap().head.epoch, epoch);
+    }
+    journal.close().await;
+}
+
+#[tokio::test]
 async fn a_foreign_directory_is_refused_and_left_as_it_is() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("letter.txt"), "dear").unwrap();

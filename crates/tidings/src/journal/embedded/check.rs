@@ -11,7 +11,7 @@ use super::{
     commit_log::{CommitLog, LogError},
     damage::{REMEDY, TABLE_REMEDY},
     directory::{self, Directory},
-    layout::{MEMTABLE_BYTES, Store, is_sentinel, read_due, split_u64, write_due},
+    layout::{MEMTABLE_BYTES, Meta, Store, is_sentinel, read_due, split_u64, write_due},
     reclaim::{DELETED, Reclaimable},
     store::{damaged_log, lost, open_whole, read_meta, refused},
     tables,
@@ -120,13 +120,7 @@ pub fn check(path: &Path, step: &mut dyn FnMut(Step)) -> Result<CheckReport, Jou
     let store = open_to_read(&files)?;
     let meta = read_meta(&store, &files)?;
     if let Some(known) = lost(meta, &directory, &log) {
-        let found = log.last.or(meta).map_or(0, |meta| meta.commits);
-        let what = format!(
-            "the commits {} to {known} were lost: when the hub starts, it mends the rest and every \
-             topic begins a new epoch; or restore a backup",
-            found + 1
-        );
-        report.find(None, None, what);
+        report.find(None, None, lost_commits(known, &directory, &log, meta));
     }
     report.commits = log.last.or(meta).map_or(0, |meta| meta.commits);
     let ids = meta.map_or(u64::MAX, |meta| meta.next_id);
@@ -137,6 +131,19 @@ pub fn check(path: &Path, step: &mut dyn FnMut(Step)) -> Result<CheckReport, Jou
     drop(store);
     directory.release();
     Ok(report)
+}
+
+/// What was lost of a store, and what becomes of the rest.
+fn lost_commits(known: u64, directory: &Directory, log: &CommitLog, meta: Option<Meta>) -> String {
+    let begins = "when the hub starts, it mends the rest and every topic begins a new epoch; or \
+                  restore a backup";
+    if directory.is_mark_lost() {
+        return format!(
+            "commits after {known} may be lost: the file `commits` is missing; {begins}"
+        );
+    }
+    let found = log.last.or(meta).map_or(0, |meta| meta.commits);
+    format!("the commits {} to {known} were lost: {begins}", found + 1)
 }
 
 /// Opens a store that nothing is to be reclaimed from.

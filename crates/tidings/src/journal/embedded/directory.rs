@@ -12,12 +12,15 @@
 //! The mark is written after each commit, before anybody is told of it, and synced once a second:
 //! a process that is killed leaves it exact, a power cut a second behind at most.
 //!
+//! Without the mark nobody can tell whether a store has lost its end, so it counts as if it had.
+//!
 //! The rule: nothing is ever deleted or overwritten that this program did not write, and what
 //! cannot be used is refused with the file's name and what to do.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -35,6 +38,11 @@ const STORE: &str = "store";
 const NEW_STORE: &str = "store.new";
 const IMPORTING: &str = "importing";
 const DAMAGED: &str = "damaged";
+/// What is written to find out why nothing can be.
+const PROBE: &str = "probe.new";
+/// A memtable, which is what the store writes at once.
+const PROBE_BYTES: usize = 16 * 1024 * 1024;
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A directory that holds, or will hold, a journal of this version; locked.
 #[derive(Debug)]
@@ -48,12 +56,16 @@ pub(super) struct Directory {
     synced: AtomicU64,
     /// Whether it was said that it cannot be written or synced.
     complained: AtomicBool,
+    /// Whether there was a store without a mark: nobody knows how far its commits had come.
+    is_mark_lost: bool,
 }
 
 impl Directory {
     /// Checks and locks the directory, creating it if it is not there.
     pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
-        fs::create_dir_all(path).map_err(|error| failed("created", path, &error))?;
+        // It holds every tenant's events. One that was made by others keeps their mode.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|error| failed("created", path, &error))?;
         let format = path.join(FORMAT_FILE);
         if !check_format(&format)? {
             begin(path)?;
@@ -81,21 +93,46 @@ impl Directory {
         })?;
         let file = path.join(HIGH_WATER_FILE);
         let found = read_high_water(&file)?;
-        if found.is_none() {
-            let begun = replace(path, HIGH_WATER_FILE, mark_line(0).as_bytes());
-            begun.map_err(|error| failed("written", &file, &error))?;
-        }
-        let mark = OpenOptions::new().write(true).open(&file);
-        let mark = mark.map_err(|error| failed("opened", &file, &error))?;
+        // One that is lost is not begun anew before its store has other epochs.
+        let is_mark_lost = found.is_none() && path.join(STORE).exists();
         let commits = found.unwrap_or(0);
-        Ok(Self {
+        let directory = Self {
             path: path.to_owned(),
             lock,
-            mark: Mutex::new(Some(mark)),
+            mark: Mutex::new(None),
             written: AtomicU64::new(commits),
             synced: AtomicU64::new(commits),
             complained: AtomicBool::new(false),
-        })
+            is_mark_lost,
+        };
+        match (found, is_mark_lost) {
+            (Some(_), _) => directory.open_mark()?,
+            (None, false) => directory.begin_mark(0)?,
+            (None, true) => {}
+        }
+        Ok(directory)
+    }
+
+    /// Whether there was a store without a high-water mark, which [`Self::begin_mark`] makes anew.
+    pub(super) fn is_mark_lost(&self) -> bool {
+        self.is_mark_lost
+    }
+
+    /// Makes the high-water mark's file.
+    pub(super) fn begin_mark(&self, commits: u64) -> Result<(), JournalError> {
+        let begun = replace(&self.path, HIGH_WATER_FILE, mark_line(commits).as_bytes());
+        begun.map_err(|error| failed("written", &self.path.join(HIGH_WATER_FILE), &error))?;
+        self.written.store(commits, Ordering::SeqCst);
+        self.synced.store(commits, Ordering::SeqCst);
+        self.open_mark()
+    }
+
+    fn open_mark(&self) -> Result<(), JournalError> {
+        let file = self.path.join(HIGH_WATER_FILE);
+        let mark = OpenOptions::new().write(true).open(&file);
+        let mark = mark.map_err(|error| failed("opened", &file, &error))?;
+        *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = Some(mark);
+        Ok(())
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -217,6 +254,22 @@ impl Directory {
         result.is_ok()
     }
 
+    /// Why so much cannot be written here as the store writes in the background, if it cannot.
+    pub(super) fn write_failure(&self) -> Option<io::Error> {
+        let file = self.path.join(PROBE);
+        let write = || {
+            let mut probe = File::create(&file)?;
+            for _ in 0..PROBE_BYTES / ZEROS.len() {
+                probe.write_all(&ZEROS)?;
+            }
+            probe.sync_all()
+        };
+        let failure = write().err();
+        // It may not be there.
+        drop(fs::remove_file(&file));
+        failure
+    }
+
     /// Gives the directory up: another may open it now, and nothing is written to it any more.
     pub(super) fn release(&self) {
         *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -277,7 +330,7 @@ fn read_high_water(file: &Path) -> Result<Option<u64>, JournalError> {
     number.filter(|number| mark_line(*number).as_bytes() == text).map(Some).ok_or_else(|| {
         JournalError::Broken(format!(
             "{}: is damaged: it must hold the number of commits and its checksum; restore it from \
-             a backup, or delete it to accept the store as it is",
+             a backup, or delete it to accept the store as it is, with a new epoch in every topic",
             file.display()
         ))
     })

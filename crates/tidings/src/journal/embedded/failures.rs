@@ -52,6 +52,20 @@ fn store(journal: &EmbeddedJournal) -> layout::Store {
     journal.opened().unwrap().reader.store
 }
 
+#[test]
+fn a_failure_in_the_background_is_told_with_the_systems_own_reason() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("journal");
+    let directory = Directory::open(&path).unwrap();
+    let told = || writer::failed_commit(&directory, &fjall::Error::Poisoned);
+    assert!(told().contains("failed, as when the disk is full or broken"), "{}", told());
+    let left: Vec<_> =
+        fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "the attempt leaves nothing: {left:?}");
+    fs::remove_dir_all(&path).unwrap();
+    assert!(told().contains("failed: No such file or directory"), "{}", told());
+}
+
 /// Changes one byte of a value, past the store's own checksums.
 fn damage(keyspace: &fjall::Keyspace, key: impl AsRef<[u8]>) {
     let mut value = keyspace.get(&key).unwrap().unwrap().to_vec();

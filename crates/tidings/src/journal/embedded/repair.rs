@@ -44,8 +44,7 @@ pub fn repair(path: &Path, step: &mut dyn FnMut(Step)) -> Result<Repaired, Journ
                 .map_err(|error| directory::failed("cut off", &damage.file, &error))?;
             let known = damage.newest.max(damage.before).unwrap_or(0);
             // Further than the log goes: so the loss is noticed when the store is opened.
-            directory.reach(directory.high_water().max(known) + 1);
-            directory.sync();
+            further(&directory, known)?;
             (cut_after, kept) = (Some(damage.before.unwrap_or(0)), Some(to));
         }
         Err(error) => return Err(refused(error)),
@@ -58,8 +57,7 @@ pub fn repair(path: &Path, step: &mut dyn FnMut(Step)) -> Result<Repaired, Journ
             return Ok(Repaired { cut_after, kept, new_epoch: false, left: found });
         }
         let directory = Directory::existing(path)?;
-        directory.reach(directory.high_water().max(found.commits) + 1);
-        directory.sync();
+        further(&directory, found.commits)?;
         directory.release();
     }
     let directory = Directory::existing(path)?;
@@ -72,4 +70,14 @@ pub fn repair(path: &Path, step: &mut dyn FnMut(Step)) -> Result<Repaired, Journ
     drop(directory);
     let left = check(path, step)?;
     Ok(Repaired { cut_after, kept, new_epoch: true, left })
+}
+
+/// Notes that the store had more commits than the log has.
+fn further(directory: &Directory, known: u64) -> Result<(), JournalError> {
+    if directory.is_mark_lost() {
+        return directory.begin_mark(known + 1);
+    }
+    directory.reach(directory.high_water().max(known) + 1);
+    directory.sync();
+    Ok(())
 }

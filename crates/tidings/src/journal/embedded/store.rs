@@ -171,12 +171,22 @@ fn own_record(
         meta.store_epoch = draw_u32()?;
         meta.next_id = meta.next_id.saturating_add(LOST_IDS);
         let found = log.last.or(stored).map_or(0, |meta| meta.commits);
-        tracing::error!(
-            directory = %directory.path().display(),
-            found,
-            known,
-            "the journal has lost its newest commits: every topic begins a new epoch"
-        );
+        let path = directory.path().display();
+        if directory.is_mark_lost() {
+            tracing::error!(
+                directory = %path,
+                found,
+                "the journal's file `commits` is missing, so its newest commits may be too: every \
+                 topic begins a new epoch"
+            );
+        } else {
+            tracing::error!(
+                directory = %path,
+                found,
+                known,
+                "the journal has lost its newest commits: every topic begins a new epoch"
+            );
+        }
         meta.commits = known;
         mend(store)?;
     }
@@ -186,16 +196,23 @@ fn own_record(
         batch.insert(&store.meta, META, meta.write());
         batch.commit().map_err(|error| unopened(files, &error))?;
     }
+    if directory.is_mark_lost() {
+        directory.begin_mark(meta.commits)?;
+    }
     directory.reach(meta.commits);
     Ok(meta)
 }
 
-/// How many commits there were, if some of them are not there any more.
+/// How many commits there were, if some of them are not there any more, or may not be.
 ///
 /// Tables may be ahead of a log that lost its end: then the record in them tells how far it went.
 pub(super) fn lost(stored: Option<Meta>, directory: &Directory, log: &CommitLog) -> Option<u64> {
     let commits = |meta: Meta| meta.commits;
     let known = directory.high_water().max(stored.map_or(0, commits));
+    if directory.is_mark_lost() {
+        let known = known.max(log.last.map_or(0, commits));
+        return (known > 0).then_some(known);
+    }
     match (stored, log.last) {
         (Some(_), Some(last)) => (last.commits < known).then_some(known),
         (Some(stored), None) => (stored.commits < known).then_some(known),

@@ -212,7 +212,11 @@ pub fn export(
     let mut export = Export { out, on_damage, done, total, step };
     if let Some(known) = lost(meta, &directory, &log) {
         let found = log.last.or(meta).map_or(0, |meta| meta.commits);
-        export.leave_out(format!("the commits {} to {known} were lost", found + 1))?;
+        export.leave_out(if directory.is_mark_lost() {
+            format!("commits after {known} may be lost: the file `commits` is missing")
+        } else {
+            format!("the commits {} to {known} were lost", found + 1)
+        })?;
     }
     // Without its own record nothing of the store is certain: then its epoch is not kept.
     let (store_epoch, commits) = meta.map_or((0, 0), |meta| (meta.store_epoch, meta.commits));

@@ -477,8 +477,14 @@ impl Writer {
 }
 
 /// What a failed commit is to those who ask.
-fn failed_commit(directory: &Directory, error: &fjall::Error) -> String {
-    let (directory, reason) = (directory.path().display(), describe(error));
+pub(super) fn failed_commit(directory: &Directory, error: &fjall::Error) -> String {
+    // Of what failed in the background the store keeps no cause.
+    let is_causeless = matches!(error, fjall::Error::Poisoned);
+    let reason = match is_causeless.then(|| directory.write_failure()).flatten() {
+        Some(cause) => format!("writing in the background failed: {cause}"),
+        None => describe(error),
+    };
+    let directory = directory.path().display();
     format!("{directory}: a commit failed: {reason}; see to the disk, then start the hub anew")
 }
 
