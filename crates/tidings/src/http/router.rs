@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{DefaultBodyLimit, Request, State},
-    http::{Method, Uri},
+    http::{HeaderValue, Method, Uri, Version, header},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -70,7 +70,13 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let rested = |request| rest::read(hub, request, answer);
     let shared = |request| cors::apply(cors, request, rested);
     let observed = |request| observe::observe(hub.metrics(), request, shared);
-    problem::identified(request, observed).await
+    let version = request.version();
+    let mut response = problem::identified(request, observed).await;
+    if hub.is_leaving() && version <= Version::HTTP_11 {
+        // Else the client's next request may be on its way when the connection is closed.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 impl Hub {
