@@ -193,6 +193,8 @@ async fn a_publisher_over_its_rate_is_refused_whole_and_told_when_to_come_back()
     // What writes to the journal counts, whatever its name.
     refused(publish(&server, &number("t", 5)), "user_publish_rate").await;
     refused(server.post("/v1/tickets"), "user_publish_rate").await;
+    let revocation = json!({ "sub": "x" }).to_string();
+    refused(server.post("/v1/revocations").body(revocation), "user_publish_rate").await;
     refused(server.request(Method::PUT, "/v1/topics/p").body("{}"), "user_publish_rate").await;
     refused(server.request(Method::DELETE, "/v1/topics/t"), "user_publish_rate").await;
     let page = server.get("/v1/events?topic=t&since=earliest").header("accept", "application/json");
