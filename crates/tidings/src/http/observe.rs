@@ -20,11 +20,9 @@ pub(super) async fn observe<F: Future<Output = Response>>(
 ) -> Response {
     let asked_at = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let label = RequestLabel {
-        route: route.unwrap_or("none").to_owned(),
-        method: method(request.method()),
-        status: "",
-    };
+    let route = route.unwrap_or("none").to_owned();
+    let is_probe = route.ends_with("/health/ready");
+    let label = RequestLabel { route, method: method(request.method()), status: "" };
     let response = answer(request).await;
     let took = asked_at.elapsed();
     let (status, is_stream) = (response.status(), is_stream(&response));
@@ -33,7 +31,8 @@ pub(super) async fn observe<F: Future<Output = Response>>(
         metrics.request_duration.get_or_create(&label).observe_duration(took);
     }
     let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-    if status.is_server_error() {
+    // Probes come every second while the hub is not ready, which was logged where it began.
+    if status.is_server_error() && !is_probe {
         tracing::warn!(status = status.as_u16(), took_us, "request failed");
     } else {
         tracing::debug!(status = status.as_u16(), took_us, is_stream, "request answered");
