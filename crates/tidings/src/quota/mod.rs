@@ -138,9 +138,9 @@ impl Quotas {
         }
     }
 
-    /// A reader's places: of its user, of its tenant and, if it comes through a proxy, of the
-    /// address behind that.
-    pub(crate) fn reader(
+    /// The places of a reader or of a publisher's long stream: of its user, of its tenant and, if it
+    /// comes through a proxy, of the address behind that ([`counted_as`]).
+    pub(crate) fn stream(
         &self,
         grant: &Grant,
         behind_proxy: Option<IpAddr>,
@@ -152,8 +152,8 @@ impl Quotas {
         let of_tenant = self
             .of_tenant
             .take(grant.tenant().clone())
-            .ok_or_else(|| full(TENANT_CONNECTIONS, "this tenant has too many connections"))?;
-        let of_address = match behind_proxy.and_then(counted_as) {
+            .ok_or_else(|| full("tenant_connections", "this tenant has too many connections"))?;
+        let of_address = match behind_proxy {
             Some(address) => Some(self.of_address.take(address).ok_or_else(|| {
                 full("address_connections", "there are too many connections from this address")
             })?),

@@ -379,3 +379,6 @@ async fn without_trusted_proxies_nobody_chooses_an_address() {
     let _one = Reader::of(from().send().await.unwrap());
     let _two = Reader::of(from().send().await.unwrap());
 }
+    // Those whom the proxy does not name are one.
+    let _unnamed = Reader::of(from("192.0.2.9, unknown").send().await.unwrap());
+    refused(from("_hidden"), "address_connections").await;
