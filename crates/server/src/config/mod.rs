@@ -569,10 +569,15 @@ impl Config {
     /// The client listener's numbers.
     pub(crate) fn serve_settings(&self) -> ServeSettings {
         let (limits, http) = (&self.limits, &self.http);
-        // All connections come from a proxy that has no name: by address, they cannot be told apart.
-        let is_nameless = self.behind_proxy && self.trusted_proxies.is_empty();
+        let is_nameless = self.has_nameless_proxy();
         let of_address = if is_nameless { limits.connections } else { limits.address_connections };
         let connect_rate = rate(limits.address_connect_rate, limits.address_connect_burst);
+    /// Whether all connections come from a proxy that has no name: by address, they cannot be told
+    /// apart.
+    pub(crate) fn has_nameless_proxy(&self) -> bool {
+        self.behind_proxy && self.trusted_proxies.is_empty()
+    }
+
         ServeSettings {
             first_byte: http.first_byte.0,
             handshake: http.handshake.0,
