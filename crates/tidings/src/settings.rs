@@ -67,7 +67,8 @@ pub struct Settings {
     pub tenant_topics_max: u64,
     /// Bytes that one tenant's topics hold, as stored.
     pub tenant_bytes_max: Option<u64>,
-    /// Bytes of publish requests that are being read or stored, of all publishers.
+    /// Bytes of publish requests that are being read or stored, of all publishers; one body may go
+    /// beyond. A tenant holds as much as it leaves free, a user as much as its tenant may yet take.
     pub publish_waiting_bytes_max: usize,
     /// How long a publish waits for room among them.
     pub publish_wait: Duration,

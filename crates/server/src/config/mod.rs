@@ -258,7 +258,9 @@ pub(crate) struct LimitsConfig {
     /// between. `"0B"`: without bound but those of `retention`.
     pub(crate) tenant_bytes: ByteSize,
     /// Bytes of publish requests that are being read or stored, of all publishers; more wait for
-    /// `http.publish_wait`. Costs some four times as much memory.
+    /// `http.publish_wait`. Of this, a tenant may hold as much as is left free then, and a user as
+    /// much as its tenant may still take: one user alone a third, one tenant alone half. Costs some
+    /// four times as much memory.
     pub(crate) publish_waiting_bytes: ByteSize,
     /// Pages of the journal that readers read at once: half of the journal's 16, so that what
     /// publishers wait for finds the other half free.

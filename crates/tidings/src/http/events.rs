@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     admission::{self, Admission},
-    caller::{Caller, may_write, read_body},
+    caller::{Caller, may_write, read_publish},
     problem, query,
     router::App,
 };
@@ -70,8 +70,8 @@ pub(super) async fn publish(
     let work = async {
         let key = idempotency_key(&headers)?;
         app.hub.quotas().may_publish(&grant)?;
-        let _room = admission::room_for_body(&app.hub, &headers).await?;
-        let body = read_body(settings, body, settings.publish_bytes_max).await;
+        let mut room = admission::room_for_body(&app.hub, &grant, &headers).await?;
+        let body = read_publish(&app.hub, body, &mut room).await;
         let body = body.map_err(|problem| problem.at(""))?;
         let query = query.as_deref();
         let mut drafts = read(&essence, content_type, query, &headers, body.clone(), bounds)?;
