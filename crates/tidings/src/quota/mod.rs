@@ -37,7 +37,6 @@ pub(crate) use waiting::Waiting;
 /// The limits' names, where one is used more than once.
 const USER_RATE: &str = "user_publish_rate";
 const TENANT_RATE: &str = "tenant_publish_rate";
-const TENANT_CONNECTIONS: &str = "tenant_connections";
 const WAITING_BYTES: &str = "publish_waiting_bytes";
 /// When a reader or publisher that was refused a place may come back.
 const PLACE_RETRY: Duration = Duration::from_secs(5);
@@ -100,9 +99,9 @@ pub(crate) struct Quotas {
     pub(crate) holdings: Arc<Holdings>,
 }
 
-/// The places of one reader; given back when dropped.
+/// The places of one stream or long-poll; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct ReaderPlaces {
+pub(crate) struct StreamPlaces {
     _of_user: Place<User>,
     _of_tenant: Place<Tenant>,
     _of_address: Option<Place<IpAddr>>,
@@ -136,10 +135,10 @@ impl Quotas {
         &self,
         grant: &Grant,
         behind_proxy: Option<IpAddr>,
-    ) -> Result<ReaderPlaces, Problem> {
+    ) -> Result<StreamPlaces, Problem> {
         let full = |limit, detail| self.refuse(limit, detail, PLACE_RETRY);
         let of_user = self.of_user.take(User::of(grant)).ok_or_else(|| {
-            full("user_connections", "this user follows over too many connections; close others")
+            full("user_connections", "this user has too many connections; close others")
         })?;
         let of_tenant = self
             .of_tenant
@@ -151,15 +150,7 @@ impl Quotas {
             })?),
             None => None,
         };
-        Ok(ReaderPlaces { _of_user: of_user, _of_tenant: of_tenant, _of_address: of_address })
-    }
-
-    /// The place of a publisher's long stream: of its tenant.
-    pub(crate) fn publisher(&self, grant: &Grant) -> Result<Place<Tenant>, Problem> {
-        self.of_tenant.take(grant.tenant().clone()).ok_or_else(|| {
-            let detail = "this tenant has too many connections";
-            self.refuse(TENANT_CONNECTIONS, detail, PLACE_RETRY)
-        })
+        Ok(StreamPlaces { _of_user: of_user, _of_tenant: of_tenant, _of_address: of_address })
     }
 
     /// Counts so many events against the rates of the user and of the tenant, or against neither.

@@ -20,6 +20,7 @@ mod isolation;
 mod limits;
 mod metrics;
 mod publish;
+mod publishers;
 mod resume;
 mod support;
 mod tickets;
