@@ -375,8 +375,12 @@ async fn a_refusal_reaches_a_client_that_sends_chunks_without_end() {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
         let chunk = format!("{:x}\r\n{}\r\n", 64 * 1024, "x".repeat(64 * 1024));
+        stream.write_all(chunk.as_bytes()).await.unwrap();
+        timeout(SOON, stream.readable()).await.expect("it is told at once").unwrap();
         for _ in 0..8 {
-            stream.write_all(chunk.as_bytes()).await.unwrap();
+            // Meanwhile the hub would have closed the connection.
+            server.get("/health/live").send().await.unwrap();
+            stream.write_all(chunk.as_bytes()).await.expect("it is still read");
         }
         let mut answer = Vec::new();
         timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
