@@ -47,6 +47,12 @@ pub(crate) async fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     let listeners = Listeners::bind(config.listen, config.admin.listen).await?;
     let mut components = Components::start(config).await?;
     let admin = Admin::new(&loaded, &mut components)?;
+    if config.has_nameless_proxy() {
+        tracing::warn!(
+            "limits by address are off: all connections come from the proxy in front; name it in \
+             `trusted_proxies`, and clients are told apart by `X-Forwarded-For`"
+        );
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = %listeners.address,

@@ -366,7 +366,7 @@ mod tests {
         });
         let read = [Pattern::parse("a").unwrap()];
         let grant = Grant::of_patterns(Tenant::parse("t").unwrap(), "key:r", &read, &[]);
-        let take = |hub: &Hub| hub.quotas().reader(&grant, None);
+        let take = |hub: &Hub| hub.quotas().stream(&grant, None);
         let pass = || tokio::time::sleep(Duration::from_secs(1));
         pass().await;
         let first = take(&a).unwrap();

@@ -597,7 +597,7 @@ fn random() -> f64 {
 }
 
 /// The duration, up to so many percent shorter or longer.
-fn jitter(duration: Duration, percent: u32) -> Duration {
+pub(crate) fn jitter(duration: Duration, percent: u32) -> Duration {
     let spread = f64::from(percent) / 100.0;
     duration.mul_f64(1.0 - spread + 2.0 * spread * random())
 }

@@ -1,4 +1,4 @@
-//! The open connections of this node: who reads what, by which credential, until when.
+//! The open connections of this node: who reads what or publishes, by which credential, until when.
 //!
 //! The rule: an entry lives exactly as long as its connection, whatever ends that. Others change a
 //! connection only by leaving an order here, which its own task takes.
@@ -18,14 +18,36 @@ use crate::{
     topic_task::Waker,
 };
 
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It follows topics.
+    Follow,
+    /// It is a long stream of events to publish.
+    Publish,
+}
+
+impl Role {
+    /// `follow` or `publish`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Follow => "follow",
+            Self::Publish => "publish",
+        }
+    }
+}
+
 /// An open connection.
 #[derive(Debug, Clone)]
 pub struct ConnectionInfo {
-    /// As its first frame told it.
+    /// As its first frame told it, if it follows.
     pub id: String,
+    /// What it is for.
+    pub role: Role,
     /// What its credential allows: tenant, subject, name and end.
     pub grant: Grant,
-    /// What it follows.
+    /// What it follows; of one that publishes, nothing.
     pub topics: Vec<Topic>,
     /// Since when.
     pub opened_at: Timestamp,
@@ -44,6 +66,7 @@ struct Orders {
 
 #[derive(Debug)]
 struct Entry {
+    role: Role,
     topics: Vec<Topic>,
     ticket: Option<UsedTicket>,
     opened_at: Timestamp,
@@ -104,8 +127,27 @@ impl Leave {
         grant: Grant,
         waker: &Arc<Waker>,
     ) -> Self {
+        let topics = topics.iter().map(|key| key.topic.clone()).collect();
+        Self::enter(hub, id, Role::Follow, topics, ticket, grant, waker)
+    }
+
+    /// That of a stream that publishes.
+    pub(crate) fn publish(hub: &Hub, id: &str, grant: &Grant, waker: &Arc<Waker>) -> Self {
+        Self::enter(hub, id, Role::Publish, Vec::new(), None, grant.clone(), waker)
+    }
+
+    fn enter(
+        hub: &Hub,
+        id: &str,
+        role: Role,
+        topics: Vec<Topic>,
+        ticket: Option<UsedTicket>,
+        grant: Grant,
+        waker: &Arc<Waker>,
+    ) -> Self {
         let entry = Arc::new(Entry {
-            topics: topics.iter().map(|key| key.topic.clone()).collect(),
+            role,
+            topics,
             ticket,
             opened_at: hub.clock().now(),
             orders: Mutex::new(Orders { grant, is_renewed: false, end: None }),
@@ -147,6 +189,7 @@ impl Hub {
         let open = self.open_connections().open();
         let info = |(id, entry): (&String, &Arc<Entry>)| ConnectionInfo {
             id: id.clone(),
+            role: entry.role,
             grant: entry.orders().grant.clone(),
             topics: entry.topics.clone(),
             opened_at: entry.opened_at,
@@ -186,7 +229,9 @@ impl Hub {
     /// as before.
     pub async fn renew_connection(&self, id: &str, grant: &Grant) -> Result<Vec<Topic>, Problem> {
         let entry = self.open_connections().open().get(id).cloned();
-        let entry = entry.filter(|entry| is_same(&entry.orders().grant, grant));
+        // A stream that publishes is not told its id, and sends the rest with another credential.
+        let entry = entry
+            .filter(|entry| entry.role == Role::Follow && is_same(&entry.orders().grant, grant));
         let Some(entry) = entry else {
             let detail = "this subject has no such connection here";
             return Err(Problem::new(ErrorCode::NotFound, detail));

@@ -126,6 +126,13 @@ impl Problem {
         self
     }
 
+    /// When to try again, milliseconds, rounded up: at least 1, as 0 would be at once.
+    #[must_use]
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        let ms = self.retry_after?.as_nanos().div_ceil(1_000_000).max(1);
+        Some(u64::try_from(ms).unwrap_or(u64::MAX))
+    }
+
     /// Says when to try again.
     #[must_use]
     pub const fn after(mut self, retry_after: Duration) -> Self {
@@ -156,8 +163,8 @@ impl Problem {
         if let Some(pointer) = &self.pointer {
             put("pointer", pointer.as_str().into());
         }
-        if let Some(after) = self.retry_after {
-            put("retry_after_ms", u64::try_from(after.as_millis()).unwrap_or(u64::MAX).into());
+        if let Some(ms) = self.retry_after_ms() {
+            put("retry_after_ms", ms.into());
         }
         if let Some(limit) = self.limit {
             put("limit", limit.into());

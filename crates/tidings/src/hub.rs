@@ -340,10 +340,15 @@ impl Hub {
         &*self.0.topics.shared().clock
     }
 
+    /// Whether the hub is being shut down, from the first step on.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.0.withdrawn.load(Ordering::Relaxed) || self.0.draining.is_cancelled()
+    }
+
     /// Why the hub takes no events now; `None` while it does.
     #[must_use]
     pub fn unready(&self) -> Option<String> {
-        if self.0.withdrawn.load(Ordering::Relaxed) || self.0.draining.is_cancelled() {
+        if self.is_leaving() {
             return Some("draining".to_owned());
         }
         self.journal().failure()

@@ -474,7 +474,7 @@ impl Hub {
     }
 }
 
-fn revoked() -> Problem {
+pub(crate) fn revoked() -> Problem {
     Problem::new(ErrorCode::CredentialRevoked, "credential was revoked; sign in anew")
 }
 

@@ -51,12 +51,13 @@ pub struct Settings {
     pub revocation_life: Duration,
     /// How long an orderly shutdown takes at most.
     pub drain_window: Duration,
-    /// Connections that one user (one API key) follows over at once. 0: without bound.
+    /// Connections that one user (one API key) follows and publishes streams over at once. 0: without
+    /// bound.
     pub user_connections_max: usize,
     /// Connections that one tenant follows and publishes streams over at once. 0: without bound.
     pub tenant_connections_max: usize,
-    /// Connections that one address (one /64 for IPv6) behind a trusted proxy follows over at
-    /// once. 0: without bound. Direct ones are counted where they are accepted:
+    /// Connections that one address (one /64 for IPv6) behind a trusted proxy follows and publishes
+    /// streams over at once. 0: without bound. Direct ones are counted where they are accepted:
     /// [`ServeSettings`](crate::http::ServeSettings).
     pub address_connections_max: usize,
     /// Events that one user (one API key) publishes.
@@ -67,7 +68,8 @@ pub struct Settings {
     pub tenant_topics_max: u64,
     /// Bytes that one tenant's topics hold, as stored.
     pub tenant_bytes_max: Option<u64>,
-    /// Bytes of publish requests that are being read or stored, of all publishers.
+    /// Bytes of publish requests that are being read or stored, of all publishers; one body may go
+    /// beyond. A tenant holds as much as it leaves free, a user as much as its tenant may yet take.
     pub publish_waiting_bytes_max: usize,
     /// How long a publish waits for room among them.
     pub publish_wait: Duration,
@@ -75,7 +77,9 @@ pub struct Settings {
     pub publish_store_max: Duration,
     /// How long the body of a request may take to arrive.
     pub body_read_max: Duration,
-    /// Bytes a second that must arrive of it, after a grace of 5 s. 0: without bound.
+    /// How long a publisher's stream may be without a line.
+    pub publish_idle_max: Duration,
+    /// Bytes a second that must arrive of a request's body, after a grace of 5 s. 0: without bound.
     pub body_rate_min: u64,
     /// What this node is called among those that share its journal.
     pub node_name: String,
@@ -117,6 +121,7 @@ impl Default for Settings {
             publish_wait: Duration::from_secs(5),
             publish_store_max: Duration::from_secs(20),
             body_read_max: Duration::from_secs(30),
+            publish_idle_max: Duration::from_secs(5 * 60),
             body_rate_min: 1024,
             node_name: "node".to_owned(),
             replay_reads_max: limits::REPLAY_READS_MAX,

@@ -1,6 +1,7 @@
-//! Open connections of readers: who reads what, and how an operator sends one away.
+//! Open connections: who reads what or publishes a stream, and how an operator sends one away.
 //!
-//! The rule: a reader that is sent away loses nothing, it comes back with its cursor; who is not to
+//! The rule: who is sent away loses nothing, a reader comes back with its cursor, a publisher with
+//! the lines that were not answered; who is not to
 //! come back is revoked (`POST /v1/revocations`).
 
 use axum::{
@@ -112,10 +113,11 @@ pub(super) async fn end_of_subject(
 }
 
 fn json_of(connection: &ConnectionInfo) -> Value {
-    let ConnectionInfo { id, grant, topics, opened_at } = connection;
+    let ConnectionInfo { id, role, grant, topics, opened_at } = connection;
     let topics: Vec<&str> = topics.iter().map(Topic::as_str).collect();
     json!({
         "id": id,
+        "role": role.as_str(),
         "tenant": grant.tenant().as_str(),
         "subject": grant.subject(),
         "topics": topics,

@@ -236,10 +236,10 @@ pub(crate) struct LimitsConfig {
     /// Connections that one address opens at once, after a pause: a page that many have open comes
     /// back after a restart.
     pub(crate) address_connect_burst: u64,
-    /// Streams and long-polls at once of one user: of a token's `sub`, or of an API key. 0: without
-    /// bound.
+    /// Streams, of publishers too, and long-polls at once of one user: of a token's `sub`, or of an
+    /// API key. 0: without bound.
     pub(crate) user_connections: u64,
-    /// Streams and long-polls at once of one tenant. Lower it where tenants share a hub, so that
+    /// Streams, of publishers too, and long-polls at once of one tenant. Lower it where tenants share a hub, so that
     /// none takes all connections. 0: without bound.
     pub(crate) tenant_connections: u64,
     /// Events a second that one user (a token's `sub`, or an API key) publishes in the long run. 0:
@@ -258,7 +258,9 @@ pub(crate) struct LimitsConfig {
     /// between. `"0B"`: without bound but those of `retention`.
     pub(crate) tenant_bytes: ByteSize,
     /// Bytes of publish requests that are being read or stored, of all publishers; more wait for
-    /// `http.publish_wait`. Costs some four times as much memory.
+    /// `http.publish_wait`. Of this, a tenant may hold as much as is left free then, and a user as
+    /// much as its tenant may still take: one user alone a third, one tenant alone half. Costs some
+    /// four times as much memory.
     pub(crate) publish_waiting_bytes: ByteSize,
     /// Pages of the journal that readers read at once: half of the journal's 16, so that what
     /// publishers wait for finds the other half free.
@@ -286,13 +288,17 @@ pub(crate) struct HttpConfig {
     /// How long a connection may be without a request. Above the 60 s of most proxies, who send a
     /// request into the end of their connection otherwise.
     pub(crate) idle: Period,
-    /// How long the body of a request may take to arrive. Streams of NDJSON have no such time.
+    /// How long the body of a request may take to arrive. Of a stream of NDJSON, see
+    /// `http.publish_idle`.
     pub(crate) body_read: Period,
     /// Bytes a second that must arrive of a request's body, after 5 s. `"0B"`: without bound. Nobody
     /// holds a place by a byte now and then.
     pub(crate) body_rate: ByteSize,
     /// How long a publish waits for room among `limits.publish_waiting_bytes`, before it is refused.
     pub(crate) publish_wait: Period,
+    /// How long a publisher's stream of NDJSON may be without a line; an empty one will do. All of it
+    /// lives for `http.connection_age`.
+    pub(crate) publish_idle: Period,
     /// How long a publish may take to be stored, before its publisher is told to repeat it. Above the
     /// 10 s after which a store that hangs ends the hub.
     pub(crate) publish_store: Period,
@@ -507,6 +513,7 @@ impl Default for HttpConfig {
             body_read: Period(hub.body_read_max),
             body_rate: ByteSize(hub.body_rate_min),
             publish_wait: Period(hub.publish_wait),
+            publish_idle: Period(hub.publish_idle_max),
             publish_store: Period(hub.publish_store_max),
             h2_ping: Period(serve.h2_ping),
             h2_pong: Period(serve.h2_pong),
@@ -566,11 +573,16 @@ impl Config {
         self.trusted_proxies.iter().filter_map(|text| network(text)).collect()
     }
 
+    /// Whether all connections come from a proxy that has no name: by address, they cannot be told
+    /// apart.
+    pub(crate) fn has_nameless_proxy(&self) -> bool {
+        self.behind_proxy && self.trusted_proxies.is_empty()
+    }
+
     /// The client listener's numbers.
     pub(crate) fn serve_settings(&self) -> ServeSettings {
         let (limits, http) = (&self.limits, &self.http);
-        // All connections come from a proxy that has no name: by address, they cannot be told apart.
-        let is_nameless = self.behind_proxy && self.trusted_proxies.is_empty();
+        let is_nameless = self.has_nameless_proxy();
         let of_address = if is_nameless { limits.connections } else { limits.address_connections };
         let connect_rate = rate(limits.address_connect_rate, limits.address_connect_burst);
         ServeSettings {
@@ -615,6 +627,7 @@ impl Config {
             tenant_bytes_max: Some(limits.tenant_bytes.0).filter(|bytes| *bytes > 0),
             publish_waiting_bytes_max: size(limits.publish_waiting_bytes.0),
             publish_wait: http.publish_wait.0,
+            publish_idle_max: http.publish_idle.0,
             publish_store_max: http.publish_store.0,
             body_read_max: http.body_read.0,
             body_rate_min: http.body_rate.0,

@@ -35,6 +35,7 @@ An unknown key or `TIDINGS_*` variable is an error that names the nearest known 
 listen = \"0.0.0.0:8080\"
 data = \"/var/lib/tidings\"
 behind_proxy = true
+trusted_proxies = [\"127.0.0.1\"]
 
 [[auth.jwt.keys]]
 algorithm = \"ES256\"

@@ -59,6 +59,7 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         ("http.idle", config.http.idle.0, second, 3600 * second),
         ("http.body_read", config.http.body_read.0, second, 3600 * second),
         ("http.publish_wait", config.http.publish_wait.0, Duration::ZERO, 300 * second),
+        ("http.publish_idle", config.http.publish_idle.0, second, 86_400 * second),
         ("http.publish_store", config.http.publish_store.0, second, 300 * second),
         ("http.h2_ping", config.http.h2_ping.0, second, 300 * second),
         ("http.h2_pong", config.http.h2_pong.0, second, 300 * second),

@@ -41,6 +41,31 @@ fn during_the_grace_a_hub_is_not_ready_and_serves_as_before() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
     before.kill();
     after.kill();
+    // The balancer's question is no failure.
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert!(
+        rest.contains("ended by a second signal") && !rest.contains("request failed"),
+        "{rest}"
+    );
+}
+
+#[test]
+fn a_proxy_without_a_name_is_told_of() {
+    for (settings, is_told) in [("", false), ("behind_proxy = true\n", true)] {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut child, mut log, _) = serve(directory.path(), settings);
+        let mut lines = Vec::new();
+        while lines.last().is_none_or(|line: &serde_json::Value| line["message"] != "serving") {
+            lines.push(log_line(&mut log));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let about = |line: &serde_json::Value| {
+            line["level"] == "WARN" && line["message"].as_str().unwrap().contains("trusted_proxies")
+        };
+        assert_eq!(lines.iter().any(about), is_told, "{lines:?}");
+    }
 }
 
 #[test]

@@ -20,12 +20,14 @@ use crate::{
 /// Bytes that an event takes besides its data: names, and what the journal keeps beside it.
 const EVENT_OVERHEAD: usize = 256;
 
-/// Waits for room for a request's body, by its length or, where that is not told, the longest.
-pub(super) async fn room_for_body(hub: &Hub, headers: &HeaderMap) -> Result<Waiting, Problem> {
-    let most = hub.settings().publish_bytes_max;
+/// Waits for room for a request's body if it is short, else for its beginning.
+pub(super) async fn room_for_body(
+    hub: &Hub,
+    grant: &Grant,
+    headers: &HeaderMap,
+) -> Result<Waiting, Problem> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    let length = length.and_then(|length| length.parse().ok()).unwrap_or(most);
-    hub.quotas().waiting(length.min(most)).await
+    hub.quotas().waiting(grant, length.and_then(|length| length.parse().ok())).await
 }
 
 /// Waits for the next lines' rate and room: a stream is read as fast as it may be stored.
@@ -36,11 +38,7 @@ pub(super) async fn room_for_lines(
 ) -> Waiting {
     hub.quotas().pace(grant, lines.len()).await;
     let bytes = lines.iter().flatten().map(|line| size(&line.publish)).sum();
-    loop {
-        if let Ok(room) = hub.quotas().waiting(bytes).await {
-            return room;
-        }
-    }
+    hub.quotas().room(grant, bytes).await
 }
 
 /// Room for a topic that is about to be made.

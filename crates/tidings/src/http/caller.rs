@@ -16,8 +16,10 @@ use crate::{
     auth::{Access, Grant},
     connection::Carrier,
     error::{ErrorCode, Problem},
+    hub::Hub,
     journal::Refusal,
     model::Topic,
+    quota::{Quotas, Waiting},
     settings::Settings,
 };
 
@@ -106,9 +108,28 @@ pub(super) async fn read_body(
     body: Body,
     bytes_max: usize,
 ) -> Result<Bytes, Problem> {
+    read(settings, body, bytes_max, None).await
+}
+
+/// Reads the body of a publish, and takes room for it as it arrives.
+pub(super) async fn read_publish(
+    hub: &Hub,
+    body: Body,
+    room: &mut Waiting,
+) -> Result<Bytes, Problem> {
+    let settings = hub.settings();
+    read(settings, body, settings.publish_bytes_max, Some((hub.quotas(), room))).await
+}
+
+async fn read(
+    settings: &Settings,
+    body: Body,
+    bytes_max: usize,
+    mut room: Option<(&Quotas, &mut Waiting)>,
+) -> Result<Bytes, Problem> {
     let mut body = Limited::new(body, bytes_max);
     let mut bytes = BytesMut::new();
-    let begun = Instant::now();
+    let mut begun = Instant::now();
     loop {
         // What has come decides until when the next must come: nobody buys time by single bytes.
         let (left, rate) = (settings.body_read_max, settings.body_rate_min);
@@ -121,7 +142,15 @@ pub(super) async fn read_body(
         })?;
         match frame {
             None => return Ok(bytes.freeze()),
-            Some(Ok(frame)) => bytes.extend(frame.into_data()),
+            Some(Ok(frame)) => {
+                bytes.extend(frame.into_data());
+                if let Some((quotas, room)) = &mut room {
+                    let asked_at = Instant::now();
+                    quotas.grow(room, bytes.len()).await?;
+                    // Meanwhile nothing was read.
+                    begun += asked_at.elapsed();
+                }
+            }
             Some(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
                 let detail = format!("the body is larger than {bytes_max} bytes");
                 return Err(Problem::new(ErrorCode::TooLarge, detail));

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, convert::Infallible, fmt::Write as _, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     body::Body,
     extract::{RawQuery, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
@@ -13,11 +14,16 @@ use futures_util::stream;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use serde_json::json;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     admission::{self, Admission},
-    caller::{Caller, may_write, read_body},
-    problem, query,
+    caller::{Caller, Carried, may_write, read_publish},
+    problem,
+    proxy::BehindProxy,
+    publisher::Publisher,
+    query,
+    rest::Linger,
     router::App,
 };
 use crate::{
@@ -25,9 +31,9 @@ use crate::{
     error::{ErrorCode, Problem},
     ingest::{self, Bounds, Draft, Drafts, Fields, Parameter, cloudevents, trace::TraceContext},
     metrics::Metrics,
-    model::{Position, Tenant, Topic, json::escape_into},
+    model::{Position, Topic, json::escape_into},
     publish::{Publish, Published},
-    quota::Place,
+    sse::GoAway,
 };
 
 /// What the result of an event that was stored takes, mostly, bytes.
@@ -41,6 +47,8 @@ const LINE_OVERHEAD: usize = 16 * 1024;
 pub(super) async fn publish(
     State(app): State<Arc<App>>,
     Caller(grant): Caller,
+    Carried(carrier): Carried,
+    BehindProxy(behind_proxy): BehindProxy,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
@@ -65,15 +73,15 @@ pub(super) async fn publish(
             let detail = "a stream cannot be repeated as a whole; give its events ids";
             return Err(Problem::new(ErrorCode::Malformed, detail).at(IDEMPOTENCY_KEY));
         }
-        let place = app.hub.quotas().publisher(&grant)?;
-        return Ok(publish_stream(Arc::clone(&app), grant, place, bounds, body));
+        let publisher = Publisher::open(&app.hub, grant, carrier, behind_proxy)?;
+        return Ok(publish_stream(Arc::clone(&app), publisher, bounds, body));
     }
     let trace = TraceContext::of(&headers);
     let work = async {
         let key = idempotency_key(&headers)?;
         app.hub.quotas().may_publish(&grant)?;
-        let _room = admission::room_for_body(&app.hub, &headers).await?;
-        let body = read_body(settings, body, settings.publish_bytes_max).await;
+        let mut room = admission::room_for_body(&app.hub, &grant, &headers).await?;
+        let body = read_publish(&app.hub, body, &mut room).await;
         let body = body.map_err(|problem| problem.at(""))?;
         let query = query.as_deref();
         let mut drafts = read(&essence, content_type, query, &headers, body.clone(), bounds)?;
@@ -333,31 +341,29 @@ fn answer(is_single: bool, results: &[Result<Published, Problem>]) -> Response {
     (StatusCode::OK, headers, body).into_response()
 }
 
-/// A stream of events in, a stream of results out, a line each. It ends with its credential, and
-/// when the hub drains, and says so in its last line; lines after the last result were not read.
-fn publish_stream(
-    app: Arc<App>,
-    grant: Grant,
-    place: Place<Tenant>,
-    bounds: Bounds,
-    body: Body,
-) -> Response {
+/// A stream of events in, a stream of results out, a line each. Whatever but its client ends it is
+/// said in its last line; lines after the last result were not read.
+fn publish_stream(app: Arc<App>, publisher: Publisher, bounds: Bounds, body: Body) -> Response {
     let request_id = problem::request_id();
     let lines = Lines::new(body, bounds.event_bytes_max + LINE_OVERHEAD);
-    let stream = stream::unfold(Some((lines, app, grant, place)), move |state| {
+    let stream = stream::unfold(Some((lines, app, publisher)), move |state| {
         let request_id = request_id.clone();
         problem::within(request_id, async move {
-            let (mut lines, app, grant, place) = state?;
+            let (mut lines, app, mut publisher) = state?;
             let admitted = async {
-                let (numbers, drafts) = lines.next(bounds).await?;
-                let room = admission::room_for_lines(&app.hub, &grant, &drafts).await;
-                Some((numbers, drafts, room))
+                let idle_max = app.hub.settings().publish_idle_max;
+                let (numbers, drafts) = match lines.next(bounds, Some(idle_max)).await {
+                    Ok(read) => read?,
+                    Err(Silent) => return Some(Err(GoAway::Slow)),
+                };
+                let room = admission::room_for_lines(&app.hub, &publisher.grant, &drafts).await;
+                Some(Ok((numbers, drafts, room)))
             };
             let read = tokio::select! {
                 // The end first: lines may go on for ever.
                 biased;
-                problem = end_of_stream(&app, &grant) => Err(problem),
-                admitted = admitted => Ok(admitted?),
+                reason = publisher.ended() => Err(reason),
+                admitted = admitted => admitted?,
             };
             let mut out = BytesMut::new();
             let mut put = |answer: &str| {
@@ -366,7 +372,7 @@ fn publish_stream(
             };
             let state = match read {
                 Ok((numbers, drafts, _room)) => {
-                    let work = authorize_and_publish(&app, &grant, drafts, None);
+                    let work = authorize_and_publish(&app, &publisher.grant, drafts, None);
                     let status = |answer: &Result<_, Problem>| {
                         answer.as_ref().map_or_else(|problem| problem.code.status(), |_| 200)
                     };
@@ -381,10 +387,10 @@ fn publish_stream(
                     for (number, result) in numbers.into_iter().zip(results) {
                         put(&result_json(&result, Some(number)));
                     }
-                    Some((lines, app, grant, place))
+                    Some((lines, app, publisher))
                 }
-                Err(problem) => {
-                    put(&result_json(&Err(problem), None));
+                Err(reason) => {
+                    put(&result_json(&Err(publisher.end(reason)), None));
                     None
                 }
             };
@@ -395,30 +401,16 @@ fn publish_stream(
         (header::CONTENT_TYPE, "application/x-ndjson"),
         (header::CACHE_CONTROL, "no-cache, no-transform"),
     ];
-    (headers, Body::new(StreamBody::new(stream))).into_response()
+    // It may end while lines are still on their way.
+    (headers, Extension(Linger), Body::new(StreamBody::new(stream))).into_response()
 }
 
-/// Waits until a stream may publish no more.
-async fn end_of_stream(app: &App, grant: &Grant) -> Problem {
-    let expired = async {
-        match grant.expires_at() {
-            Some(end) => tokio::time::sleep(app.hub.clock().now().until(end)).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        () = app.hub.draining().cancelled() => {
-            let detail = "the hub is draining; send the rest again";
-            Problem::new(ErrorCode::Unavailable, detail).after(Duration::from_secs(1))
-        }
-        problem = app.hub.until_revoked(grant) => problem,
-        () = expired => {
-            let detail = "the credential expired; send the rest with a new one";
-            Problem::new(ErrorCode::CredentialExpired, detail)
-        }
-    }
-}
+/// Lines' numbers, and their events.
+type Read = (Vec<u64>, Vec<Result<Draft, Problem>>);
+
+/// No line came for as long as may be.
+#[derive(Debug)]
+pub(super) struct Silent;
 
 /// The lines of a body, as many at once as have arrived and one request may hold.
 pub(super) struct Lines {
@@ -441,10 +433,15 @@ impl Lines {
     }
 
     /// Waits for lines, and returns their numbers and events; `None` after the last.
+    ///
+    /// # Errors
+    /// [`Silent`] if for so long none came, not even an empty one.
     pub(super) async fn next(
         &mut self,
         bounds: Bounds,
-    ) -> Option<(Vec<u64>, Vec<Result<Draft, Problem>>)> {
+        idle_max: Option<Duration>,
+    ) -> Result<Option<Read>, Silent> {
+        let mut last = (self.number, Instant::now());
         loop {
             let mut numbers = Vec::new();
             let mut drafts = Vec::new();
@@ -455,12 +452,19 @@ impl Lines {
                 drafts.push(draft);
             }
             if !drafts.is_empty() {
-                return Some((numbers, drafts));
+                return Ok(Some((numbers, drafts)));
             }
             if self.ended {
-                return None;
+                return Ok(None);
             }
-            match self.body.frame().await {
+            if self.number != last.0 {
+                last = (self.number, Instant::now());
+            }
+            let frame = match idle_max {
+                Some(idle_max) => timeout_at(last.1 + idle_max, self.body.frame()).await,
+                None => Ok(self.body.frame().await),
+            };
+            match frame.map_err(|_| Silent)? {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.buffer.extend_from_slice(&data);
@@ -523,5 +527,36 @@ impl Lines {
     fn too_long(&self) -> Problem {
         let detail = format!("the line is longer than {} bytes", self.line_bytes_max);
         Problem::new(ErrorCode::TooLarge, detail).at("")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::StreamExt as _;
+
+    use super::*;
+
+    /// How a stream ends whose pieces come so many seconds apart, with 5 s without a line.
+    async fn read(piece: &'static str, pieces: usize) -> Result<u64, Silent> {
+        let pieces = stream::iter(0..pieces).then(move |_| async move {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            Ok::<_, Infallible>(piece)
+        });
+        let mut lines = Lines::new(Body::from_stream(pieces), 1000);
+        let bounds = Bounds { event_bytes_max: 1000, events_max: 10 };
+        while lines.next(bounds, Some(Duration::from_secs(5))).await?.is_some() {}
+        Ok(lines.number)
+    }
+
+    /// Broken on purpose, it failed: with the time counted from the last piece.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_stays_open_by_lines_and_not_by_bytes() {
+        assert!(matches!(read("\n", 10).await, Ok(10)));
+        assert!(matches!(read("{}\n", 10).await, Ok(10)));
+        let begun = Instant::now();
+        assert!(matches!(read("x", 10).await, Err(Silent)));
+        assert_eq!(begun.elapsed(), Duration::from_secs(5));
     }
 }

@@ -150,7 +150,7 @@ async fn answer(
             Answer::Stream(format) => (stream_headers(Some(format)), unsent()).into_response(),
         });
     }
-    let places = app.hub.quotas().reader(&grant, behind_proxy.0)?;
+    let places = app.hub.quotas().stream(&grant, behind_proxy.0)?;
     match request.answer {
         Answer::Page => {
             // A page that is waited for is not delivered after the credential's end either.

@@ -73,8 +73,8 @@ fn lines(input: &[u8], piece: usize) -> Vec<(u64, String)> {
         .collect();
     let mut lines = Lines::new(Body::from_stream(stream::iter(pieces)), LINE_BYTES_MAX);
     let mut all = Vec::new();
-    while let Some(read) = lines.next(BOUNDS).now_or_never().expect("the body is at hand") {
-        let (numbers, drafts) = read;
+    let mut next = || lines.next(BOUNDS, None).now_or_never().expect("the body is at hand");
+    while let Some((numbers, drafts)) = next().expect("nothing is waited for") {
         for (number, draft) in numbers.into_iter().zip(drafts) {
             let what = match &draft {
                 Ok(draft) => draft.publish.topic.as_str().to_owned(),

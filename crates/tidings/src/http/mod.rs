@@ -18,6 +18,7 @@ mod observe;
 mod openapi;
 mod problem;
 mod proxy;
+mod publisher;
 mod query;
 mod rest;
 mod revocations;

@@ -16,17 +16,16 @@ use crate::metrics::{Metrics, RequestLabel};
 pub(super) struct Observed {
     asked_at: Instant,
     label: RequestLabel,
+    is_probe: bool,
 }
 
 impl Observed {
     pub(super) fn of(request: &Request) -> Self {
         let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-        let label = RequestLabel {
-            route: route.unwrap_or("none").to_owned(),
-            method: method(request.method()),
-            status: "",
-        };
-        Self { asked_at: Instant::now(), label }
+        let route = route.unwrap_or("none").to_owned();
+        let is_probe = route.ends_with("/health/ready");
+        let label = RequestLabel { route, method: method(request.method()), status: "" };
+        Self { asked_at: Instant::now(), label, is_probe }
     }
 
     /// Counts and logs it, within its span.
@@ -38,7 +37,8 @@ impl Observed {
             metrics.request_duration.get_or_create(&label).observe_duration(took);
         }
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        if status.is_server_error() {
+        // Probes come every second while the hub is not ready, which was logged where it began.
+        if status.is_server_error() && !self.is_probe {
             tracing::warn!(status = status.as_u16(), took_us, "request failed");
         } else {
             tracing::debug!(status = status.as_u16(), took_us, is_stream, "request answered");

@@ -34,7 +34,7 @@ pub(super) fn to_json(problem: &Problem) -> serde_json::Value {
 
 /// Whole seconds for `Retry-After` (RFC 9110 §10.2.3), rounded up.
 pub(super) fn retry_after_seconds(problem: &Problem) -> Option<u64> {
-    problem.retry_after.map(|after| after.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX))
+    problem.retry_after_ms().map(|ms| ms.div_ceil(1000))
 }
 
 impl IntoResponse for Problem {
@@ -156,11 +156,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_problem_says_when_to_come_back_in_whole_seconds_rounded_up() {
-        for (ms, seconds) in [(0, "0"), (1, "1"), (1000, "1"), (1001, "2")] {
+    async fn a_problem_says_when_to_come_back_rounded_up_and_never_at_once() {
+        for (us, seconds, ms) in [
+            (0, "1", 1),
+            (1, "1", 1),
+            (1001, "1", 2),
+            (1_000_000, "1", 1000),
+            (1_000_001, "2", 1001),
+        ] {
             let problem = Problem::new(ErrorCode::Unavailable, "x");
-            let answer = problem.after(Duration::from_millis(ms)).into_response();
-            assert_eq!(answer.headers()[header::RETRY_AFTER], seconds, "{ms} ms");
+            let answer = problem.after(Duration::from_micros(us)).into_response();
+            assert_eq!(answer.headers()[header::RETRY_AFTER], seconds, "{us} us");
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["retry_after_ms"], ms, "{us} us");
         }
     }
 }

@@ -17,11 +17,12 @@ use axum::{
 use ipnet::IpNet;
 
 use super::{router::App, serve::Peer};
+use crate::quota::counted_as;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The address behind trusted proxies; `None` if the client is connected directly, where its
-/// address has been counted when it connected.
+/// The address behind trusted proxies, as it is counted; `None` if the client is connected directly,
+/// where its address has been counted when it connected, or is on the proxy's own machine.
 pub(super) struct BehindProxy(pub(super) Option<IpAddr>);
 
 impl FromRequestParts<Arc<App>> for BehindProxy {
@@ -30,7 +31,7 @@ impl FromRequestParts<Arc<App>> for BehindProxy {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Infallible> {
         let peer = parts.extensions.get::<Peer>().map(|peer| peer.address.ip());
         let peer = peer.filter(|peer| is_trusted(&app.trusted_proxies, *peer));
-        Ok(Self(peer.map(|peer| client(&app.trusted_proxies, peer, &parts.headers))))
+        Ok(Self(peer.and_then(|peer| counted(&app.trusted_proxies, peer, &parts.headers))))
     }
 }
 
@@ -40,21 +41,39 @@ pub(super) fn is_trusted(networks: &[IpNet], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&address))
 }
 
-/// Who is behind a trusted peer: the right-most address that is not trusted.
-fn client(trusted: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+/// What a client behind a trusted peer is counted as. Those whom a proxy does not tell apart are
+/// counted together, as that proxy.
+fn counted(trusted: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+    match client(trusted, peer, headers) {
+        Client::At(address) => counted_as(address),
+        Client::Unnamed(proxy) => Some(counted_as(proxy).unwrap_or(proxy)),
+    }
+}
+
+/// Who is behind a trusted peer.
+#[derive(Debug, PartialEq, Eq)]
+enum Client {
+    /// Whoever has this address.
+    At(IpAddr),
+    /// One of those whom this proxy does not name.
+    Unnamed(IpAddr),
+}
+
+/// The right-most address that is not trusted.
+fn client(trusted: &[IpNet], peer: IpAddr, headers: &HeaderMap) -> Client {
     let lines: Vec<&str> =
         headers.get_all(FORWARDED_FOR).iter().map(|value| value.to_str().unwrap_or("?")).collect();
     let mut client = peer;
     for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
         // What is no address was not written by a proxy that knows its trade: nothing left of it
         // is believed either.
-        let Some(address) = address(entry.trim()) else { break };
+        let Some(address) = address(entry.trim()) else { return Client::Unnamed(client) };
         client = address;
         if !is_trusted(trusted, client) {
             break;
         }
     }
-    client
+    Client::At(client)
 }
 
 /// An address, perhaps with a port, as proxies write it.
@@ -77,7 +96,10 @@ mod tests {
         for line in lines {
             headers.append(FORWARDED_FOR, HeaderValue::from_bytes(line.as_bytes()).unwrap());
         }
-        client(&trusted, "10.0.0.1".parse().unwrap(), &headers).to_string()
+        match client(&trusted, "10.0.0.1".parse().unwrap(), &headers) {
+            Client::At(address) => address.to_string(),
+            Client::Unnamed(proxy) => format!("behind {proxy}"),
+        }
     }
 
     #[test]
@@ -101,12 +123,12 @@ mod tests {
     fn what_is_no_address_ends_the_belief() {
         for (lines, client) in [
             (&[][..], "10.0.0.1"),
-            (&[""], "10.0.0.1"),
-            (&["192.0.2.7, unknown"], "10.0.0.1"),
-            (&["192.0.2.7, _hidden, 10.0.0.2"], "10.0.0.2"),
-            (&["192.0.2.7, \u{1}x"], "10.0.0.1"),
-            (&["192.0.2.7", "é"], "10.0.0.1"),
-            (&["192.0.2.7,,10.0.0.2"], "10.0.0.2"),
+            (&[""], "behind 10.0.0.1"),
+            (&["192.0.2.7, unknown"], "behind 10.0.0.1"),
+            (&["192.0.2.7, _hidden, 10.0.0.2"], "behind 10.0.0.2"),
+            (&["192.0.2.7, \u{1}x"], "behind 10.0.0.1"),
+            (&["192.0.2.7", "é"], "behind 10.0.0.1"),
+            (&["192.0.2.7,,10.0.0.2"], "behind 10.0.0.2"),
             // Proxies all the way: the farthest of them.
             (&["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
         ] {

@@ -37,6 +37,8 @@ pub(super) async fn revoke(
     }
     let body = read_body(app.hub.settings(), body, BODY_BYTES_MAX).await?;
     let revocation = parse(&body, &grant)?;
+    // Each is a write to the journal.
+    app.hub.quotas().publish(&grant, 1)?;
     let until = app.hub.revoke(grant.tenant(), &revocation, grant.credential()).await?;
     let mut answer = json!({
         "tenant": grant.tenant().as_str(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{DefaultBodyLimit, Request, State},
-    http::{Method, Uri},
+    http::{HeaderValue, Method, Uri, Version, header},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -69,6 +69,7 @@ pub(super) struct App {
 async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let App { hub, cors, .. } = &*app;
     let named = Named::of(&request);
+    let is_http1 = request.version() <= Version::HTTP_11;
     let answer = async {
         let observed = Observed::of(&request);
         let mut crossed = Crossed::of(&request, cors);
@@ -76,19 +77,23 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
             Some(preflight) => preflight,
             None => {
                 let (request, rest) = Rest::of(request);
-                let response = match caller::refuse_encoded(request.headers()) {
+                let mut response = match caller::refuse_encoded(request.headers()) {
                     Ok(()) => next.run(request).await,
                     Err(problem) => {
                         drop(request);
                         problem.into_response()
                     }
                 };
-                rest.read(hub).await;
+                rest.read(&mut response, hub).await;
                 response
             }
         };
         crossed.mark(&mut response);
         observed.answered(&response, hub.metrics());
+        if hub.is_leaving() && is_http1 {
+            // Else the client's next request may be on its way when the connection is closed.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     };
     named.around(answer).await

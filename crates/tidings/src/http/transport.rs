@@ -42,6 +42,7 @@ use super::{
     chunks::{self, LongAnswer},
     follow,
     proxy::is_trusted,
+    rest::{Linger, linger},
     serve::{Peer, ServeSettings},
     socket::{Protocol, Reads, Requests, Stalling, detect},
     tls::Tls,
@@ -252,12 +253,15 @@ impl Transport {
         let app = app.clone();
         let requests = Requests::new();
         let is_last = Arc::new(AtomicBool::new(false));
+        let lingers = Arc::new(AtomicBool::new(false));
         let stream = stream.hurried(requests.clone(), self.settings.head);
         let service = service_fn({
             let (requests, is_last) = (requests.clone(), Arc::clone(&is_last));
+            let lingers = Arc::clone(&lingers);
             move |request: hyper::Request<Incoming>| {
                 let answering = requests.answering();
                 let (requests, is_last) = (requests.clone(), Arc::clone(&is_last));
+                let lingers = Arc::clone(&lingers);
                 // A body that is not read would be taken for the next request.
                 let may_leave = request.version() == Version::HTTP_11
                     && request.method() == Method::GET
@@ -266,6 +270,8 @@ impl Transport {
                 let answer = answer(&app, peer, request);
                 async move {
                     let mut response = answer.await?;
+                    let is_left = response.extensions_mut().remove::<Linger>().is_some();
+                    lingers.store(is_left, Ordering::Relaxed);
                     let is_long = response.extensions_mut().remove::<LongAnswer>().is_some();
                     if is_long && may_leave {
                         let closes = closes || self::closes(response.headers());
@@ -291,7 +297,13 @@ impl Transport {
             }
             requests.left().map_or(Poll::Pending, |body| Poll::Ready(Ok(Some(body))))
         });
-        let Some(body) = left.await? else { return Ok(None) };
+        let left = left.await;
+        if lingers.load(Ordering::Relaxed) {
+            linger(connection.into_parts().io.into_inner()).await;
+            left?;
+            return Ok(None);
+        }
+        let Some(body) = left? else { return Ok(None) };
         let parts = connection.into_parts();
         let io = parts.io.into_inner().without_hyper(&parts.read_buf);
         Ok(Some(Left { io, body, is_last: is_last.load(Ordering::Relaxed) }))

@@ -40,10 +40,10 @@ pub struct LimitLabel {
     pub limit: &'static str,
 }
 
-/// How a reader is connected.
+/// How a client is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ConnectionLabel {
-    /// `sse`, `ndjson` or `long_poll`.
+    /// `sse`, `ndjson` or `long_poll`; `publish`: a stream of events to publish.
     pub format: &'static str,
     /// `http1`, `http2`, or `none` where the hub is embedded and somebody else serves.
     pub protocol: &'static str,
@@ -188,10 +188,11 @@ macro_rules! metrics {
 const PREFIX: &str = "tidings";
 
 metrics! {
-    /// Open connections of readers, and long-polls that wait.
+    /// Open connections of readers and publishers' streams, and long-polls that wait.
     connections: OpenConnections = OpenConnections::default(), None, CONNECTION;
-    /// Connections that ended, by why: the reason that the reader was told, `left` if it went
-    /// away by itself, `slow` if it was cut off while it took nothing.
+    /// Connections that ended, by why: the reason that the client was told, `left` if it went
+    /// away by itself, `slow` if it was cut off while it took nothing,
+    /// or sent no line of its stream.
     connections_ended: Family<ReasonLabel, Counter> = Family::default(), None, ENDED;
     /// Events that were published, by what became of them.
     events_published: Family<ResultLabel, Counter> = Family::default(), None, PUBLISHED;

@@ -7,6 +7,7 @@ mod elsewhere;
 mod holdings;
 mod places;
 mod rate;
+mod waiting;
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -14,10 +15,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout},
-};
+use tokio::time::Instant;
 
 use crate::{
     auth::Grant,
@@ -28,16 +26,17 @@ use crate::{
 };
 use elsewhere::Holder;
 use holdings::{HoldingLimit, Holdings};
+use waiting::{NoRoom, WaitingRoom};
 
 pub(crate) use elsewhere::{Elsewhere, HOLD, Held};
 pub(crate) use holdings::Room;
 pub(crate) use places::{Place, Places};
 pub(crate) use rate::Buckets;
+pub(crate) use waiting::Waiting;
 
 /// The limits' names, where one is used more than once.
 const USER_RATE: &str = "user_publish_rate";
 const TENANT_RATE: &str = "tenant_publish_rate";
-const TENANT_CONNECTIONS: &str = "tenant_connections";
 const WAITING_BYTES: &str = "publish_waiting_bytes";
 /// When a reader or publisher that was refused a place may come back.
 const PLACE_RETRY: Duration = Duration::from_secs(5);
@@ -45,8 +44,10 @@ const PLACE_RETRY: Duration = Duration::from_secs(5);
 const WAIT_RETRY: Duration = Duration::from_secs(1);
 /// When a tenant that holds too much may come back: after the next sweep, unless it deletes.
 const HOLDING_RETRY: Duration = Duration::from_secs(60);
-/// What the bytes of waiting publishes are counted in: a smaller body takes one.
-const WAITING_UNIT_BYTES: usize = 1024;
+/// The least that a publish counts among the waiting ones, bytes: what it takes besides its body.
+const WAITING_BYTES_MIN: usize = 1024;
+/// Bodies that are known to be no longer have their room at once, bytes: about what one read brings.
+const SHORT_BODY_BYTES: usize = 16 * 1024;
 
 /// Whom a limit of each user counts: the subject, else the credential, of one tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -92,32 +93,23 @@ pub(crate) struct Quotas {
     of_address: Arc<Places<IpAddr>>,
     user_rate: Buckets<User>,
     tenant_rate: Buckets<Tenant>,
-    waiting: Arc<Semaphore>,
-    waiting_units: u32,
+    waiting: Arc<WaitingRoom>,
     publish_wait: Duration,
     pub(crate) elsewhere: Arc<Elsewhere>,
     pub(crate) holdings: Arc<Holdings>,
 }
 
-/// The places of one reader; given back when dropped.
+/// The places of one stream or long-poll; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct ReaderPlaces {
+pub(crate) struct StreamPlaces {
     _of_user: Place<User>,
     _of_tenant: Place<Tenant>,
     _of_address: Option<Place<IpAddr>>,
 }
 
-/// Room for the bytes of one publish, from before they are read until they are stored.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    _permit: OwnedSemaphorePermit,
-}
-
 impl Quotas {
     /// `is_alone`: no other node's places count.
     pub(crate) fn new(settings: &Settings, metrics: Arc<Metrics>, is_alone: bool) -> Self {
-        let units = settings.publish_waiting_bytes_max.div_ceil(WAITING_UNIT_BYTES);
-        let units = u32::try_from(units).unwrap_or(u32::MAX).max(1);
         let places = |most: usize| if most == 0 { usize::MAX } else { most };
         let elsewhere = Arc::new(Elsewhere::new(is_alone));
         Self {
@@ -127,8 +119,7 @@ impl Quotas {
             of_address: Places::of_all_nodes(places(settings.address_connections_max), &elsewhere),
             user_rate: Buckets::new(settings.user_publish_rate),
             tenant_rate: Buckets::new(settings.tenant_publish_rate),
-            waiting: Arc::new(Semaphore::new(units as usize)),
-            waiting_units: units,
+            waiting: WaitingRoom::new(settings.publish_waiting_bytes_max),
             publish_wait: settings.publish_wait,
             elsewhere,
             holdings: Holdings::new(HoldingLimit {
@@ -138,36 +129,28 @@ impl Quotas {
         }
     }
 
-    /// A reader's places: of its user, of its tenant and, if it comes through a proxy, of the
-    /// address behind that.
-    pub(crate) fn reader(
+    /// The places of a reader or of a publisher's long stream: of its user, of its tenant and, if it
+    /// comes through a proxy, of the address behind that ([`counted_as`]).
+    pub(crate) fn stream(
         &self,
         grant: &Grant,
         behind_proxy: Option<IpAddr>,
-    ) -> Result<ReaderPlaces, Problem> {
+    ) -> Result<StreamPlaces, Problem> {
         let full = |limit, detail| self.refuse(limit, detail, PLACE_RETRY);
         let of_user = self.of_user.take(User::of(grant)).ok_or_else(|| {
-            full("user_connections", "this user follows over too many connections; close others")
+            full("user_connections", "this user has too many connections; close others")
         })?;
         let of_tenant = self
             .of_tenant
             .take(grant.tenant().clone())
-            .ok_or_else(|| full(TENANT_CONNECTIONS, "this tenant has too many connections"))?;
-        let of_address = match behind_proxy.and_then(counted_as) {
+            .ok_or_else(|| full("tenant_connections", "this tenant has too many connections"))?;
+        let of_address = match behind_proxy {
             Some(address) => Some(self.of_address.take(address).ok_or_else(|| {
                 full("address_connections", "there are too many connections from this address")
             })?),
             None => None,
         };
-        Ok(ReaderPlaces { _of_user: of_user, _of_tenant: of_tenant, _of_address: of_address })
-    }
-
-    /// The place of a publisher's long stream: of its tenant.
-    pub(crate) fn publisher(&self, grant: &Grant) -> Result<Place<Tenant>, Problem> {
-        self.of_tenant.take(grant.tenant().clone()).ok_or_else(|| {
-            let detail = "this tenant has too many connections";
-            self.refuse(TENANT_CONNECTIONS, detail, PLACE_RETRY)
-        })
+        Ok(StreamPlaces { _of_user: of_user, _of_tenant: of_tenant, _of_address: of_address })
     }
 
     /// Counts so many events against the rates of the user and of the tenant, or against neither.
@@ -204,22 +187,36 @@ impl Quotas {
         self.refuse(limit, "events are published faster than this limit allows", after)
     }
 
-    /// Waits for room for a body of so many bytes, in the order of asking.
-    pub(crate) async fn waiting(&self, bytes: usize) -> Result<Waiting, Problem> {
-        let units = u32::try_from(bytes.div_ceil(WAITING_UNIT_BYTES)).unwrap_or(u32::MAX);
-        let units = units.clamp(1, self.waiting_units);
-        let room = Arc::clone(&self.waiting).acquire_many_owned(units);
-        match timeout(self.publish_wait, room).await {
-            Ok(Ok(permit)) => Ok(Waiting { _permit: permit }),
-            // Never closed; and a publish that found no room in time is to come again.
-            Ok(Err(_)) | Err(_) => {
-                self.metrics.count_limit(WAITING_BYTES);
-                let detail = "the hub stores events more slowly than they are published";
-                Err(Problem::new(ErrorCode::Unavailable, detail)
-                    .after(WAIT_RETRY)
-                    .limit(WAITING_BYTES))
-            }
-        }
+    /// Waits for room for a publish of so many bytes, if they are known to be few; else there is room
+    /// for its beginning, and for the rest as it arrives.
+    pub(crate) async fn waiting(
+        &self,
+        grant: &Grant,
+        bytes: Option<usize>,
+    ) -> Result<Waiting, Problem> {
+        let mut room = self.waiting.enter(&User::of(grant));
+        let bytes = bytes.filter(|bytes| *bytes <= SHORT_BODY_BYTES).unwrap_or_default();
+        self.grow(&mut room, bytes).await?;
+        Ok(room)
+    }
+
+    /// Waits for room for so many bytes, however long that takes.
+    pub(crate) async fn room(&self, grant: &Grant, bytes: usize) -> Waiting {
+        let mut room = self.waiting.enter(&User::of(grant));
+        // It cannot fail: nothing is that long.
+        let _ = room.grow(bytes.max(WAITING_BYTES_MIN), Duration::MAX).await;
+        room
+    }
+
+    /// Waits until the publish has room for so many bytes.
+    pub(crate) async fn grow(&self, room: &mut Waiting, bytes: usize) -> Result<(), Problem> {
+        let grown = room.grow(bytes.max(WAITING_BYTES_MIN), self.publish_wait).await;
+        grown.map_err(|NoRoom| {
+            self.metrics.count_limit(WAITING_BYTES);
+            let detail = "more is published at once than the hub stores; a user and a tenant have \
+                          a share of it each";
+            Problem::new(ErrorCode::Unavailable, detail).after(WAIT_RETRY).limit(WAITING_BYTES)
+        })
     }
 
     /// The problem of a tenant that may have no more topics.

@@ -328,3 +328,30 @@ async fn what_does_not_exist_is_a_problem() {
     assert_eq!(problem_of(answer).await.0, 405);
     assert!(allow.contains("GET") && allow.contains("POST"), "{allow}");
 }
+
+/// Broken on purpose, it failed: without the header, and with it only once the hub drains.
+#[tokio::test]
+async fn from_the_first_step_of_a_shutdown_on_every_answer_ends_its_connection() {
+    let server = Server::start().await;
+    let body = json!({ "topic": "t", "type": "x" }).to_string();
+    let requests = || {
+        let publish = server.post("/v1/events").header("content-type", "application/json");
+        [
+            server.anonymous(Method::GET, "/health/ready"),
+            server.anonymous(Method::GET, "/nothing"),
+            server.anonymous(Method::GET, "/v1/topics"),
+            publish.body(body.clone()),
+            server.get("/v1/events?topic=t"),
+        ]
+    };
+    for request in requests() {
+        assert_eq!(request.send().await.unwrap().headers().get("connection"), None);
+    }
+    server.hub.withdraw();
+    for request in requests() {
+        assert_eq!(request.send().await.unwrap().headers()["connection"], "close");
+    }
+    // HTTP/2 has a frame for it (RFC 9113 §8.2.2).
+    let answer = h2c().get(server.url("/health/live")).send().await.unwrap();
+    assert_eq!(answer.headers().get("connection"), None);
+}

@@ -193,6 +193,8 @@ async fn a_publisher_over_its_rate_is_refused_whole_and_told_when_to_come_back()
     // What writes to the journal counts, whatever its name.
     refused(publish(&server, &number("t", 5)), "user_publish_rate").await;
     refused(server.post("/v1/tickets"), "user_publish_rate").await;
+    let revocation = json!({ "sub": "x" }).to_string();
+    refused(server.post("/v1/revocations").body(revocation), "user_publish_rate").await;
     refused(server.request(Method::PUT, "/v1/topics/p").body("{}"), "user_publish_rate").await;
     refused(server.request(Method::DELETE, "/v1/topics/t"), "user_publish_rate").await;
     let page = server.get("/v1/events?topic=t&since=earliest").header("accept", "application/json");
@@ -288,7 +290,7 @@ async fn a_publish_that_finds_no_room_in_time_is_refused_and_tried_again() {
         settings.publish_wait = SHORT;
     })
     .await;
-    // All the room is for a body that does not come.
+    // All the room is for a body that does not come to its end.
     let mut slow = TcpStream::connect(server.address).await.unwrap();
     let head = format!(
         "POST /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
@@ -296,6 +298,7 @@ async fn a_publish_that_finds_no_room_in_time_is_refused_and_tried_again() {
         server.key
     );
     slow.write_all(head.as_bytes()).await.unwrap();
+    slow.write_all(&[b' '; 65_535]).await.unwrap();
     let waits = async {
         let mut again = interval(Duration::from_millis(10));
         loop {
@@ -314,6 +317,77 @@ async fn a_publish_that_finds_no_room_in_time_is_refused_and_tried_again() {
     let comes =
         async { while publish(&server, &number("t", 0)).send().await.unwrap().status() != 200 {} };
     timeout(SOON, comes).await.expect("the room is given back");
+}
+
+/// Broken on purpose, it failed: with the room taken by the length that a head tells, and with the
+/// whole room as every tenant's share.
+#[tokio::test]
+async fn bodies_of_one_tenant_leave_room_for_another_sent_or_not() {
+    const BODY_BYTES: usize = 256 * 1024;
+    let server = with(|settings| {
+        settings.publish_bytes_max = BODY_BYTES;
+        settings.publish_waiting_bytes_max = 4 * BODY_BYTES;
+        settings.publish_wait = SHORT;
+    })
+    .await;
+    let head = format!(
+        "POST /v1/events?topic=x&type=x HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
+         content-type: text/plain\r\ncontent-length: {BODY_BYTES}\r\nexpect: 100-continue\r\n\r\n",
+        server.other_key
+    );
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 25];
+        let asked = timeout(SOON, stream.read_exact(&mut answer)).await;
+        asked.expect("the hub reads all of them").unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+        slow.push(stream);
+    }
+    server.publish(&number("t", 0)).await;
+    // All but the last byte, as far as the hub reads.
+    let sending = slow.into_iter().map(|mut stream| async move {
+        let _ = stream.write_all(&[b'x'; BODY_BYTES - 1]).await;
+        stream
+    });
+    let sending = tokio::spawn(futures_util::future::join_all(sending));
+    let full = async {
+        let mut look = interval(Duration::from_millis(10));
+        while hits(&server, "publish_waiting_bytes") == 0 {
+            look.tick().await;
+        }
+    };
+    timeout(SOON, full).await.expect("its own bodies wait for each other");
+    for n in 1..20 {
+        server.publish(&number("t", n)).await;
+    }
+    sending.abort();
+}
+
+/// Broken on purpose, it failed: without `rest::linger`.
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_sends_chunks_without_end() {
+    let server = Server::start().await;
+    let head = "POST /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer x\r\n\
+                content-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let chunk = format!("{:x}\r\n{}\r\n", 64 * 1024, "x".repeat(64 * 1024));
+        stream.write_all(chunk.as_bytes()).await.unwrap();
+        timeout(SOON, stream.readable()).await.expect("it is told at once").unwrap();
+        for _ in 0..8 {
+            // Meanwhile the hub would have closed the connection.
+            server.get("/health/live").send().await.unwrap();
+            stream.write_all(chunk.as_bytes()).await.expect("it is still read");
+        }
+        let mut answer = Vec::new();
+        timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    }
 }
 
 /// Broken on purpose, it failed: without `rest::read`, which leaves hyper to close the connection
@@ -364,6 +438,9 @@ async fn streams_through_a_trusted_proxy_are_counted_by_the_address_behind_it() 
     // What a client writes itself stands left of what the proxy saw.
     refused(from("198.51.100.1, 192.0.2.1"), "address_connections").await;
     let _two = Reader::of(from("192.0.2.1, 192.0.2.2").send().await.unwrap());
+    // Those whom the proxy does not name are one.
+    let _unnamed = Reader::of(from("192.0.2.9, unknown").send().await.unwrap());
+    refused(from("_hidden"), "address_connections").await;
     // From the proxy itself.
     let _three = Reader::of(server.get("/v1/events?topic=t").send().await.unwrap());
     let _four = Reader::of(server.get("/v1/events?topic=t").send().await.unwrap());

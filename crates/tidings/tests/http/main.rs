@@ -21,6 +21,7 @@ mod keys;
 mod limits;
 mod metrics;
 mod publish;
+mod publishers;
 mod resume;
 mod support;
 mod tickets;

@@ -390,7 +390,7 @@ async fn an_idempotency_key_replays_the_whole_request_and_no_other() {
 }
 
 /// A body that is written while its answer is read.
-fn lines() -> (mpsc::Sender<String>, Body) {
+pub(crate) fn lines() -> (mpsc::Sender<String>, Body) {
     let (sender, receiver) = mpsc::channel::<String>(8);
     let stream = futures_util::stream::unfold(receiver, async |mut receiver| {
         let line = receiver.recv().await?;
