@@ -263,8 +263,7 @@ mod tests {
         assert!(state.bodies.is_empty() && state.waiting.is_empty());
     }
 
-    /// Broken on purpose, it hung: with nobody beyond his share, and with the whole's place taken
-    /// before the user's.
+    /// Broken on purpose, it failed: with nobody beyond his share.
     #[tokio::test(start_paused = true)]
     async fn bodies_that_grow_together_do_not_wait_for_each_other_for_ever() {
         let room = WaitingRoom::new(4000);
