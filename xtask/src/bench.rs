@@ -11,8 +11,9 @@ use crate::{root, suite, target};
 const COUNTS: &str = "bench/instructions.txt";
 /// How much a case may grow before it is a regression.
 const GROWTH_MAX: f64 = 1.05;
-/// How much two refusals may differ that nobody is to tell apart, as a share of the smaller.
-const DIFFERENCE_MAX: f64 = 0.02;
+/// How much two refusals may differ that nobody is to tell apart, as a share of the smaller. The same
+/// one differs by 2 % from run to run, by the seeds of hash tables; this is a microsecond.
+const DIFFERENCE_MAX: f64 = 0.04;
 /// How often a case is done: enough that one beginning or growing buffer does not count.
 const FEW: u64 = 200;
 const MANY: u64 = 1200;

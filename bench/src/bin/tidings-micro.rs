@@ -144,7 +144,7 @@ fn record_decode() -> Case {
 fn frame_encode() -> Case {
     let (key, event) = (key(), event());
     Box::new(move || {
-        black_box(Frame::of(black_box(&key), Epoch(77), black_box(&event)));
+        black_box(Frame::of(black_box(&key), Epoch(77), black_box(&event)).bytes());
     })
 }
 
