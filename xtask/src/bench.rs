@@ -233,8 +233,8 @@ mod tests {
     }
 
     #[test]
-    fn two_refusals_that_differ_by_more_than_two_percent_can_be_told_apart() {
-        assert!(!differ(1000, 1020) && !differ(1020, 1000) && differ(1000, 1021));
+    fn two_refusals_that_differ_by_more_than_four_percent_can_be_told_apart() {
+        assert!(!differ(1000, 1040) && !differ(1040, 1000) && differ(1000, 1041));
     }
 
     #[test]
