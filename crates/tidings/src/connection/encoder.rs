@@ -71,18 +71,15 @@ impl Out {
     }
 
     fn extend_from_slice(&mut self, bytes: &[u8]) {
-        let own = match self {
-            Self::Own(own) => own,
-            other => {
-                let own = match std::mem::take(other) {
-                    Self::Shared(shared) => BytesMut::from(&*shared),
-                    _ => BytesMut::new(),
-                };
-                *other = Self::Own(own);
-                return other.extend_from_slice(bytes);
+        match self {
+            Self::Nothing => *self = Self::Own(BytesMut::from(bytes)),
+            Self::Own(own) => own.extend_from_slice(bytes),
+            Self::Shared(shared) => {
+                let mut own = BytesMut::from(&**shared);
+                own.extend_from_slice(bytes);
+                *self = Self::Own(own);
             }
-        };
-        own.extend_from_slice(bytes);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -290,6 +290,11 @@ fn placed(mut problem: Problem, fields: &Fields) -> Problem {
     problem
 }
 
+/// The result of a refused event.
+fn refused_json(problem: &Problem) -> Value {
+    json!({ "error": problem::to_json(problem) })
+}
+
 /// What became of an event; a refused one of a stream is found by its line's number.
 fn result_json(result: &Result<Published, Problem>, line: Option<u64>) -> String {
     match result {
@@ -309,7 +314,7 @@ fn result_json(result: &Result<Published, Problem>, line: Option<u64>) -> String
             out
         }
         Err(problem) => {
-            let mut json = json!({ "error": problem::to_json(problem) });
+            let mut json = refused_json(problem);
             if let (Some(line), Some(members)) = (line, json.as_object_mut()) {
                 members.insert("line".to_owned(), line.into());
             }
@@ -326,8 +331,7 @@ fn answer(is_single: bool, results: &[Result<Published, Problem>]) -> Response {
         let mut body = problem::to_json(problem);
         if !is_single && let Some(members) = body.as_object_mut() {
             let errors = results.iter().filter_map(|result| result.as_ref().err());
-            let list = errors.map(|problem| json!({ "error": problem::to_json(problem) }));
-            members.insert("results".to_owned(), list.collect());
+            members.insert("results".to_owned(), errors.map(refused_json).collect());
         }
         return problem::respond(problem, body.to_string());
     }
