@@ -10,6 +10,7 @@ mod rate;
 mod waiting;
 
 use std::{
+    hash::{Hash, Hasher},
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
     time::Duration,
@@ -50,25 +51,43 @@ const WAITING_BYTES_MIN: usize = 1024;
 const SHORT_BODY_BYTES: usize = 16 * 1024;
 
 /// Whom a limit of each user counts: the subject, else the credential, of one tenant.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct User {
-    tenant: Tenant,
-    name: Box<str>,
-}
+#[derive(Debug, Clone)]
+pub(crate) struct User(Grant);
 
 impl User {
     fn of(grant: &Grant) -> Self {
-        let name = match grant.subject() {
-            Some(subject) => format!("sub:{subject}"),
-            None => grant.credential().to_owned(),
-        };
-        Self { tenant: grant.tenant().clone(), name: name.into() }
+        Self(grant.clone())
+    }
+
+    fn tenant(&self) -> &Tenant {
+        self.0.tenant()
+    }
+
+    /// All that tells one from another: what else their grants say, does not count.
+    fn parts(&self) -> (&Tenant, bool, &str) {
+        let subject = self.0.subject();
+        (self.tenant(), subject.is_some(), subject.unwrap_or_else(|| self.0.credential()))
+    }
+}
+
+impl PartialEq for User {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for User {}
+
+impl Hash for User {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().hash(state);
     }
 }
 
 impl Holder for User {
     fn name(&self) -> String {
-        format!("user {} {}", self.tenant, self.name)
+        let (tenant, is_subject, name) = self.parts();
+        format!("user {tenant} {}{name}", if is_subject { "sub:" } else { "" })
     }
 }
 

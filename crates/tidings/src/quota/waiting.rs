@@ -91,7 +91,7 @@ impl WaitingRoom {
 
     /// A body that holds nothing yet.
     pub(super) fn enter(self: &Arc<Self>, user: &User) -> Waiting {
-        let (tenant, user) = (self.hashes.hash_one(&user.tenant), self.hashes.hash_one(user));
+        let (tenant, user) = (self.hashes.hash_one(user.tenant()), self.hashes.hash_one(user));
         let mut state = self.state();
         let body = state.next;
         state.next += 1;
@@ -220,13 +220,13 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Tenant;
+    use crate::{auth::Grant, model::Tenant};
 
     const NOW: Duration = Duration::ZERO;
     const WAIT: Duration = Duration::from_secs(5);
 
     fn user(tenant: &str, name: &str) -> User {
-        User { tenant: Tenant::parse(tenant).unwrap(), name: name.into() }
+        User::of(&Grant::of_patterns(Tenant::parse(tenant).unwrap(), name, &[], &[]))
     }
 
     /// Bodies of a user, as many as find room for so much each.
