@@ -30,7 +30,7 @@ use crate::{
     ring::RingLimit,
     settings::Settings,
     spans::Spans,
-    sse::Frame,
+    sse::{Frame, FrameTopic},
     subscribe::{Follow, Started, Subscription},
     topic_task::{Shared, Topics},
 };
@@ -136,7 +136,7 @@ impl HubBuilder {
             of_tenant: self.settings.tenant_replay_reads_max,
         };
         let journal = Arc::new(Turns::new(journal, turns));
-        let (appended, grown) = mpsc::channel(RETENTION_HINTS_MAX);
+        let (grown, to_trim) = mpsc::channel(RETENTION_HINTS_MAX);
         let ring = RingLimit {
             frames: self.settings.ring_frames_max,
             bytes: self.settings.ring_bytes_max,
@@ -146,7 +146,8 @@ impl HubBuilder {
         let started_at = clock.now();
         let (bus, node) = (self.bus, getrandom::u64().unwrap_or_default());
         let spans = Spans::new(self.tracer);
-        let shared = Shared { journal, bus, node, clock, metrics, spans, ring, appended };
+        let grown_by = retention::grown_by(&self.settings.retention);
+        let shared = Shared { journal, bus, node, clock, metrics, spans, ring, grown, grown_by };
         let tasks = TaskTracker::new();
         let stopped = CancellationToken::new();
         let hub = Hub(Arc::new(Inner {
@@ -162,7 +163,7 @@ impl HubBuilder {
             draining: CancellationToken::new(),
             stopped,
         }));
-        hub.background(retention::run(hub.clone(), grown));
+        hub.background(retention::run(hub.clone(), to_trim));
         hub.background(due::run(hub.clone()));
         hub.background(revocation::run(hub.clone()));
         if let Some(bus) = &hub.topics().shared().bus {
@@ -213,14 +214,14 @@ impl Hub {
         prefix: &str,
     ) -> Result<(Vec<Frame>, Cursor), JournalError> {
         let head = self.journal().describe(topic).await?.head;
-        let mut frames = Vec::new();
+        let (mut frames, of) = (Vec::new(), FrameTopic::from(topic));
         let mut query =
             StateQuery { prefix: prefix.to_owned(), until: head.end().offset, ..StateQuery::all() };
         loop {
             let page = self.journal().states(topic, query.clone()).await?;
             let Some(last) = page.events.last() else { break };
             query.after = last.offset;
-            frames.extend(page.events.iter().map(|event| Frame::of(topic, page.head.epoch, event)));
+            frames.extend(page.events.iter().map(|event| Frame::of(&of, page.head.epoch, event)));
         }
         Ok((frames, Cursor::single(&topic.topic, Mark::from(head.end()))))
     }

@@ -2,8 +2,6 @@
 //!
 //! The rule: trimming only ever moves a topic's `earliest` up; readers learn of it from the journal.
 
-use std::collections::HashMap;
-
 use tokio::sync::mpsc;
 
 use crate::{
@@ -16,25 +14,16 @@ use crate::{
 const SLACK: u64 = 10;
 /// Topics looked at before others get their turn.
 const SWEEP_PAGE: usize = 500;
-/// Busy topics remembered at once; one that does not fit waits for the sweep.
-const BUSY_MAX: usize = 65_536;
-
 /// Trims until the hub is shut down.
-pub(crate) async fn run(hub: Hub, mut appended: mpsc::Receiver<(TopicKey, u64)>) {
-    let mut counts: HashMap<TopicKey, u64> = HashMap::new();
+pub(crate) async fn run(hub: Hub, mut grown: mpsc::Receiver<TopicKey>) {
     let mut sweep = tokio::time::interval(hub.settings().retention_sweep);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let result = tokio::select! {
             // Not by chance: a simulated run repeated is the same run.
             biased;
-            _ = sweep.tick() => {
-                counts.clear();
-                hub.sweep().await
-            }
-            Some((topic, count)) = appended.recv() => {
-                grown(&hub, &mut counts, topic, count).await
-            }
+            _ = sweep.tick() => hub.sweep().await,
+            Some(topic) = grown.recv() => hub.retain_now(&topic).await,
         };
         if let Err(error) = result {
             tracing::warn!(%error, "retention did not run; trying again");
@@ -42,25 +31,10 @@ pub(crate) async fn run(hub: Hub, mut appended: mpsc::Receiver<(TopicKey, u64)>)
     }
 }
 
-/// Counts what a topic got, and trims it when that is a share of what it may keep.
-async fn grown(
-    hub: &Hub,
-    counts: &mut HashMap<TopicKey, u64>,
-    topic: TopicKey,
-    count: u64,
-) -> Result<(), JournalError> {
-    if counts.len() >= BUSY_MAX && !counts.contains_key(&topic) {
-        return Ok(());
-    }
-    let grown = counts.entry(topic.clone()).or_default();
-    *grown += count;
-    // By default 1 000 events; a topic with bounds of its own is looked at as often.
-    if *grown < (hub.settings().retention.events.unwrap_or(10_000) / SLACK).max(1) {
-        return Ok(());
-    }
-    counts.remove(&topic);
-    let info = hub.journal().describe(&topic).await?;
-    hub.retain(&info).await
+/// How many events a topic grows by until it is looked at. By default 1 000; a topic with bounds of
+/// its own is looked at as often.
+pub(crate) fn grown_by(retention: &Retention) -> u64 {
+    (retention.events.unwrap_or(10_000) / SLACK).max(1)
 }
 
 impl Hub {
@@ -123,6 +97,11 @@ impl Hub {
     async fn retain_and_date(&self, info: &TopicInfo) -> Result<Option<Timestamp>, JournalError> {
         self.retain(info).await?;
         self.oldest(info).await
+    }
+
+    async fn retain_now(&self, topic: &TopicKey) -> Result<(), JournalError> {
+        let info = self.journal().describe(topic).await?;
+        self.retain(&info).await
     }
 
     async fn retain(&self, info: &TopicInfo) -> Result<(), JournalError> {

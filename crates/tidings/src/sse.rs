@@ -19,8 +19,8 @@ use tokio::time::Instant;
 use crate::{
     error::Problem,
     model::{
-        Class, Cursor, Data, Epoch, Event, EventType, Offset, Position, StateKey, Timestamp,
-        TopicKey,
+        Class, Data, Epoch, Event, EventType, Offset, Position, StateKey, Timestamp, Topic,
+        TopicHash, TopicKey,
         json::escape_into,
         resume::{Gap, Head},
     },
@@ -35,6 +35,22 @@ pub(crate) struct Taken {
     pub(crate) delivery: Option<Arc<Delivery>>,
 }
 
+/// A topic as frames name it: its name, and that as cursors hold it, hashed once for all of them.
+#[derive(Debug, Clone)]
+pub struct FrameTopic(Arc<(Topic, TopicHash)>);
+
+impl From<&TopicKey> for FrameTopic {
+    fn from(key: &TopicKey) -> Self {
+        Self(Arc::new((key.topic.clone(), (&key.topic).into())))
+    }
+}
+
+impl From<&Self> for FrameTopic {
+    fn from(topic: &Self) -> Self {
+        topic.clone()
+    }
+}
+
 /// An event as readers get it; encoded when the first of them takes it.
 #[derive(Debug)]
 pub struct Frame {
@@ -42,7 +58,7 @@ pub struct Frame {
     pub position: Option<Position>,
     /// When this hub took the event; `None` for one that is replayed.
     pub(crate) taken: Option<Taken>,
-    topic: TopicKey,
+    topic: FrameTopic,
     event: Event,
     encoded: OnceLock<Encoded>,
 }
@@ -60,33 +76,34 @@ const ENVELOPE_BYTES: usize = 320;
 impl Frame {
     /// The frame of a stored event: `id: <cursor>`, `data: <CloudEvents JSON>`, empty line.
     #[must_use]
-    pub fn of(topic: &TopicKey, epoch: Epoch, event: &Event) -> Self {
+    pub fn of(topic: impl Into<FrameTopic>, epoch: Epoch, event: &Event) -> Self {
         let position = Position { epoch, offset: event.offset, fingerprint: event.fingerprint };
-        Self::new(topic, Some(position), event)
+        Self::new(topic.into(), Some(position), event)
     }
 
     /// The frame of an event that has no place.
     #[must_use]
-    pub fn ephemeral(topic: &TopicKey, event: &Event) -> Self {
-        Self::new(topic, None, event)
+    pub fn ephemeral(topic: impl Into<FrameTopic>, event: &Event) -> Self {
+        Self::new(topic.into(), None, event)
     }
 
-    fn new(topic: &TopicKey, position: Option<Position>, event: &Event) -> Self {
-        let (topic, event, encoded) = (topic.clone(), event.clone(), OnceLock::new());
+    fn new(topic: FrameTopic, position: Option<Position>, event: &Event) -> Self {
+        let (event, encoded) = (event.clone(), OnceLock::new());
         Self { position, taken: None, topic, event, encoded }
     }
 
     fn encoded(&self) -> &Encoded {
         self.encoded.get_or_init(|| {
             let mut out = String::with_capacity(self.length());
+            let (topic, hash) = &*self.topic.0;
             if let Some(position) = self.position {
                 out.push_str("id: ");
-                Cursor::single(&self.topic.topic, position.into()).encode_into(&mut out);
+                hash.cursor_into(position.into(), &mut out);
                 out.push('\n');
             }
             out.push_str("data: ");
             let start = out.len();
-            let data = cloud_event_into(&mut out, &self.topic, self.position, &self.event);
+            let data = cloud_event_into(&mut out, topic, self.position, &self.event);
             let json = start..out.len();
             out.push_str("\n\n");
             Encoded { bytes: Bytes::from(out), json, data }
@@ -159,31 +176,33 @@ impl Frame {
 /// Writes an event as CloudEvents 1.0 JSON and returns where its data is, empty if it has none.
 fn cloud_event_into(
     out: &mut String,
-    topic: &TopicKey,
+    topic: &Topic,
     position: Option<Position>,
     event: &Event,
 ) -> Range<usize> {
     let body = &event.body;
+    // What is pushed needs no escapes: names have none by their rules.
+    let push = |out: &mut String, texts: &[&str]| texts.iter().for_each(|text| out.push_str(text));
+    let topic = topic.as_str();
     out.push_str("{\"specversion\":\"1.0\",\"id\":");
     escape_into(out, body.id.as_str());
     out.push_str(",\"source\":");
     match &body.source {
         Some(source) => escape_into(out, source.as_str()),
-        None => {
-            let _ = write!(out, "\"/{}\"", topic.topic);
-        }
+        None => push(out, &["\"/", topic, "\""]),
     }
-    let _ = write!(out, ",\"type\":\"{}\"", body.event_type);
+    push(out, &[",\"type\":\"", body.event_type.as_str(), "\""]);
     if let Some(subject) = &body.subject {
         out.push_str(",\"subject\":");
         escape_into(out, subject.as_str());
     }
     let time = body.time.unwrap_or(event.recorded_at);
-    let _ = write!(out, ",\"time\":\"{time}\",\"topic\":\"{}\"", topic.topic);
+    let _ = write!(out, ",\"time\":\"{time}");
+    push(out, &["\",\"topic\":\"", topic, "\""]);
     if let Some(position) = position {
         let _ = write!(out, ",\"position\":\"{position}\"");
     }
-    let _ = write!(out, ",\"class\":\"{}\"", body.class.as_str());
+    push(out, &[",\"class\":\"", body.class.as_str(), "\""]);
     if let Some(key) = &body.key {
         out.push_str(",\"key\":");
         escape_into(out, key.as_str());
@@ -195,7 +214,7 @@ fn cloud_event_into(
         out.push_str(",\"deleted\":true");
     }
     for (name, value) in &body.extensions {
-        let _ = write!(out, ",\"{name}\":{}", value.as_str());
+        push(out, &[",\"", name, "\":", value.as_str()]);
     }
     let data = match &body.data {
         Data::None => out.len()..out.len(),
@@ -367,7 +386,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{EventId, Fingerprint, JsonText, NewEvent, Tenant, Topic, event::Attribute};
+    use crate::model::{
+        Cursor, EventId, Fingerprint, JsonText, NewEvent, Tenant, event::Attribute,
+    };
 
     fn topic() -> TopicKey {
         TopicKey::new(Tenant::parse("t").unwrap(), Topic::parse("user/42").unwrap())

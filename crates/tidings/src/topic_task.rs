@@ -90,8 +90,10 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) spans: Spans,
     pub(crate) ring: RingLimit,
-    /// Told which topic got how many events, so that retention looks at the busy ones first.
-    pub(crate) appended: mpsc::Sender<(TopicKey, u64)>,
+    /// Told which topics grew, so that retention looks at the busy ones first.
+    pub(crate) grown: mpsc::Sender<TopicKey>,
+    /// By how many events each time.
+    pub(crate) grown_by: u64,
 }
 
 impl Shared {
@@ -361,6 +363,10 @@ async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<
     let mut queue = Vec::new();
     let mut stopped = pin!(topics.stopped.cancelled());
     let mut is_stopping = false;
+    // Left running while there is work: setting it anew for each commit costs more than asking when
+    // it rings.
+    let mut idle = pin!(tokio::time::sleep(TOPIC_IDLE));
+    let mut was_idle = true;
     loop {
         tokio::select! {
             biased;
@@ -368,22 +374,28 @@ async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<
                 if count == 0 {
                     return;
                 }
+                was_idle = false;
                 serve_all(&shared, &live, &mut queue).await;
             }
-            () = live.hinted.notified() => look(&shared, &live).await,
+            () = live.hinted.notified() => {
+                was_idle = false;
+                look(&shared, &live).await;
+            }
             // After closing, what was sent before is still received: the loop ends at 0.
             () = &mut stopped, if !is_stopping => {
                 is_stopping = true;
                 commands.close();
             }
-            () = tokio::time::sleep(TOPIC_IDLE) => {
-                if topics.retire(&live, &mut commands) {
+            () = &mut idle => {
+                if was_idle && topics.retire(&live, &mut commands) {
                     // Sent in the last moment: another task has the topic's readers by now.
                     while let Some(command) = commands.recv().await {
                         topics.send(&live.topic, command).await;
                     }
                     return;
                 }
+                was_idle = true;
+                idle.as_mut().reset(Instant::now() + TOPIC_IDLE);
             }
         }
     }
@@ -425,7 +437,7 @@ async fn serve(shared: &Shared, live: &Arc<Live>, queue: &mut Vec<Queued>) {
                     recorded_at: at,
                     body: event,
                 };
-                let frame = Frame::ephemeral(&live.topic, &event).taken(Some(taken));
+                let frame = Frame::ephemeral(&live.frames, &event).taken(Some(taken));
                 let mut state = live.state();
                 state.ring.push_ephemeral(Arc::new(frame));
                 live.wake_all(&mut state);
@@ -545,8 +557,9 @@ impl Pending {
                     let (topic, end) = (live.topic.clone(), appended.head.end());
                     shared.announce(|| Announcement::Advanced { topic, end });
                 }
-                let count = appended.events.len() as u64;
-                if count > 0 && shared.appended.try_send((live.topic.clone(), count)).is_err() {
+                if live.grow(appended.events.len() as u64, shared.grown_by)
+                    && shared.grown.try_send(live.topic.clone()).is_err()
+                {
                     // The sweep finds the topic later.
                     shared.metrics.retention_hints_dropped.inc();
                 }

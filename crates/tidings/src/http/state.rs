@@ -22,7 +22,7 @@ use crate::{
     ingest::Parameter,
     journal::{JournalError, Page, StateQuery},
     model::{Cursor, Mark, Offset, Topic, TopicKey},
-    sse::Frame,
+    sse::{Frame, FrameTopic},
 };
 
 /// Query parameters.
@@ -86,11 +86,12 @@ impl Pages {
         let Some(page) = self.page.take() else { return Ok(None) };
         let Some(last) = page.events.last() else { return Ok(None) };
         let mut json = Vec::new();
+        let topic = FrameTopic::from(&self.key);
         for event in &page.events {
             if self.query.after > Offset::ZERO || !json.is_empty() {
                 json.push(b',');
             }
-            json.extend_from_slice(&Frame::of(&self.key, page.head.epoch, event).json());
+            json.extend_from_slice(&Frame::of(&topic, page.head.epoch, event).json());
         }
         self.query.after = last.offset;
         Ok(Some((json.into(), self)))

@@ -163,16 +163,32 @@ impl Cursor {
             }
         }
         for (hash, mark) in &self.marks {
-            bytes.extend(hash.0);
-            bytes.extend(mark.position.epoch.0.to_be_bytes());
-            bytes.extend(mark.position.fingerprint.0.to_be_bytes());
-            let place = mark.position.offset.0 << 1;
-            put_varint(&mut bytes, place | u64::from(mark.states_after.is_some()));
-            if let Some(Offset(after)) = mark.states_after {
-                put_varint(&mut bytes, after);
-            }
+            mark.put(*hash, &mut bytes);
         }
         BASE64.encode_string(&bytes, text);
+    }
+}
+
+impl TopicHash {
+    /// Writes the cursor over this topic alone.
+    pub(crate) fn cursor_into(self, mark: Mark, text: &mut String) {
+        let mut bytes = Vec::with_capacity(43);
+        bytes.push(PLAIN);
+        mark.put(self, &mut bytes);
+        BASE64.encode_string(&bytes, text);
+    }
+}
+
+impl Mark {
+    fn put(self, topic: TopicHash, bytes: &mut Vec<u8>) {
+        bytes.extend(topic.0);
+        bytes.extend(self.position.epoch.0.to_be_bytes());
+        bytes.extend(self.position.fingerprint.0.to_be_bytes());
+        let place = self.position.offset.0 << 1;
+        put_varint(bytes, place | u64::from(self.states_after.is_some()));
+        if let Some(Offset(after)) = self.states_after {
+            put_varint(bytes, after);
+        }
     }
 }
 

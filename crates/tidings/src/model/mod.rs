@@ -14,7 +14,7 @@ pub mod topic;
 
 use std::borrow::Cow;
 
-pub use cursor::{Cursor, CursorError, Mark};
+pub use cursor::{Cursor, CursorError, Mark, TopicHash};
 pub use event::{Class, Data, Event, EventId, EventType, NewEvent, StateKey};
 pub use json::{JsonError, JsonText};
 pub use position::{Epoch, Fingerprint, Offset, Position};

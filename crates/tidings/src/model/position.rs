@@ -44,11 +44,10 @@ impl Epoch {
 
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for shift in [30, 25, 20, 15, 10, 5, 0] {
-            let digit = Self::DIGITS.get(((self.0 >> shift) & 31) as usize).unwrap_or(&b'0');
-            fmt::Write::write_char(f, char::from(*digit))?;
-        }
-        Ok(())
+        let digit =
+            |shift: u32| Self::DIGITS.get(((self.0 >> shift) & 31) as usize).unwrap_or(&b'0');
+        let text = [30, 25, 20, 15, 10, 5, 0].map(|shift| *digit(shift));
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 

@@ -194,8 +194,9 @@ impl Reader {
             let end = page.head.tail.previous().0;
             metrics.reader_lag.journal.observe(end.saturating_sub(before.position.offset.0));
         }
+        let live = Arc::clone(&self.registration.live);
         for event in &page.events {
-            let frame = Arc::new(Frame::of(&self.key, page.head.epoch, event));
+            let frame = Arc::new(Frame::of(&live.frames, page.head.epoch, event));
             self.take(&frame, found);
         }
         if self.mark.position != page.next {
@@ -231,8 +232,9 @@ impl Reader {
             return Ok(());
         }
         metrics.events_replayed.inc_by(page.events.len() as u64);
+        let live = Arc::clone(&self.registration.live);
         for event in &page.events {
-            let frame = Arc::new(Frame::of(&self.key, page.head.epoch, event));
+            let frame = Arc::new(Frame::of(&live.frames, page.head.epoch, event));
             self.mark.states_after = Some(event.offset);
             found.event(&frame, Some(self.mark));
         }

@@ -21,7 +21,7 @@ use crate::{
     journal::{Appended, Journal, JournalError, Page, Properties, TopicInfo},
     model::{Event, Offset, Position, TopicKey, resume::Head},
     ring::{Ring, RingLimit},
-    sse::{Frame, Taken},
+    sse::{Frame, FrameTopic, Taken},
 };
 
 /// Wakes one connection: a bit for each of its topics that advanced, and one flag for all that
@@ -92,10 +92,14 @@ const WAKE_AT_ONCE: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) topic: TopicKey,
+    /// The same, for its frames.
+    pub(crate) frames: FrameTopic,
     /// Held by who asks the journal where the topic stands: one does for all.
     asking: tokio::sync::Mutex<()>,
     /// How often the topic's properties changed: what they allowed must be asked again.
     changes: AtomicU64,
+    /// Events that were appended here since retention was told.
+    grown: AtomicU64,
     /// Other nodes may have appended: the task is to look.
     pub(super) hinted: Notify,
     /// They may have changed its properties, too.
@@ -200,9 +204,11 @@ impl Live {
             waking: Waking::default(),
         };
         Self {
+            frames: (&topic).into(),
             topic,
             asking: tokio::sync::Mutex::default(),
             changes: AtomicU64::default(),
+            grown: AtomicU64::default(),
             hinted: Notify::new(),
             hinted_change: AtomicBool::default(),
             followed: AtomicBool::default(),
@@ -280,6 +286,15 @@ impl Live {
         self.changes.load(Ordering::SeqCst)
     }
 
+    /// Counts what was appended; whether that is as much as retention is told of.
+    pub(super) fn grow(&self, events: u64, tell: u64) -> bool {
+        // Its one task counts.
+        let grown = self.grown.load(Ordering::Relaxed) + events;
+        let is_enough = grown >= tell;
+        self.grown.store(if is_enough { 0 } else { grown }, Ordering::Relaxed);
+        is_enough
+    }
+
     /// Whether the topic is closed, as far as this node knows.
     pub(super) fn is_closed(&self) -> bool {
         self.state().head.is_some_and(|head| head.closed)
@@ -318,7 +333,7 @@ impl Live {
         let frame = |event: &Event| {
             let place = taken.binary_search_by_key(&event.offset, |(offset, _)| *offset).ok();
             let taken = place.and_then(|place| taken.get(place)).map(|(_, taken)| taken.clone());
-            let frame = Frame::of(&self.topic, appended.head.epoch, event).taken(taken);
+            let frame = Frame::of(&self.frames, appended.head.epoch, event).taken(taken);
             (event.offset, Arc::new(frame))
         };
         let frames: Vec<(Offset, Arc<Frame>)> = appended.events.iter().map(frame).collect();
@@ -379,7 +394,7 @@ impl Live {
 
     /// Takes in a page that begins where this node's knowledge ends. Returns whether there is more.
     pub(super) fn extend(self: &Arc<Self>, from: Head, page: &Page, limit: RingLimit) -> bool {
-        let frame = |event: &Event| Arc::new(Frame::of(&self.topic, page.head.epoch, event));
+        let frame = |event: &Event| Arc::new(Frame::of(&self.frames, page.head.epoch, event));
         let frames: Vec<(Offset, Arc<Frame>)> =
             page.events.iter().map(|event| (event.offset, frame(event))).collect();
         let mut state = self.state();
