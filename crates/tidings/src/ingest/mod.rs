@@ -7,7 +7,7 @@ pub(crate) mod properties;
 pub(crate) mod text;
 pub(crate) mod trace;
 
-use std::{borrow::Cow, collections::HashSet, str::Utf8Error};
+use std::{borrow::Cow, str::Utf8Error};
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer as _};
@@ -20,7 +20,7 @@ use crate::{
         Class, Data, EventId, EventType, JsonError, JsonText, NameError, NewEvent, Offset,
         StateKey, Timestamp, Topic,
         event::Attribute,
-        json::{mistake, pointer_part},
+        json::{Names, mistake, pointer_part},
     },
     publish::Publish,
 };
@@ -129,7 +129,7 @@ pub(crate) fn json(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
         let events = array(events.get(), "/events", bounds, event)?;
         return Ok(Drafts { is_single: false, events });
     }
-    Ok(Drafts { is_single: true, events: vec![event(text, "", bounds)] })
+    Ok(Drafts { is_single: true, events: vec![event_of(members, "", bounds)] })
 }
 
 /// Reads `application/cloudevents-batch+json` (CloudEvents JSON format §4).
@@ -335,9 +335,13 @@ impl DraftParts {
 }
 
 fn event(text: &str, at: &str, bounds: Bounds) -> Result<Draft, Problem> {
+    event_of(members(text, at)?, at, bounds)
+}
+
+fn event_of(members: Members<'_>, at: &str, bounds: Bounds) -> Result<Draft, Problem> {
     let mut draft = DraftParts::default();
     let mut place = at.to_owned();
-    for (name, value) in members(text, at)? {
+    for (name, value) in members {
         place.truncate(at.len());
         place.push('/');
         place.push_str(&pointer_part(&name));
@@ -399,7 +403,7 @@ pub(crate) fn members<'a>(text: &'a str, at: &str) -> Result<Members<'a>, Proble
     let wrong = |_| not_read(text, at, "must be a JSON object");
     let members = reader.deserialize_map(Visitor).map_err(wrong)?;
     reader.end().map_err(wrong)?;
-    let mut seen = HashSet::new();
+    let mut seen = Names::default();
     for (name, _) in &members {
         if !seen.insert(name) {
             let detail = "this member is there twice";

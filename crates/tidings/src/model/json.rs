@@ -41,7 +41,7 @@ impl JsonText {
     /// # Errors
     /// [`JsonError`] says where the text is not strict JSON.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
-        Ok(Self(Scan::of(text, JSON_DEPTH_MAX).whole()?.into()))
+        Ok(Self((*Scan::of(text, JSON_DEPTH_MAX).whole()?).into()))
     }
 
     /// A JSON string that holds the text, U+0000 included.
@@ -95,59 +95,107 @@ pub(crate) fn pointer_part(name: &str) -> Cow<'_, str> {
 /// Appends the text as a JSON string, quotes included, control characters escaped.
 pub(crate) fn escape_into(out: &mut String, text: &str) {
     out.push('"');
-    let mut plain = 0;
-    for (at, byte) in text.bytes().enumerate() {
-        let escape = match byte {
-            b'"' => "\\\"",
-            b'\\' => "\\\\",
-            b'\n' => "\\n",
-            b'\r' => "\\r",
-            b'\t' => "\\t",
-            0..0x20 => "",
-            _ => continue,
-        };
-        out.push_str(text.get(plain..at).unwrap_or_default());
-        if escape.is_empty() {
-            use fmt::Write as _;
-            let _ = write!(out, "\\u{byte:04x}");
-        } else {
-            out.push_str(escape);
+    let mut rest = text;
+    while let Some((plain, escaped)) = rest.split_at_checked(plain(rest.as_bytes())) {
+        out.push_str(plain);
+        let Some(byte) = escaped.bytes().next() else { break };
+        match byte {
+            b'"' => out.push_str("\\\""),
+            b'\\' => out.push_str("\\\\"),
+            b'\n' => out.push_str("\\n"),
+            b'\r' => out.push_str("\\r"),
+            b'\t' => out.push_str("\\t"),
+            byte => {
+                use fmt::Write as _;
+                let _ = write!(out, "\\u{byte:04x}");
+            }
         }
-        plain = at + 1;
+        rest = escaped.get(1..).unwrap_or_default();
     }
-    out.push_str(text.get(plain..).unwrap_or_default());
     out.push('"');
 }
 
-enum Step {
-    Key(String),
+/// How many bytes there are before the first that a JSON string escapes or ends with: a quote, a
+/// backslash or a control character. Eight at a time (Mycroft's test for a zero byte): most of what
+/// is published is in strings.
+fn plain(text: &[u8]) -> usize {
+    const EACH: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = EACH << 7;
+    let below = |word: u64, least: u64| word.wrapping_sub(EACH * least) & !word & HIGH;
+    let (words, rest) = text.as_chunks::<8>();
+    for (place, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let quote = below(word ^ (EACH * u64::from(b'"')), 1);
+        let backslash = below(word ^ (EACH * u64::from(b'\\')), 1);
+        let found = below(word, 0x20) | quote | backslash;
+        if found != 0 {
+            return 8 * place + found.trailing_zeros() as usize / 8;
+        }
+    }
+    let is_plain = |byte: &&u8| !matches!(**byte, b'"' | b'\\' | 0..0x20);
+    8 * words.len() + rest.iter().take_while(is_plain).count()
+}
+
+/// Names of which none may come twice.
+#[derive(Default)]
+pub(crate) struct Names<'a> {
+    few: Vec<Cow<'a, str>>,
+    many: HashSet<Cow<'a, str>>,
+}
+
+impl<'a> Names<'a> {
+    /// Names that are compared one by one: fewer than pay for a table.
+    const FEW: usize = 16;
+
+    /// Takes a name; false if it was there.
+    pub(crate) fn insert(&mut self, name: &Cow<'a, str>) -> bool {
+        if self.few.len() < Self::FEW {
+            let is_new = !self.few.contains(name);
+            self.few.push(name.clone());
+            return is_new;
+        }
+        if self.many.is_empty() {
+            self.many.extend(self.few.iter().cloned());
+        }
+        self.many.insert(name.clone())
+    }
+}
+
+enum Step<'a> {
+    Key(Cow<'a, str>),
     Index(usize),
 }
 
 struct Scan<'a> {
-    text: &'a [u8],
+    text: &'a str,
     at: usize,
-    out: Vec<u8>,
-    path: Vec<Step>,
+    /// What was read before `kept`, without white space.
+    out: String,
+    /// From here on nothing was left out.
+    kept: usize,
+    path: Vec<Step<'a>>,
     depth_max: usize,
 }
 
 impl<'a> Scan<'a> {
-    fn of(text: &'a str, depth_max: usize) -> Self {
-        let out = Vec::with_capacity(text.len());
-        Self { text: text.as_bytes(), at: 0, out, path: Vec::new(), depth_max }
+    const fn of(text: &'a str, depth_max: usize) -> Self {
+        Self { text, at: 0, out: String::new(), kept: 0, path: Vec::new(), depth_max }
     }
 
     /// The one value of the text, without white space.
-    fn whole(mut self) -> Result<String, JsonError> {
+    fn whole(mut self) -> Result<Cow<'a, str>, JsonError> {
         self.space();
         self.value()?;
         self.space();
         if self.at < self.text.len() {
             return Err(self.error("has more after its value"));
         }
-        Ok(String::from_utf8(self.out)
-            .expect("only whole ASCII tokens and whole strings are copied"))
+        let rest = self.since(self.kept);
+        if self.out.is_empty() {
+            return Ok(rest.into());
+        }
+        self.out.push_str(rest);
+        Ok(self.out.into())
     }
 
     fn error(&self, reason: &'static str) -> JsonError {
@@ -163,17 +211,23 @@ impl<'a> Scan<'a> {
     }
 
     fn peek(&self) -> Option<u8> {
-        self.text.get(self.at).copied()
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    /// The text from a place on. Places are before or behind ASCII.
+    fn since(&self, from: usize) -> &'a str {
+        self.text.get(from..self.at).unwrap_or_default()
     }
 
     fn space(&mut self) {
+        let from = self.at;
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
             self.at += 1;
         }
-    }
-
-    fn copy(&mut self, from: usize) {
-        self.out.extend_from_slice(self.text.get(from..self.at).unwrap_or_default());
+        if self.at > from {
+            self.out.push_str(self.text.get(self.kept..from).unwrap_or_default());
+            self.kept = self.at;
+        }
     }
 
     fn symbol(&mut self, symbol: u8, reason: &'static str) -> Result<(), JsonError> {
@@ -181,7 +235,6 @@ impl<'a> Scan<'a> {
             return Err(self.error(reason));
         }
         self.at += 1;
-        self.out.push(symbol);
         Ok(())
     }
 
@@ -194,9 +247,9 @@ impl<'a> Scan<'a> {
             Some(b'[') => self.array(),
             Some(b'"') => self.string().map(drop),
             Some(b'-' | b'0'..=b'9') => self.number(),
-            Some(b't') => self.literal(b"true"),
-            Some(b'f') => self.literal(b"false"),
-            Some(b'n') => self.literal(b"null"),
+            Some(b't') => self.literal("true"),
+            Some(b'f') => self.literal("false"),
+            Some(b'n') => self.literal("null"),
             Some(_) => Err(self.error("is not a JSON value")),
             None => Err(self.error("ends where a JSON value is expected")),
         }
@@ -205,14 +258,15 @@ impl<'a> Scan<'a> {
     fn object(&mut self) -> Result<(), JsonError> {
         self.symbol(b'{', "is not an object")?;
         self.space();
-        let mut keys = HashSet::new();
+        let mut keys = Names::default();
         if self.peek() == Some(b'}') {
             return self.symbol(b'}', "is not an object");
         }
         loop {
             let key = self.string()?;
-            self.path.push(Step::Key(key.clone()));
-            if !keys.insert(key) {
+            let is_new = keys.insert(&key);
+            self.path.push(Step::Key(key));
+            if !is_new {
                 return Err(self.error("has this key twice"));
             }
             self.space();
@@ -249,57 +303,58 @@ impl<'a> Scan<'a> {
         self.symbol(b']', "is not an array")
     }
 
-    /// Copies a string and returns what it means.
-    fn string(&mut self) -> Result<String, JsonError> {
-        let from = self.at;
-        if self.peek() != Some(b'"') {
-            return Err(self.error("lacks a key or string in double quotes"));
-        }
-        self.at += 1;
-        let mut meaning = Vec::new();
+    /// Passes over a string and returns what it means.
+    fn string(&mut self) -> Result<Cow<'a, str>, JsonError> {
+        self.symbol(b'"', "lacks a key or string in double quotes")?;
+        let mut meaning = String::new();
         loop {
-            let Some(byte) = self.peek() else {
-                return Err(self.error("ends within a string"));
-            };
-            self.at += 1;
-            match byte {
-                b'"' => break,
-                b'\\' => self.escape(&mut meaning)?,
-                0..0x20 => {
-                    self.at -= 1;
-                    let reason = "has a bare control character in a string; escape it";
-                    return Err(self.error(reason));
+            let from = self.at;
+            self.at += plain(self.text.as_bytes().get(from..).unwrap_or_default());
+            let part = self.since(from);
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    // Whatever is escaped is a character.
+                    if meaning.is_empty() {
+                        return Ok(part.into());
+                    }
+                    meaning.push_str(part);
+                    return Ok(meaning.into());
                 }
-                _ => meaning.push(byte),
+                Some(b'\\') => {
+                    meaning.push_str(part);
+                    self.at += 1;
+                    meaning.push(self.escape()?);
+                }
+                Some(_) => {
+                    return Err(self.error("has a bare control character in a string; escape it"));
+                }
+                None => return Err(self.error("ends within a string")),
             }
         }
-        self.copy(from);
-        Ok(String::from_utf8(meaning).expect("the text is UTF-8 and escapes are whole characters"))
     }
 
-    fn escape(&mut self, meaning: &mut Vec<u8>) -> Result<(), JsonError> {
+    fn escape(&mut self) -> Result<char, JsonError> {
         let Some(byte) = self.peek() else {
             return Err(self.error("ends within a string"));
         };
         self.at += 1;
-        let plain = match byte {
-            b'"' | b'\\' | b'/' => byte,
-            b'b' => 8,
-            b'f' => 12,
-            b'n' => b'\n',
-            b'r' => b'\r',
-            b't' => b'\t',
-            b'u' => return self.unicode(meaning),
+        Ok(match byte {
+            b'"' | b'\\' | b'/' => char::from(byte),
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => return self.unicode(),
             _ => return Err(self.error("has an unknown escape in a string")),
-        };
-        meaning.push(plain);
-        Ok(())
+        })
     }
 
-    fn unicode(&mut self, meaning: &mut Vec<u8>) -> Result<(), JsonError> {
+    fn unicode(&mut self) -> Result<char, JsonError> {
         let first = self.hex4()?;
         let code = if (0xd800..0xdc00).contains(&first) {
-            if self.text.get(self.at..self.at + 2) != Some(b"\\u") {
+            if self.text.as_bytes().get(self.at..self.at + 2) != Some(b"\\u") {
                 return Err(self.error("has half of a surrogate pair in a string"));
             }
             self.at += 2;
@@ -311,15 +366,11 @@ impl<'a> Scan<'a> {
         } else {
             first
         };
-        let Some(character) = char::from_u32(code) else {
-            return Err(self.error("has half of a surrogate pair in a string"));
-        };
-        meaning.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
-        Ok(())
+        char::from_u32(code).ok_or_else(|| self.error("has half of a surrogate pair in a string"))
     }
 
     fn hex4(&mut self) -> Result<u32, JsonError> {
-        let digits = self.text.get(self.at..self.at + 4).unwrap_or_default();
+        let digits = self.text.as_bytes().get(self.at..self.at + 4).unwrap_or_default();
         let mut code = 0;
         for digit in digits {
             let Some(value) = char::from(*digit).to_digit(16) else {
@@ -343,7 +394,6 @@ impl<'a> Scan<'a> {
     }
 
     fn number(&mut self) -> Result<(), JsonError> {
-        let from = self.at;
         if self.peek() == Some(b'-') {
             self.at += 1;
         }
@@ -363,17 +413,14 @@ impl<'a> Scan<'a> {
             }
             self.digits()?;
         }
-        self.copy(from);
         Ok(())
     }
 
-    fn literal(&mut self, literal: &'static [u8]) -> Result<(), JsonError> {
-        let from = self.at;
-        if !self.text.get(from..).unwrap_or_default().starts_with(literal) {
+    fn literal(&mut self, literal: &'static str) -> Result<(), JsonError> {
+        if !self.text.get(self.at..).unwrap_or_default().starts_with(literal) {
             return Err(self.error("is not a JSON value"));
         }
         self.at += literal.len();
-        self.copy(from);
         Ok(())
     }
 }
@@ -425,6 +472,17 @@ mod tests {
     }
 
     #[test]
+    fn names_are_told_apart_however_many_there_are() {
+        let mut names = Names::default();
+        for number in 0..100 {
+            assert!(names.insert(&number.to_string().into()));
+            for before in 0..=number {
+                assert!(!names.insert(&before.to_string().into()), "{before} of {number}");
+            }
+        }
+    }
+
+    #[test]
     fn a_string_of_any_text_reads_back() {
         let text = "quote \" slash \\ nul \0 esc \x1b line \r\n tab \t é \u{2028}";
         let json = JsonText::string(text);
@@ -433,6 +491,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn plain_bytes_are_counted(text in "[a\\\\\"\u{1}\u{1f} !\u{7f}é]{0,30}") {
+            let is_plain = |byte: &u8| !matches!(*byte, b'"' | b'\\' | 0..0x20);
+            prop_assert_eq!(plain(text.as_bytes()), text.bytes().take_while(is_plain).count());
+            let quoted = JsonText::string(&text);
+            prop_assert_eq!(serde_json::from_str::<String>(quoted.as_str()).unwrap(), text);
+        }
+
         #[test]
         fn we_accept_nothing_that_serde_json_refuses(text in "[\\[\\]{}:,\"a0-9eE.+\\- \\\\u]{0,24}") {
             if let Ok(json) = JsonText::parse(&text) {
