@@ -8,12 +8,16 @@ use std::{
     io::{self, IsTerminal as _},
 };
 
-use tracing::{Subscriber, field::Field};
+use tracing::{
+    Subscriber,
+    field::{Field, Visit},
+    span::Record,
+};
 use tracing_subscriber::{
     EnvFilter,
-    field::MakeExt as _,
+    field::{MakeExt as _, RecordFields},
     fmt::{
-        MakeWriter, SubscriberBuilder,
+        FormatFields, FormattedFields, MakeWriter, SubscriberBuilder,
         format::{Writer, debug_fn},
     },
     util::SubscriberInitExt as _,
@@ -64,7 +68,7 @@ where
         )
     } else {
         let lines = lines.with_writer(Escaping(writer));
-        Box::new(lines.json().flatten_event(true).with_ansi(false).finish())
+        Box::new(lines.json().flatten_event(true).fmt_fields(Members).with_ansi(false).finish())
     }
 }
 
@@ -96,6 +100,82 @@ fn escaped(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fm
         }
     }
     Ok(())
+}
+
+/// Writes a span's fields as a JSON object, which the library's lines take in. Every request has a
+/// span, whether a line is written or not, and the library's own way to write one took 6 % of a
+/// publish (measured 2026-11).
+struct Members;
+
+impl<'w> FormatFields<'w> for Members {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut members = Object { writer, begin: '{', result: Ok(()) };
+        fields.record(&mut members);
+        members.end()
+    }
+
+    fn add_fields(
+        &self,
+        current: &'w mut FormattedFields<Self>,
+        fields: &Record<'_>,
+    ) -> fmt::Result {
+        // Behind what is there: an object ends with its brace.
+        current.fields.pop();
+        let begin = if current.fields.len() > 1 { ',' } else { '{' };
+        if begin == '{' {
+            current.fields.clear();
+        }
+        let mut members = Object { writer: current.as_writer(), begin, result: Ok(()) };
+        fields.record(&mut members);
+        members.end()
+    }
+}
+
+/// A JSON object that is being written.
+struct Object<'w> {
+    writer: Writer<'w>,
+    /// What stands before the next member.
+    begin: char,
+    result: fmt::Result,
+}
+
+impl Object<'_> {
+    fn member(&mut self, field: &Field, json: &str) {
+        let begin = if std::mem::replace(&mut self.begin, ',') == '{' { "{\"" } else { ",\"" };
+        let parts = [begin, field.name(), "\":", json];
+        let written = parts.into_iter().try_for_each(|part| self.writer.write_str(part));
+        self.result = self.result.and(written);
+    }
+
+    fn end(mut self) -> fmt::Result {
+        self.result?;
+        self.writer.write_str(if self.begin == '{' { "{}" } else { "}" })
+    }
+}
+
+impl Visit for Object<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match serde_json::to_string(value) {
+            Ok(json) => self.member(field, &json),
+            Err(_) => self.result = Err(fmt::Error),
+        }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.member(field, &value.to_string());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.member(field, &value.to_string());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.member(field, &value.to_string());
+    }
 }
 
 /// Escapes in JSON what its writer leaves as it is: it may do so above U+001F.
@@ -191,6 +271,26 @@ mod tests {
             }
             assert!(!line.contains(['\u{2028}', '\u{202e}']), "{text}");
         }
+    }
+
+    #[test]
+    fn spans_are_objects_in_json_whatever_they_hold() {
+        let text = logged(LogFormat::Json, "info", || {
+            let span = tracing::info_span!("a", late = tracing::field::Empty);
+            let _outer = span.enter();
+            span.record("late", 7);
+            let span =
+                tracing::info_span!("b", text = "x\"y", is = true, late = tracing::field::Empty);
+            let _inner = span.enter();
+            span.record("late", -1_i64);
+            tracing::info!("said");
+        });
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let spans = serde_json::json!([
+            { "name": "a", "late": 7 },
+            { "name": "b", "text": "x\"y", "is": true, "late": -1 },
+        ]);
+        assert_eq!(json["spans"], spans);
     }
 
     #[test]

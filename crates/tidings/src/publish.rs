@@ -105,8 +105,14 @@ impl Hub {
                 group.add(number, publish);
             }
         }
-        let answers = join_all(groups.into_iter().map(|group| self.append(group))).await;
-        for (number, answer) in answers.into_iter().flatten() {
+        let answers = match <[Group; 1]>::try_from(groups) {
+            Ok([group]) => self.append(group).await,
+            Err(groups) => {
+                let all = groups.into_iter().map(|group| self.append(group));
+                join_all(all).await.into_iter().flatten().collect()
+            }
+        };
+        for (number, answer) in answers {
             if let Some(slot) = results.get_mut(number) {
                 *slot = answer;
             }
@@ -262,6 +268,7 @@ fn hex(digest: &Sha256) -> String {
 }
 
 /// Events of one request that go to one topic.
+#[derive(Debug)]
 struct Group {
     topic: TopicKey,
     numbers: Vec<usize>,

@@ -1,6 +1,6 @@
 //! `POST /v1/events`: publishing, one request or one long stream.
 
-use std::{collections::HashMap, convert::Infallible, fmt::Write as _, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Write as _, sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -205,23 +205,21 @@ async fn authorize_and_publish(
     drafts: Vec<Result<Draft, Problem>>,
     key: Option<(String, Bytes)>,
 ) -> Result<Vec<Result<Published, Problem>>, Problem> {
-    let mut answers: HashMap<Topic, Result<Option<Arc<str>>, Problem>> = HashMap::new();
+    // Of the last event's topic: mostly it is the next one's, and asking is cheap.
+    let mut asked: Option<(Topic, Result<Option<Arc<str>>, Problem>)> = None;
     let mut results: Vec<Option<Result<Published, Problem>>> = Vec::new();
     let mut events = Vec::new();
     let mut drafted = Vec::new();
     for (number, draft) in drafts.into_iter().enumerate() {
         let checked = draft.and_then(|Draft { publish, fields }| {
             let topic = &publish.topic;
-            let answer = match answers.get(topic) {
-                Some(answer) => answer.clone(),
-                None => {
-                    let answer = may_write(grant, topic);
-                    answers.entry(topic.clone()).or_insert(answer).clone()
-                }
+            let (_, answer) = match asked.take().filter(|(of, _)| of == topic) {
+                Some(asked_before) => asked.insert(asked_before),
+                None => asked.insert((topic.clone(), may_write(grant, topic))),
             };
             match answer {
-                Ok(owner) => Ok((Publish { owner, ..publish }, fields)),
-                Err(problem) => Err(placed(problem, &fields)),
+                Ok(owner) => Ok((Publish { owner: owner.clone(), ..publish }, fields)),
+                Err(problem) => Err(placed(problem.clone(), &fields)),
             }
         });
         match checked {

@@ -95,8 +95,8 @@ pub(super) struct Named {
 impl Named {
     pub(super) fn of(request: &Request) -> Self {
         let id = uuid::Uuid::now_v7().simple().to_string();
-        let (method, path) = (request.method(), request.uri().path());
-        let span = tracing::info_span!("request", request_id = %id, %method, %path);
+        let (method, path) = (request.method().as_str(), request.uri().path());
+        let span = tracing::info_span!("request", request_id = id, method, path);
         Self { id, span }
     }
 
