@@ -206,13 +206,12 @@ async fn measure_build(options: &Options, label: &str) -> Result<(), String> {
     for scenario in &options.scenarios {
         let load = options.load(if options.is_short { scenario.short } else { scenario.full });
         let figures = scenario.measure(Kind::Hub, load).await;
-        let name = if scenario.name.starts_with("idle") { "RSS each" } else { "CPU" };
-        let figure = figures.iter().find(|figure| figure.name == name);
+        let figure = figures.iter().find(|figure| figure.name == "CPU");
         row.push(figure.map_or_else(String::new, Figure::to_string));
     }
     println!("{}", row.join("  "));
     let mut results = Results::load();
-    results.builds.retain(|old| old.get(..2) != row.get(..2));
+    results.builds.retain(|old| old.first() != row.first());
     results.builds.push(row);
     results.save().map_err(|error| format!("the results were not written: {error}"))
 }

@@ -257,9 +257,10 @@ impl Results {
         if !self.builds.is_empty() {
             page.push_str("\n## Builds\n\n");
             page.push_str(
-                "| profile | allocator | binary | build | fan-out CPU | publish CPU | idle RSS |\n",
+                "Of the binary alone, from nothing. LTO, and units that each crate is compiled in.\n\n\
+                 | LTO, units | binary | build | fan-out CPU | publish CPU | replay CPU |\n",
             );
-            page.push_str("|---|---|---|---|---|---|---|\n");
+            page.push_str("|---|---|---|---|---|---|\n");
             for row in &self.builds {
                 page.push_str(&format!("| {} |\n", row.join(" | ")));
             }

@@ -193,10 +193,6 @@ fn spawn(kind: Kind, setup: &Setup, directory: &Path) -> (Child, SocketAddr) {
             let other = std::env::var_os("BENCH_HUB").map(PathBuf::from);
             let hub = other.unwrap_or_else(|| own.with_file_name("tidings"));
             let mut command = machine::pinned(hub);
-            // Another allocator; `taskset`, which passes it on, does not mind.
-            if let Some(library) = std::env::var_os("BENCH_PRELOAD") {
-                command.env("LD_PRELOAD", library);
-            }
             command.arg("serve").arg("--config").arg(directory.join("tidings.toml"));
             command.envs(setup.settings.iter().map(|(name, value)| (name, value)));
             if setup.has_tls {

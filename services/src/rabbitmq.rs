@@ -19,6 +19,8 @@ pub const RABBITMQ_URL: &str = "TESTS_RABBITMQ_URL";
 
 /// Where Debian's `rabbitmq-server` has its programs. Those on the path insist on Debian's files.
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
+/// For Erlang's schedulers of all three kinds.
+const NO_SPINNING: &str = "+sbwt none +sbwtdcpu none +sbwtdio none";
 
 /// From the start to a listening broker: 4 s on an idle machine (measured 2026-11).
 const START_MAX: Duration = Duration::from_secs(120);
@@ -181,7 +183,7 @@ fn log(directory: &Path) -> PathBuf {
     directory.join("broker.log")
 }
 
-fn environment(directory: &Path, ports: Ports) -> [(&'static str, String); 13] {
+fn environment(directory: &Path, ports: Ports) -> [(&'static str, String); 14] {
     let place = |name: &str| directory.join(name).display().to_string();
     [
         // The Erlang cookie is there.
@@ -199,5 +201,7 @@ fn environment(directory: &Path, ports: Ports) -> [(&'static str, String); 13] {
         ("RABBITMQ_LOG_BASE", place("")),
         ("RABBITMQ_ENABLED_PLUGINS_FILE", place("plugins")),
         ("RABBITMQ_LOGS", "-".to_owned()),
+        // Its schedulers are not to spin while they wait: others have the processors, too.
+        ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", NO_SPINNING.to_owned()),
     ]
 }

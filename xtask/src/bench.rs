@@ -180,18 +180,12 @@ fn collected(said: &str) -> Option<u64> {
     said.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok())
 }
 
-/// Builds the hub with other settings and allocators and measures each.
+/// Builds the hub with other settings and measures each.
 fn builds() -> Result<(), String> {
     // The load generator itself stays what it is.
     run_all([suite::cargo("build --release --workspace --locked")])?;
     let bench = target().join("release/tidings-bench");
-    let allocators = [
-        ("system", None),
-        ("jemalloc", Some("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2")),
-        ("mimalloc", Some("/usr/lib/x86_64-linux-gnu/libmimalloc.so.2")),
-    ];
-    let profiles = [("thin", "16"), ("thin", "4"), ("thin", "1"), ("fat", "1"), ("off", "16")];
-    for (lto, units) in profiles {
+    for (lto, units) in [("off", "16"), ("thin", "4"), ("fat", "1")] {
         let folder = target().join(format!("builds/{lto}-{units}"));
         let mut build = suite::cargo("build --release --package tidings-server --locked");
         build.arg("--target-dir").arg(&folder).env("CARGO_PROFILE_RELEASE_LTO", lto);
@@ -202,20 +196,11 @@ fn builds() -> Result<(), String> {
         let hub = folder.join("release/tidings");
         let size = fs::metadata(&hub).map_err(|error| error.to_string())?.len();
         let size = format!("{:.1} MiB", size as f64 / 1024.0 / 1024.0);
-        for (allocator, library) in allocators {
-            if library.is_some_and(|library| !PathBuf::from(library).exists()) {
-                println!(
-                    "{allocator} is not installed: apt-get install libjemalloc2 libmimalloc2.0"
-                );
-                continue;
-            }
-            let label = format!("{lto}, {units} units|{allocator}|{size}|{took} s");
-            let mut measure = Command::new(&bench);
-            measure.args(["fanout", "publish-64", "idle"]).current_dir(root());
-            measure.env("BENCH_HUB", &hub).env("BENCH_BUILD", label);
-            measure.env("BENCH_PRELOAD", library.unwrap_or_default());
-            run_all([measure])?;
-        }
+        let mut measure = Command::new(&bench);
+        measure.args(["fanout", "publish-64", "replay"]).current_dir(root());
+        measure.env("BENCH_HUB", &hub);
+        measure.env("BENCH_BUILD", format!("{lto}, {units} units|{size}|{took} s"));
+        run_all([measure])?;
     }
     Ok(())
 }

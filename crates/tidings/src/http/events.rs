@@ -31,7 +31,7 @@ use crate::{
     error::{ErrorCode, Problem},
     ingest::{self, Bounds, Draft, Drafts, Fields, Parameter, cloudevents, trace::TraceContext},
     metrics::Metrics,
-    model::{Position, Topic, json::escape_into},
+    model::{Topic, TopicHash, json::escape_into},
     publish::{Publish, Published},
     sse::GoAway,
 };
@@ -293,31 +293,49 @@ fn refused_json(problem: &Problem) -> Value {
     json!({ "error": problem::to_json(problem) })
 }
 
-/// What became of an event; a refused one of a stream is found by its line's number.
-fn result_json(result: &Result<Published, Problem>, line: Option<u64>) -> String {
-    match result {
-        Ok(published) => {
-            // Written out: most of what a request's answer takes.
-            let mut out = String::with_capacity(RESULT_BYTES);
-            out.push_str("{\"id\":");
-            escape_into(&mut out, published.id.as_str());
-            let _ = write!(out, ",\"topic\":\"{}\"", published.topic);
-            match (published.position, published.cursor()) {
-                (Some(Position { offset, .. }), Some(cursor)) => {
-                    let _ = write!(out, ",\"offset\":{},\"cursor\":\"{cursor}\"", offset.0);
+/// Writes what became of events.
+#[derive(Default)]
+struct Results {
+    /// The last one's topic as cursors hold it: mostly it is the next one's.
+    topic: Option<(Topic, TopicHash)>,
+}
+
+impl Results {
+    /// Writes one; a refused one of a stream is found by its line's number.
+    fn put(&mut self, out: &mut String, result: &Result<Published, Problem>, line: Option<u64>) {
+        let published = match result {
+            Ok(published) => published,
+            Err(problem) => {
+                let mut json = refused_json(problem);
+                if let (Some(line), Some(members)) = (line, json.as_object_mut()) {
+                    members.insert("line".to_owned(), line.into());
                 }
-                _ => out.push_str(",\"offset\":null,\"cursor\":null"),
+                let _ = write!(out, "{json}");
+                return;
             }
-            let _ = write!(out, ",\"duplicate\":{}}}", published.duplicate);
-            out
+        };
+        // Written out: most of what a request's answer takes.
+        out.reserve(RESULT_BYTES);
+        out.push_str("{\"id\":");
+        escape_into(out, published.id.as_str());
+        for part in [",\"topic\":\"", published.topic.as_str(), "\",\"offset\":"] {
+            out.push_str(part);
         }
-        Err(problem) => {
-            let mut json = refused_json(problem);
-            if let (Some(line), Some(members)) = (line, json.as_object_mut()) {
-                members.insert("line".to_owned(), line.into());
+        match published.position {
+            Some(position) => {
+                let topic = &published.topic;
+                let (_, hash) = match self.topic.take().filter(|(of, _)| of == topic) {
+                    Some(last) => self.topic.insert(last),
+                    None => self.topic.insert((topic.clone(), topic.into())),
+                };
+                let _ = write!(out, "{},\"cursor\":\"", position.offset.0);
+                hash.cursor_into(position.into(), out);
+                out.push('"');
             }
-            json.to_string()
+            None => out.push_str("null,\"cursor\":null"),
         }
+        out.push_str(",\"duplicate\":");
+        out.push_str(if published.duplicate { "true}" } else { "false}" });
     }
 }
 
@@ -334,9 +352,10 @@ fn answer(is_single: bool, results: &[Result<Published, Problem>]) -> Response {
         return problem::respond(problem, body.to_string());
     }
     let mut body = "{\"results\":[".to_owned();
+    let mut written = Results::default();
     for (number, result) in results.iter().enumerate() {
         body.push_str(if number > 0 { "," } else { "" });
-        body.push_str(&result_json(result, None));
+        written.put(&mut body, result, None);
     }
     body.push_str("]}");
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
@@ -367,10 +386,10 @@ fn publish_stream(app: Arc<App>, publisher: Publisher, bounds: Bounds, body: Bod
                 reason = publisher.ended() => Err(reason),
                 admitted = admitted => admitted?,
             };
-            let mut out = BytesMut::new();
-            let mut put = |answer: &str| {
-                out.extend_from_slice(answer.as_bytes());
-                out.extend_from_slice(b"\n");
+            let (mut out, mut written) = (String::new(), Results::default());
+            let mut put = |result: &Result<Published, Problem>, line| {
+                written.put(&mut out, result, line);
+                out.push('\n');
             };
             let state = match read {
                 Ok((numbers, drafts, _room)) => {
@@ -387,16 +406,16 @@ fn publish_stream(app: Arc<App>, publisher: Publisher, bounds: Bounds, body: Bod
                     let refused = |problem| vec![Err(problem); numbers.len()];
                     let results = results.unwrap_or_else(refused);
                     for (number, result) in numbers.into_iter().zip(results) {
-                        put(&result_json(&result, Some(number)));
+                        put(&result, Some(number));
                     }
                     Some((lines, app, publisher))
                 }
                 Err(reason) => {
-                    put(&result_json(&Err(publisher.end(reason)), None));
+                    put(&Err(publisher.end(reason)), None);
                     None
                 }
             };
-            Some((Ok::<_, Infallible>(Frame::data(out.freeze())), state))
+            Some((Ok::<_, Infallible>(Frame::data(Bytes::from(out))), state))
         })
     });
     let headers = [
