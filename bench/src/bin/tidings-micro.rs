@@ -23,7 +23,7 @@ use tidings::{
         Timestamp, Topic, TopicKey,
     },
     publish::Publish,
-    sse::Frame,
+    sse::{Frame, FrameTopic},
     subscribe::{Follow, Since},
 };
 use tokio::runtime::Runtime;
@@ -142,9 +142,9 @@ fn record_decode() -> Case {
 }
 
 fn frame_encode() -> Case {
-    let (key, event) = (key(), event());
+    let (topic, event) = (FrameTopic::from(&key()), event());
     Box::new(move || {
-        black_box(Frame::of(black_box(&key), Epoch(77), black_box(&event)).bytes());
+        black_box(Frame::of(black_box(&topic), Epoch(77), black_box(&event)).bytes());
     })
 }
 
