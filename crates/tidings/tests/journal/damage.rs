@@ -34,7 +34,7 @@ fn open(directory: &Path) -> Result<Arc<EmbeddedJournal>, JournalError> {
 
 fn refusal(directory: &Path) -> String {
     match open(directory) {
-        Err(JournalError::Broken(message)) => message,
+        Err(JournalError::Broken(message) | JournalError::Unusable(message)) => message,
         other => panic!("expected a refusal, got {other:?}"),
     }
 }
@@ -115,7 +115,7 @@ async fn judge(directory: &Path, original: &Original, what: &str) -> bool {
     let before = files(directory);
     let journal = match open(directory) {
         Ok(journal) => journal,
-        Err(JournalError::Broken(message)) => {
+        Err(JournalError::Broken(message) | JournalError::Unusable(message)) => {
             assert!(message.contains(&*directory.to_string_lossy()), "{what}: {message}");
             assert!(message.contains("; "), "{what}: no remedy: {message}");
             // The store's own recovery may tidy its files up; ours comes before it.

@@ -226,8 +226,8 @@ async fn an_export_that_was_changed_or_cut_short_makes_no_journal() {
             result => panic!("{says:?}: {result:?}"),
         }
         let absent = check(&other, &mut |_| {});
-        assert!(matches!(absent, Err(JournalError::Broken(_))), "{absent:?}");
+        assert!(matches!(absent, Err(JournalError::Unusable(_))), "{absent:?}");
     }
     imported(&other, &text).unwrap();
-    assert!(matches!(imported(&other, &text), Err(JournalError::Broken(_))));
+    assert!(matches!(imported(&other, &text), Err(JournalError::Unusable(_))));
 }

@@ -441,8 +441,8 @@ fn event_line(event: &Event) -> Line {
 /// `step` is told the bytes that were read.
 ///
 /// # Errors
-/// [`JournalError::Broken`] names the line and what is wrong with it, or the directory if it is not
-/// empty. The directory holds no journal then.
+/// [`JournalError::Broken`] names the line and what is wrong with it: the directory holds no journal
+/// then. [`JournalError::Unusable`] names the directory, if it is not empty or not permitted.
 pub fn import(
     path: &Path,
     input: &mut dyn BufRead,
@@ -450,7 +450,7 @@ pub fn import(
 ) -> Result<Transferred, JournalError> {
     let directory = Directory::open(path)?;
     if directory.has_store() {
-        return Err(JournalError::Broken(format!(
+        return Err(JournalError::Unusable(format!(
             "{}: there is a journal already; choose an empty directory",
             path.display()
         )));
