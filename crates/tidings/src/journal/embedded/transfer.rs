@@ -522,7 +522,8 @@ impl Import<'_> {
                 }
                 (Line::End(end), Some(journal)) => {
                     self.end_topic()?;
-                    return self.meta(journal, &end).map_err(at);
+                    let meta = self.meta(journal, &end).map_err(at)?;
+                    return nothing_follows(input, number + 1).map(|()| meta);
                 }
                 (_, None) | (Line::Journal(_), Some(_)) => {
                     return Err(at("an export begins with one line `journal`".to_owned()));
@@ -699,6 +700,20 @@ impl Import<'_> {
         let committed = batch.durability(Some(mode)).commit();
         committed.map_err(|error| unreadable(&self.store.meta, &error))
     }
+}
+
+/// What follows the last line is of another export, or none: it would be lost without a word.
+fn nothing_follows(input: &mut dyn BufRead, number: u64) -> Result<(), JournalError> {
+    let rest = input
+        .fill_buf()
+        .map_err(|error| JournalError::Broken(format!("line {number} cannot be read: {error}")))?;
+    if rest.is_empty() {
+        return Ok(());
+    }
+    Err(JournalError::Broken(format!(
+        "line {number}: something follows the export's last line; import one export, and nothing \
+         else"
+    )))
 }
 
 fn new_event(line: EventLine) -> Result<NewEvent, String> {
