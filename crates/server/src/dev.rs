@@ -56,7 +56,11 @@ pub(crate) async fn run(args: &DevArgs) -> Result<Exit, Failure> {
         let message = format!("{}: is a file; choose a directory by --data", args.data.display());
         return Err(Failure::new(Exit::DataDirectory, message));
     }
-    prepare(&args.data).map_err(|error| Failure::output(args.data.display(), &error))?;
+    prepare(&args.data).map_err(|error| {
+        let data = args.data.display();
+        let message = format!("{data}: cannot be prepared: {error}; choose a directory by --data");
+        Failure::new(Exit::DataDirectory, message)
+    })?;
     let credentials = Credentials::load_or_create(&args.data)?;
     let config = credentials.config(args);
     let admin_listen = (args.listen.ip(), 0).into();

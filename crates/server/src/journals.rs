@@ -127,8 +127,6 @@ pub(crate) fn unusable_server(setting: &str, error: &JournalError) -> Failure {
 
 fn open_embedded(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn Journal>, Failure> {
     let directory = config.data.join(JOURNAL_DIRECTORY);
-    std::fs::create_dir_all(&directory)
-        .map_err(|error| Failure::output(directory.display(), &error))?;
     let options = EmbeddedOptions { metrics: Arc::clone(metrics), ..EmbeddedOptions::default() };
     match EmbeddedJournal::open_with(&directory, config.journal_settings(), options) {
         Ok(journal) => Ok(journal),

@@ -440,6 +440,8 @@ impl Connection {
         let expires_at = grant.expires_at();
         self.grant = self.renewed.take();
         self.timers.expire(&self.hub, expires_at);
+        // What it is told now is the notice too, where that is due already.
+        self.timers.noticed(Instant::now());
         self.encoder.control(&Control::Auth { expires_at }, Cursored::No, None);
         self.encoder.take()
     }

@@ -73,18 +73,22 @@ impl Admin {
 
     /// The listener's routes.
     pub(crate) fn router(&self) -> Router {
+        let no_parameters = || middleware::from_fn(resources::no_parameters);
         let guarded = Router::new()
-            .route("/admin/v1/nodes", get(resources::nodes))
+            .route("/admin/v1/nodes", get(resources::nodes).route_layer(no_parameters()))
             .route(
                 "/admin/v1/connections",
                 get(connections::list).delete(connections::end_of_subject),
             )
-            .route("/admin/v1/connections/{id}", delete(connections::end))
-            .route("/admin/v1/keys", get(credentials::keys))
+            .route(
+                "/admin/v1/connections/{id}",
+                delete(connections::end).route_layer(no_parameters()),
+            )
+            .route("/admin/v1/keys", get(credentials::keys).route_layer(no_parameters()))
             .route("/admin/v1/revocations", get(credentials::revocations).delete(credentials::lift))
             .route("/admin/v1/topics", get(resources::topics))
             .route("/admin/v1/trim", post(resources::trim))
-            .route("/admin/v1/config", get(resources::config))
+            .route("/admin/v1/config", get(resources::config).route_layer(no_parameters()))
             .route_layer(middleware::from_fn_with_state(self.clone(), guard));
         Router::new()
             .route("/health/live", get(live))

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use axum::{
     Extension,
-    extract::{RawQuery, State},
+    extract::{RawQuery, Request, State},
     http::header,
+    middleware::Next,
     response::{IntoResponse, Response},
 };
 use reqwest::Url;
@@ -90,7 +91,7 @@ pub(super) async fn trim(
     let topic = query.topic()?;
     let retention = Retention {
         age: query.parsed("keep_age")?.map(|age: Period| age.0),
-        events: query.parsed("keep_events")?,
+        events: query.number("keep_events")?,
         bytes: query.parsed("keep_bytes")?.map(|bytes: ByteSize| bytes.0),
     };
     if retention == Retention::UNLIMITED {
@@ -147,6 +148,16 @@ pub(super) fn malformed(rule: &str) -> Problem {
     Problem::new(ErrorCode::Malformed, rule)
 }
 
+/// Refuses every parameter, for resources that know none.
+pub(super) async fn no_parameters(
+    RawQuery(query): RawQuery,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    Parameters::read(query, &[])?;
+    Ok(next.run(request).await)
+}
+
 /// A query's parameters, each once.
 pub(super) struct Parameters(BTreeMap<String, String>);
 
@@ -158,7 +169,10 @@ impl Parameters {
         let mut read = BTreeMap::new();
         for (name, value) in url.query_pairs() {
             if !names.contains(&&*name) {
-                let detail = format!("there is no such parameter; known are {}", names.join(", "));
+                let detail = match names {
+                    [] => "there is no such parameter; none is known here".to_owned(),
+                    _ => format!("there is no such parameter; known are {}", names.join(", ")),
+                };
                 return Err(malformed(&detail).at(name));
             }
             if read.insert(name.to_string(), value.into_owned()).is_some() {
@@ -186,12 +200,16 @@ impl Parameters {
         parsed.map_err(|error: T::Err| malformed(&error.to_string()).at(name))
     }
 
+    /// A number of something. What the library says of one that is none names no rule.
+    fn number(&self, name: &str) -> Result<Option<u64>, Problem> {
+        let number = self.text(name).map(str::parse).transpose();
+        number.map_err(|_| malformed("must be a whole number, like 1000").at(name))
+    }
+
     pub(super) fn limit(&self) -> Result<usize, Problem> {
-        let limit = self.parsed("limit")?.unwrap_or(100);
-        if !(1..=LISTED_MAX).contains(&limit) {
-            return Err(malformed(&format!("must be from 1 to {LISTED_MAX}")).at("limit"));
-        }
-        Ok(limit)
+        let limit = self.text("limit").map_or(Some(100), |text| text.parse().ok());
+        let limit = limit.filter(|limit| (1..=LISTED_MAX).contains(limit));
+        limit.ok_or_else(|| malformed(&format!("must be from 1 to {LISTED_MAX}")).at("limit"))
     }
 
     pub(super) fn tenant(&self) -> Result<Option<Tenant>, Problem> {

@@ -60,6 +60,7 @@ fn directory(args: &JournalArgs) -> Result<PathBuf, Failure> {
 fn refused(directory: &Path, error: JournalError) -> Failure {
     match error {
         JournalError::Broken(message) => Failure::new(Exit::Data, message),
+        JournalError::Unusable(message) => Failure::new(Exit::DataDirectory, message),
         JournalError::Unavailable(message) if is_in_use(directory) => {
             Failure::new(Exit::InUse, message)
         }

@@ -1,6 +1,7 @@
 //! A TOML file as a tree that remembers its lines.
 //!
-//! The rule: every problem of the file is found in one reading, each with the line it is on.
+//! The rule: every problem of the file is found in one reading, each with the line it is on; of what
+//! is no TOML, those of its syntax alone.
 
 use serde_json::Value;
 use toml::{
@@ -27,10 +28,14 @@ pub(super) struct Written {
 pub(super) fn read(name: &str, text: &str, problems: &mut Vec<ConfigProblem>) -> Vec<Written> {
     let (table, errors) = DeTable::parse_recoverable(text);
     let mut reader = Reader { name, text, problems, written: Vec::new() };
+    let is_whole = errors.is_empty();
     for error in errors {
         reader.problem(error.span().map_or(0, |span| span.start), error.message());
     }
-    reader.section("", table.get_ref(), root());
+    // Behind what is no TOML, keys and values are guesses.
+    if is_whole {
+        reader.section("", table.get_ref(), root());
+    }
     reader.written
 }
 

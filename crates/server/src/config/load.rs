@@ -141,7 +141,7 @@ pub(crate) fn load(layers: &Layers) -> Result<Loaded, Vec<ConfigProblem>> {
     let file = loading.read_file(layers);
     loading.read_env(&layers.env);
     loading.read_flags(&layers.flags);
-    let Loading { tree, origins, mut problems } = loading;
+    let Loading { tree, origins, lines, mut problems } = loading;
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -163,9 +163,13 @@ pub(crate) fn load(layers: &Layers) -> Result<Loaded, Vec<ConfigProblem>> {
         return Err(found
             .into_iter()
             .map(|(path, reason)| {
-                // `auth.jwt.keys[0].secret` is placed where `auth.jwt.keys` is set.
-                let setting = path.split('[').next().unwrap_or_default();
-                ConfigProblem { place: place(setting), message: format!("`{path}` {reason}") }
+                // `auth.jwt.keys[2].secret` is placed at the third entry of `auth.jwt.keys`, or
+                // where the list is set.
+                let (setting, rest) = path.split_once('[').unwrap_or((&path, ""));
+                let index = rest.split(']').next().and_then(|index| index.parse::<usize>().ok());
+                let line = index.and_then(|index| lines.get(setting)?.get(index)).cloned();
+                let place = line.unwrap_or_else(|| place(setting));
+                ConfigProblem { place, message: format!("`{path}` {reason}") }
             })
             .collect());
     }
@@ -176,6 +180,8 @@ pub(crate) fn load(layers: &Layers) -> Result<Loaded, Vec<ConfigProblem>> {
 struct Loading {
     tree: Map<String, Value>,
     origins: BTreeMap<String, Origin>,
+    /// Where the elements of lists that the file sets are.
+    lines: BTreeMap<String, Vec<String>>,
     problems: Vec<ConfigProblem>,
 }
 
@@ -291,6 +297,7 @@ impl Loading {
             Ok(()) => {
                 put(&mut self.tree, &setting.path, value);
                 self.origins.insert(setting.path.clone(), origin);
+                self.lines.insert(setting.path.clone(), lines.to_vec());
             }
             Err(error) if !placed => {
                 self.problem(origin.to_string(), format!("`{}`: {}", setting.path, plain(&error)));
@@ -453,6 +460,23 @@ mod tests {
     fn broken_toml_is_a_problem_with_its_line() {
         let found = problems("listen = \"127.0.0.1:1\"\nheartbeat = \n", &[]);
         assert!(found[0].starts_with("tidings.toml:2: "), "{found:?}");
+        // What can be made out of the rest is nothing that was written.
+        let found = problems("broken = [\nlisten = \"x\"\n", &[]);
+        assert!(found.iter().all(|problem| !problem.contains("unknown key")), "{found:?}");
+    }
+
+    /// Broken on purpose, it failed: with the line of the list's first entry.
+    #[test]
+    fn a_problem_of_a_lists_entry_has_the_entrys_line() {
+        let key = |id: &str| format!("[[auth.api_keys]]\nid = \"{id}\"\nsha256 = \"{:064}\"\n", 0);
+        let keys = ["aaaaaaaa", "bbbbbbbb", "no id"].map(key).concat();
+        let toml = format!("trusted_proxies = [\n  \"10.0.0.1\",\n  \"proxy\",\n]\n{keys}");
+        let found = problems(&toml, &[]);
+        assert!(found[0].starts_with("tidings.toml:3: `trusted_proxies[1]`"), "{found:?}");
+        assert!(found[1].starts_with("tidings.toml:11: `auth.api_keys[2].id`"), "{found:?}");
+        // A variable has no lines.
+        let found = problems(&toml, &[("TIDINGS_TRUSTED_PROXIES", "10.0.0.1,proxy")]);
+        assert!(found[0].starts_with("TIDINGS_TRUSTED_PROXIES: `trusted_proxies[1]`"), "{found:?}");
     }
 
     #[test]

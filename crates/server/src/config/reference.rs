@@ -28,7 +28,7 @@ Names are made the same way for all settings: `tls.cert` is `TIDINGS_TLS_CERT` a
 
 Durations carry their unit: `250ms`, `10s`, `1h30m`, `7d`. Sizes are bytes or `64KiB`, `1MiB`, `2GiB`.
 
-An unknown key or `TIDINGS_*` variable is an error that names the nearest known one; variables that Kubernetes adds for a service named `tidings` are left alone. `tidings config check` lists every problem with its place and exits with 78 if there is any, `tidings config show` prints the values in effect and where each comes from, and `tidings config schema` prints the JSON schema ([tidings.schema.json](tidings.schema.json)) for editors:
+An unknown key or `TIDINGS_*` variable is an error that names the nearest known one; variables that Kubernetes adds for a service named `tidings` are left alone. `tidings config check` lists every problem with its place and exits with 78 if there is any. It looks in this order, and further only while nothing was found: whether the file is TOML; each value by itself; what values mean together; what `serve` refuses, as secrets that could be guessed. `tidings config show` prints the values in effect and where each comes from, and `tidings config schema` prints the JSON schema ([tidings.schema.json](tidings.schema.json)) for editors:
 
 ```toml
 #:schema ./tidings.schema.json

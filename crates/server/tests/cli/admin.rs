@@ -69,6 +69,17 @@ fn operators_come_in_with_the_token_that_only_the_owner_of_the_data_can_read() {
         }
         assert_eq!(ask("POST", &format!("{admin}/admin/v1/trim"), wrong).0, 401);
     }
+    // What a resource does not know is refused, and what is wrong says what it must be.
+    for path in ["nodes", "connections", "keys", "revocations", "topics", "config"] {
+        let (status, problem) = ask("GET", &format!("{admin}/admin/v1/{path}?x=1"), &token);
+        assert_eq!((status, &problem["pointer"]), (400, &"x".into()), "{path}: {problem}");
+    }
+    let trim = format!("{admin}/admin/v1/trim?tenant=default&topic=t&keep_events=many");
+    let (status, problem) = ask("POST", &trim, &token);
+    assert_eq!(
+        (status, &problem["pointer"], &problem["detail"]),
+        (400, &"keep_events".into(), &"must be a whole number, like 1000".into())
+    );
     // Probes and scrapers need none.
     for path in ["health/live", "health/ready", "metrics"] {
         assert_eq!(ask("GET", &format!("{admin}/{path}"), "x").0, 200, "{path}");

@@ -33,11 +33,12 @@ fn every_key_that_cannot_be_is_listed_with_its_place() {
     std::fs::write(directory.path().join("tidings.toml"), toml).unwrap();
     let ran = run(directory.path(), &["config", "check"]);
     let lines: Vec<&str> = ran.err.lines().collect();
-    assert_eq!(lines.len(), 3, "{ran:?}");
+    assert_eq!(lines.len(), 4, "{ran:?}");
     for (line, place) in lines.iter().zip([
-        "auth.jwt.keys[0].secret",
-        "auth.api_keys[0].",
-        "auth.api_keys[1].sha256",
+        "tidings.toml:1: `auth.jwt.keys[0].secret`",
+        "tidings.toml:4: `auth.api_keys[0].id`",
+        "tidings.toml:4: `auth.api_keys[0].sha256`",
+        "tidings.toml:7: `auth.api_keys[1].sha256`",
     ]) {
         assert!(line.contains(place), "{line} {place}");
     }

@@ -56,13 +56,39 @@ fn a_journal_is_checked_exported_and_imported() {
     let rest = |text: &str| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(rest(&again), rest(&saved));
     // Over a journal nothing is imported, nor what is cut short.
-    run(at, &["journal", "import", "--data", "other", "--file", "saved"]).expect(65);
+    run(at, &["journal", "import", "--data", "other", "--file", "saved"]).expect(72);
     let cut = &saved[..saved.len() * 2 / 3];
     let refused = run_with_input(at, &["journal", "import", "--data", "cut"], cut.as_bytes());
     assert!(refused.err.contains("line "), "{refused:?}");
     refused.expect(65);
-    run(at, &["journal", "check", "--data", "cut"]).expect(65);
-    run(at, &["journal", "check", "--data", "nowhere"]).expect(65);
+    run(at, &["journal", "check", "--data", "cut"]).expect(72);
+}
+
+/// A script that is told 65 restores a backup; 72 is a wrong path, or something to set right about it.
+#[test]
+fn a_directory_that_cannot_be_used_is_not_called_a_damaged_journal() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    fs::create_dir_all(at.join("newer/journal/store")).unwrap();
+    fs::write(at.join("newer/journal/TIDINGS"), "tidings journal 99\n").unwrap();
+    fs::write(at.join("file"), "").unwrap();
+    for (data, says) in [
+        ("nowhere", "there is no journal here"),
+        ("newer", "the journal has version 99"),
+        ("file", "cannot be read"),
+    ] {
+        for tool in ["check", "export", "repair"] {
+            let refused = run(at, &["journal", tool, "--data", data]);
+            assert!(refused.err.contains(says), "{refused:?}");
+            refused.expect(72);
+        }
+    }
+    for data in ["newer", "file", "/proc/x"] {
+        run_with_input(at, &["journal", "import", "--data", data], b"").expect(72);
+        let refused = run(at, &["dev", "--listen", "127.0.0.1:0", "--data", data]);
+        refused.expect(72);
+    }
+    assert_eq!(fs::read(at.join("file")).unwrap(), b"");
 }
 
 /// Whose umask lets everybody read.

@@ -19,6 +19,12 @@ const RSA_BITS_MIN: usize = 2048;
 /// The most that the library verifies with; each doubling makes a signature four times as dear.
 const RSA_BITS_MAX: usize = 4096;
 
+/// Bits of an RSA key's exponent: the library verifies with no longer one.
+const RSA_EXPONENT_BITS_MAX: usize = 33;
+/// Primes that divide no RSA modulus. What is made up instead, as `2^2048 - 1`, mostly has one of
+/// them (NIST SP 800-89 §5.3.3).
+const RSA_NO_FACTORS: [u32; 12] = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37];
+
 /// A key that tokens may be signed with.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -146,9 +152,13 @@ impl Key {
             }
             Algorithm::EdDsa => DecodingKey::from_ed_components(&part(&jwk.x)?),
             _ => {
-                let modulus = URL_SAFE_NO_PAD.decode(part(&jwk.n)?).map_err(|_| UNREADABLE)?;
+                let decoded = |part| URL_SAFE_NO_PAD.decode(part).map_err(|_| UNREADABLE);
+                let (modulus, exponent) = (decoded(part(&jwk.n)?)?, decoded(part(&jwk.e)?)?);
                 if !(RSA_BITS_MIN..=RSA_BITS_MAX).contains(&bits(&modulus)) {
                     return Err("it does not have 2048 to 4096 bits");
+                }
+                if !is_rsa(&modulus, &exponent) {
+                    return Err("its numbers are not those of an RSA key");
                 }
                 DecodingKey::from_rsa_components(&part(&jwk.n)?, &part(&jwk.e)?)
             }
@@ -253,6 +263,18 @@ fn bits(number: &[u8]) -> usize {
     ((number.len() - zeros) * 8).saturating_sub(top)
 }
 
+/// Whether a key with these numbers, big endian, could have been made (RFC 8017 §3.1): the modulus is
+/// a product of large primes, the exponent odd and at least 3. Such a key is one of an issuer that is
+/// broken, and no signature verifies with it, or anybody's does.
+fn is_rsa(modulus: &[u8], exponent: &[u8]) -> bool {
+    let remainder =
+        |by: u32| modulus.iter().fold(0, |rest, byte| (rest * 256 + u32::from(*byte)) % by);
+    let is_odd = exponent.last().is_some_and(|byte| byte % 2 == 1);
+    RSA_NO_FACTORS.iter().all(|prime| remainder(*prime) != 0)
+        && is_odd
+        && (2..=RSA_EXPONENT_BITS_MAX).contains(&bits(exponent))
+}
+
 pub(super) fn check_secret(secret: &str) -> Result<&[u8], (&'static str, String)> {
     if secret.len() < SECRET_BYTES_MIN {
         return Err(("secret", format!("must be at least {SECRET_BYTES_MIN} random bytes")));
@@ -280,9 +302,12 @@ fn public_key_of(algorithm: Algorithm, pem: &str) -> Result<DecodingKey, (&'stat
     if !matches!(algorithm, Algorithm::Es256 | Algorithm::Es384 | Algorithm::EdDsa) {
         let content = key.try_get_as_bytes().map_err(|_| unusable())?;
         let components = (CRYPTO.key_utils.rsa_pub_components_from_public_key)(content);
-        let (modulus, _) = components.map_err(|_| unusable())?;
+        let (modulus, exponent) = components.map_err(|_| unusable())?;
         if bits(&modulus) < RSA_BITS_MIN {
             return Err(refuse(format!("must have at least {RSA_BITS_MIN} bits")));
+        }
+        if !is_rsa(&modulus, &exponent) {
+            return Err(unusable());
         }
     }
     usable(algorithm, &key).ok_or_else(unusable)?;

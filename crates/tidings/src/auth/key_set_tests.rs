@@ -187,13 +187,34 @@ async fn a_key_that_its_issuer_removed_is_refused_after_one_interval() {
     assert_eq!(world.asks(&token("ec256")).await, Ok(()));
 }
 
-/// An issuer that has no keys signs nothing: it is broken, and was not meant.
+/// An issuer that has no keys signs nothing: it is broken, and was not meant. Broken on purpose, it
+/// failed: with an RSA key taken for good by the length of its modulus.
 #[tokio::test(start_paused = true)]
 async fn a_set_without_a_key_that_can_be_used_is_no_reading() {
     let world = World::begin(Some(set_of(&["rsa"], unchanged)));
     assert_eq!(world.asks(&token("rsa")).await, Ok(()));
-    let unusable = set_of(&["rsa"], |key| key["use"] = json!("enc"));
-    for (text, of) in [(json!({"keys": []}).to_string(), 0), (unusable, 1)] {
+    // 2048 bits, by their first byte, those between, and their last.
+    let modulus = |first: u8, between: u8, last: u8| {
+        let number = [&[first][..], &[between; 254], &[last]].concat();
+        base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, number)
+    };
+    let mut sets = vec![(json!({"keys": []}).to_string(), 0)];
+    for (member, value) in [
+        ("use", json!("enc")),
+        // 1, 65536, 2, 2^64 - 1, nothing.
+        ("e", json!("AQ")),
+        ("e", json!("AQAA")),
+        ("e", json!("AAI")),
+        ("e", json!("__________8")),
+        ("e", json!("")),
+        // 2^2047, 2^2048 - 1 and 3 * 2^2046 + 3.
+        ("n", json!(modulus(0x80, 0, 0))),
+        ("n", json!(modulus(0xff, 0xff, 0xff))),
+        ("n", json!(modulus(0xc0, 0, 3))),
+    ] {
+        sets.push((set_of(&["rsa"], |key| key[member] = value.clone()), 1));
+    }
+    for (text, of) in sets {
         world.shelf.put(text);
         tokio::time::sleep(KeySetTimes::default().refresh.mul_f64(1.11)).await;
         let [status] = world.hub.key_sets().try_into().unwrap();

@@ -55,7 +55,8 @@ impl Timers {
             // Beyond a year a timer would overflow, and the connection's age ends it long before.
             if left < Duration::from_secs(366 * 24 * 60 * 60) {
                 self.ends.push((now + left, GoAway::Expired));
-                self.notice = left.checked_sub(EXPIRY_NOTICE).map(|left| (now + left, at));
+                // At once, where less is left.
+                self.notice = Some((now + left.saturating_sub(EXPIRY_NOTICE), at));
             }
         }
         self.timer.as_mut().reset(now);

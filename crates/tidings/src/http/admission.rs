@@ -7,6 +7,7 @@ use std::collections::HashSet;
 
 use axum::http::{HeaderMap, header};
 
+use super::caller::fits;
 use crate::{
     auth::Grant,
     error::Problem,
@@ -27,7 +28,11 @@ pub(super) async fn room_for_body(
     headers: &HeaderMap,
 ) -> Result<Waiting, Problem> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    hub.quotas().waiting(grant, length.and_then(|length| length.parse().ok())).await
+    let length: Option<usize> = length.and_then(|length| length.parse().ok());
+    // Not after the wait: there is never room for it.
+    let bytes_max = hub.settings().publish_bytes_max;
+    fits(length.unwrap_or(0) as u64, bytes_max).map_err(|problem| problem.at(""))?;
+    hub.quotas().waiting(grant, length).await
 }
 
 /// Waits for the next lines' rate and room: a stream is read as fast as it may be stored.

@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, Method, Version, header, request::Parts},
 };
 use bytes::{Bytes, BytesMut};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::time::Instant;
 
@@ -127,6 +128,8 @@ async fn read(
     bytes_max: usize,
     mut room: Option<(&Quotas, &mut Waiting)>,
 ) -> Result<Bytes, Problem> {
+    // By the length that it says, before a client that asks first is told to go on.
+    fits(body.size_hint().lower(), bytes_max)?;
     let mut body = Limited::new(body, bytes_max);
     let mut bytes = BytesMut::new();
     let mut begun = Instant::now();
@@ -152,8 +155,7 @@ async fn read(
                 }
             }
             Some(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
-                let detail = format!("the body is larger than {bytes_max} bytes");
-                return Err(Problem::new(ErrorCode::TooLarge, detail));
+                return Err(too_large(bytes_max));
             }
             Some(Err(_)) => {
                 let detail = "the body ended before its length";
@@ -161,6 +163,15 @@ async fn read(
             }
         }
     }
+}
+
+/// Refuses a body by its length, before any of it is waited for.
+pub(super) fn fits(length: u64, bytes_max: usize) -> Result<(), Problem> {
+    if length > bytes_max as u64 { Err(too_large(bytes_max)) } else { Ok(()) }
+}
+
+fn too_large(bytes_max: usize) -> Problem {
+    Problem::new(ErrorCode::TooLarge, format!("the body is larger than {bytes_max} bytes"))
 }
 
 /// Refuses compressed bodies: a small one may unpack to anything.

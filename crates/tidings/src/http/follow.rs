@@ -435,7 +435,8 @@ fn range(text: &str) -> Option<(String, f32)> {
     let mut parts = text.split(';');
     let kind = parts.next()?.trim().to_ascii_lowercase();
     let quality = parts.find_map(|part| part.trim().strip_prefix("q=")?.parse().ok());
-    Some((kind, quality.unwrap_or(1.0)))
+    // An empty header, or an empty element of a list, says nothing (RFC 9110 §5.6.1).
+    (!kind.is_empty()).then(|| (kind, quality.unwrap_or(1.0)))
 }
 
 #[cfg(test)]
@@ -487,6 +488,9 @@ mod tests {
         let ndjson = Some(Answer::Stream(Format::Ndjson));
         assert_eq!(accepted(&HeaderMap::new()).ok(), sse);
         for (accept, want) in [
+            ("", sse),
+            (" , ", sse),
+            (", application/json", Some(Answer::Page)),
             ("*/*", sse),
             ("text/event-stream", sse),
             ("text/*", sse),

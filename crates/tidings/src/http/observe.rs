@@ -22,7 +22,8 @@ pub(super) struct Observed {
 impl Observed {
     pub(super) fn of(request: &Request) -> Self {
         let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-        let route = route.unwrap_or("none").to_owned();
+        // The router marks a part that may have slashes; the protocol does not.
+        let route = route.unwrap_or("none").replace("{*", "{");
         let is_probe = route.ends_with("/health/ready");
         let label = RequestLabel { route, method: method(request.method()), status: "" };
         Self { asked_at: Instant::now(), label, is_probe }

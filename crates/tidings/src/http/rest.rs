@@ -4,8 +4,8 @@
 //! reset, and the reset may overtake the answer (RFC 9112 §9.6), so what an HTTP/1 client is about
 //! to send anyway is read and dropped, up to the size and within the time of an ordinary body. Where
 //! its length is known, that is before the answer, and the connection can be kept. Where it is not,
-//! it may go on for ever: the answer goes first, says that the connection ends, and the rest is read
-//! behind it.
+//! or is more than anybody reads, or was waited for already, it may go on for ever: the answer goes
+//! first, says that the connection ends, and the rest is read behind it.
 
 use std::{
     pin::Pin,
@@ -17,7 +17,7 @@ use std::{
 use axum::{
     body::Body,
     extract::Request,
-    http::{HeaderValue, Version, header},
+    http::{HeaderValue, StatusCode, Version, header},
     response::Response,
 };
 use bytes::{Bytes, BytesMut};
@@ -75,8 +75,11 @@ impl Rest {
             back.lock().unwrap_or_else(PoisonError::into_inner).take()
         };
         let Some(rest) = self.back.and_then(rest) else { return };
-        let reading = discard(rest, hub.settings().publish_bytes_max);
-        if self.is_endless {
+        let bytes_max = hub.settings().publish_bytes_max;
+        let is_too_large = rest.size_hint().lower() > bytes_max as u64;
+        let is_too_slow = response.status() == StatusCode::REQUEST_TIMEOUT;
+        let reading = discard(rest, bytes_max);
+        if self.is_endless || is_too_large || is_too_slow {
             if reading.now_or_never().is_none() {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
@@ -149,7 +152,6 @@ mod tests {
 
     use axum::response::IntoResponse as _;
     use futures_util::stream;
-    use http::StatusCode;
     use tokio::{io::AsyncWriteExt as _, time::Instant};
 
     use super::*;

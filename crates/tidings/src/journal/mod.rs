@@ -531,8 +531,13 @@ pub enum JournalError {
     /// have it open.
     #[error("journal is unavailable: {0}")]
     Unavailable(String),
-    /// It will not work until a person acts: the data directory is damaged, foreign, from a newer
-    /// version or not permitted. The message names the file and the remedy.
+    /// It will not work until a person acts: what is stored is damaged. The message names the file
+    /// and the remedy.
     #[error("{0}")]
     Broken(String),
+    /// The data directory is not one that can be used: it holds no journal or another one, is foreign,
+    /// from another version or not permitted. Nothing of it was read; the message names the file and
+    /// the remedy.
+    #[error("{0}")]
+    Unusable(String),
 }

@@ -43,7 +43,7 @@ impl Label {
         self.listed.contains(&value)
             || match self.further {
                 Some(Values::Codes) => ErrorCode::ALL.iter().any(|code| code.as_str() == value),
-                Some(Values::Routes) => value.starts_with('/'),
+                Some(Values::Routes) => value.starts_with('/') && !value.contains('*'),
                 Some(Values::Limits) => value.bytes().all(is_name),
                 Some(Values::Version) => value == env!("CARGO_PKG_VERSION"),
                 None => false,

@@ -117,7 +117,7 @@ const SPANS: &[Label] = &[Label::listed("result", &["sent", "dropped", "failed"]
 const GAPS: &[Label] =
     &[Label::listed("reason", &["trimmed", "unknown_cursor", "epoch", "lagged"])];
 const CONNECTION: &[Label] = &[
-    Label::listed("format", &["sse", "ndjson", "long_poll"]),
+    Label::listed("format", &["sse", "ndjson", "long_poll", "publish"]),
     Label::listed("protocol", &["http1", "http2", "none"]),
     Label::listed("tls", &["yes", "no"]),
 ];

@@ -4,6 +4,7 @@ use reqwest::{Client, Method};
 use serde_json::json;
 use tidings::metrics::{MetricInfo, Metrics};
 
+use crate::publish::lines;
 use crate::support::{Options, Reader, Server, json_of};
 
 type Labels = Vec<(String, String)>;
@@ -41,7 +42,8 @@ fn check(catalogue: &[MetricInfo], name: &str, labels: &[(String, String)]) {
     }
 }
 
-/// Broken on purpose, it failed: with the method or the path of a request as it came.
+/// Broken on purpose, it failed: with the method or the path of a request as it came, with a route as
+/// the router writes it, and without `publish` in the catalogue.
 #[tokio::test]
 async fn whatever_clients_do_the_labels_are_those_of_the_catalogue() {
     let server = Server::with(Options { metrics: true, ..Options::default() }).await;
@@ -69,6 +71,9 @@ async fn whatever_clients_do_the_labels_are_those_of_the_catalogue() {
     server.anonymous(Method::GET, "/v1/topics").send().await.unwrap();
     let refused = json!([{ "topic": "//", "type": "t" }, { "topic": "secret/topic", "type": "t" }]);
     server.publish(&refused).await;
+    let (_sender, body) = lines();
+    let stream = server.post("/v1/events").header("content-type", "application/x-ndjson");
+    let _publishing = stream.body(body).send().await.unwrap();
     let text = server.get("/metrics").send().await.unwrap().text().await.unwrap();
     let catalogue = Metrics::catalogue();
     let samples = samples(&text);
@@ -86,12 +91,14 @@ async fn whatever_clients_do_the_labels_are_those_of_the_catalogue() {
     assert_eq!(value("tidings_connections", &["sse", "http2", "no"]), 1.0);
     assert_eq!(value("tidings_connections", &["ndjson", "http1", "no"]), 1.0);
     assert_eq!(value("tidings_connections", &["long_poll", "http1", "no"]), 0.0);
+    assert_eq!(value("tidings_connections", &["publish", "http1", "no"]), 1.0);
     assert_eq!(value("tidings_events_published_total", &["stored"]), 11.0);
     assert_eq!(value("tidings_events_published_total", &["malformed"]), 2.0);
     assert_eq!(value("tidings_resumes_total", &["gap"]), 1.0);
     assert_eq!(value("tidings_gaps_total", &["unknown_cursor"]), 1.0);
     assert_eq!(value("tidings_ready", &[]), 1.0);
     let requests = "tidings_request_duration_seconds_count";
+    assert_eq!(value(requests, &["/v1/topics/{topic}", "GET", "2xx"]), 1.0);
     assert_eq!(value(requests, &["none", "GET", "4xx"]), 1.0);
     assert_eq!(value(requests, &["/v1/events", "other", "4xx"]), 1.0);
     // The long-poll and no stream.

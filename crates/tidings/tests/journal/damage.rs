@@ -13,7 +13,7 @@ use std::{
 use tidings::{
     journal::{
         Append, Batch, Dedup, Journal, JournalError, JournalSettings, Page, PageLimit,
-        embedded::{EmbeddedJournal, EmbeddedOptions, check, repair},
+        embedded::{EmbeddedJournal, EmbeddedOptions, OnDamage, check, export, repair},
     },
     model::{
         Event, EventType, JsonText, NewEvent, Offset, StateKey, Tenant, Timestamp, Topic, TopicKey,
@@ -34,7 +34,7 @@ fn open(directory: &Path) -> Result<Arc<EmbeddedJournal>, JournalError> {
 
 fn refusal(directory: &Path) -> String {
     match open(directory) {
-        Err(JournalError::Broken(message)) => message,
+        Err(JournalError::Broken(message) | JournalError::Unusable(message)) => message,
         other => panic!("expected a refusal, got {other:?}"),
     }
 }
@@ -115,9 +115,15 @@ async fn judge(directory: &Path, original: &Original, what: &str) -> bool {
     let before = files(directory);
     let journal = match open(directory) {
         Ok(journal) => journal,
-        Err(JournalError::Broken(message)) => {
+        Err(JournalError::Broken(message) | JournalError::Unusable(message)) => {
             assert!(message.contains(&*directory.to_string_lossy()), "{what}: {message}");
             assert!(message.contains("; "), "{what}: no remedy: {message}");
+            let after = files(directory);
+            let is_kept = |path: &&PathBuf| {
+                !path.to_string_lossy().contains("/tables/") || after.contains_key(*path)
+            };
+            let gone: Vec<_> = before.keys().filter(|path| !is_kept(path)).collect();
+            assert!(gone.is_empty(), "{what}: tables were deleted: {gone:?}");
             // The store's own recovery may tidy its files up; ours comes before it.
             if message.contains("/commits: ") || message.contains("TIDINGS") {
                 assert_eq!(files(directory), before, "{what}: files were changed");
@@ -488,6 +494,79 @@ async fn a_missing_file_is_noticed_or_harmless() {
     fs::remove_dir_all(store.join("store")).unwrap();
     let message = refusal(&store);
     assert!(message.contains("is missing"), "{message}");
+}
+
+type Opener = fn(&Path) -> Result<(), JournalError>;
+
+/// A file or directory of a store, what a refusal says of it, and what is done to it.
+type StoreDamage<'a> = (&'a str, &'a str, &'a dyn Fn(&Path));
+
+/// Whatever opens a journal: each is the first to meet the damage.
+fn openers() -> [(&'static str, Opener); 4] {
+    [
+        ("check", |path| check(path, &mut |_| {}).map(drop)),
+        ("open", |path| open(path).map(drop)),
+        ("salvage", |path| export(path, &mut Vec::new(), OnDamage::Salvage, &mut |_| {}).map(drop)),
+        ("repair", |path| repair(path, &mut |_| {}).map(drop)),
+    ]
+}
+
+/// Damages copies of a store with tables, and asks whatever opens one twice each: it is refused by
+/// the name of what is wrong, and every file is there as it was.
+async fn refused_untouched(damages: &[StoreDamage<'_>]) {
+    let parent = tempfile::tempdir().unwrap();
+    let (store, damaged) = (parent.path().join("store"), parent.path().join("damaged"));
+    sound(&store).await;
+    let has_tables = |n: usize| {
+        let tables = store.join(format!("store/keyspaces/{n}/tables"));
+        fs::read_dir(tables).unwrap().next().is_some()
+    };
+    assert!(has_tables(0) && has_tables(2), "the store has no tables to lose");
+    for (name, says, damage) in damages {
+        let file = damaged.join("store").join(name);
+        for (opener, open) in openers() {
+            copy(&store, &damaged);
+            damage(&file);
+            let before = files(&damaged);
+            for turn in 1..=2 {
+                let message = match open(&damaged) {
+                    Err(JournalError::Broken(message)) => message,
+                    other => panic!("{opener}, {name}, turn {turn}: {other:?}"),
+                };
+                let expected = format!("{}: {says}; restore a backup", file.display());
+                assert!(message.starts_with(&expected), "{opener}, turn {turn}: {message}");
+                let same = files(&damaged) == before;
+                assert!(same, "{opener}, {name}, turn {turn}: files were changed");
+            }
+            fs::remove_dir_all(&damaged).unwrap();
+        }
+    }
+}
+
+/// Broken on purpose, it failed: without the look at `current`, whole keyspaces were deleted (that
+/// is what the store does to one that it takes for unfinished; without its own, to all of them);
+/// without the numbers, a missing keyspace was made anew.
+#[tokio::test]
+async fn a_store_without_one_of_its_small_files_is_refused_untouched() {
+    let remove_file: &dyn Fn(&Path) = &|path| fs::remove_file(path).unwrap();
+    let remove_dir: &dyn Fn(&Path) = &|path| fs::remove_dir_all(path).unwrap();
+    let keyspaces: Vec<_> = (0..10).map(|n| format!("keyspaces/{n}")).collect();
+    let currents: Vec<_> = keyspaces.iter().map(|path| format!("{path}/current")).collect();
+    let mut damages = vec![("version", "is missing", remove_file)];
+    let remove_all: &dyn Fn(&Path) = &|path| fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    damages.push(("keyspaces/0", "is missing", remove_all));
+    damages.extend(currents.iter().map(|name| (&**name, "is missing", remove_file)));
+    damages.extend(keyspaces.iter().map(|name| (&**name, "is missing", remove_dir)));
+    refused_untouched(&damages).await;
+}
+
+/// Broken on purpose, it failed: without the look at the names, what was put there was deleted.
+#[tokio::test]
+async fn a_keyspace_that_the_store_does_not_know_is_refused_untouched() {
+    let put: &dyn Fn(&Path) = &|path| copy(&path.with_file_name("2"), path);
+    let unknown = "the store does not know this keyspace";
+    let damages = [("keyspaces/11", unknown, put), ("keyspaces/2.backup", unknown, put)];
+    refused_untouched(&damages).await;
 }
 
 #[tokio::test]

@@ -95,8 +95,9 @@ impl CheckReport {
 /// Reads everything that the journal in a directory holds. The hub must be stopped.
 ///
 /// # Errors
-/// [`JournalError::Unavailable`] if a process has it open, [`JournalError::Broken`] if it cannot be
-/// opened at all; both say what to do.
+/// [`JournalError::Unavailable`] if a process has it open, [`JournalError::Unusable`] if there is no
+/// journal that this program may read, [`JournalError::Broken`] if it cannot be opened at all; each
+/// says what to do.
 pub fn check(path: &Path, step: &mut dyn FnMut(Step)) -> Result<CheckReport, JournalError> {
     let directory = Directory::existing(path)?;
     let files = directory.store_files();

@@ -77,7 +77,7 @@ impl Directory {
     pub(super) fn existing(path: &Path) -> Result<Self, JournalError> {
         let format = path.join(FORMAT_FILE);
         if !check_format(&format)? || !path.join(STORE).exists() {
-            return Err(JournalError::Broken(format!(
+            return Err(JournalError::Unusable(format!(
                 "{}: there is no journal here; name the data directory of a hub",
                 path.display()
             )));
@@ -302,7 +302,7 @@ fn begin(path: &Path) -> Result<(), JournalError> {
         let name = entry.map_err(|error| failed("read", path, &error))?.file_name();
         // A crash may have left this program's own attempt.
         if *name != *new_name(FORMAT_FILE) {
-            return Err(JournalError::Broken(format!(
+            return Err(JournalError::Unusable(format!(
                 "{}: is not a journal: it holds `{}` but no file `{FORMAT_FILE}`; choose an empty \
                  directory, or restore the file if this was a journal",
                 path.display(),
@@ -358,7 +358,7 @@ pub(super) fn failed(what: &str, at: &Path, error: &io::Error) -> JournalError {
         io::ErrorKind::ReadOnlyFilesystem => "; mount the file system so that it can be written",
         _ => "; see to the disk",
     };
-    JournalError::Broken(format!("{at}: cannot be {what}: {error}{remedy}"))
+    JournalError::Unusable(format!("{at}: cannot be {what}: {error}{remedy}"))
 }
 
 fn unknown(file: &Path, text: &[u8]) -> JournalError {
@@ -366,16 +366,16 @@ fn unknown(file: &Path, text: &[u8]) -> JournalError {
     let version = std::str::from_utf8(text).ok().and_then(|text| {
         text.strip_prefix("tidings journal ")?.strip_suffix('\n')?.parse::<u32>().ok()
     });
-    JournalError::Broken(match version {
-        Some(version) => format!(
+    match version {
+        Some(version) => JournalError::Unusable(format!(
             "{file}: the journal has version {version}, this program knows version {VERSION}; run the \
              version of Tidings that wrote it, or a newer one"
-        ),
-        None => format!(
+        )),
+        None => JournalError::Broken(format!(
             "{file}: is damaged: it must hold the line `{}`; restore it from a backup",
             FORMAT.trim_end()
-        ),
-    })
+        )),
+    }
 }
 
 fn new_name(name: &str) -> String {

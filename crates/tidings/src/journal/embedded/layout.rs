@@ -83,7 +83,10 @@ impl Store {
         batch.commit()
     }
 
-    pub(super) fn keyspaces(&self) -> [&Keyspace; 9] {
+    /// How many there are. The store numbers them from 1, in the order in which they are made.
+    pub(super) const KEYSPACES: usize = 9;
+
+    pub(super) fn keyspaces(&self) -> [&Keyspace; Self::KEYSPACES] {
         let Self { db: _, topics, log, states, places, marks, dedup, due, floors, meta } = self;
         [topics, log, states, places, marks, dedup, due, floors, meta]
     }

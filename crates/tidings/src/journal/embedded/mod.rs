@@ -116,8 +116,9 @@ impl EmbeddedJournal {
     /// Blocks while it recovers: a second at most after a crash.
     ///
     /// # Errors
-    /// [`JournalError::Broken`] names the file and what to do: it is another program's, from a newer
-    /// version, damaged or not permitted. [`JournalError::Unavailable`]: another process has it.
+    /// [`JournalError::Broken`] names the file that is damaged and what to do,
+    /// [`JournalError::Unusable`] that which is another program's, from a newer version or not
+    /// permitted. [`JournalError::Unavailable`]: another process has it.
     pub fn open(path: &Path, settings: JournalSettings) -> Result<Arc<Self>, JournalError> {
         Self::open_with_clock(path, settings, Arc::new(SystemClock))
     }

@@ -1,11 +1,17 @@
 //! Opening the store: its log is read first, its own record last.
 //!
 //! The rule: what the store had acknowledged is there, or every topic begins a new epoch before
-//! anybody reads from it, or the store is not opened.
+//! anybody reads from it, or the store is not opened. One that is not opened stays as it is.
 
-use std::{fs, io, panic::AssertUnwindSafe, path::Path, sync::Arc};
+use std::{
+    io,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use fjall::{Database, PersistMode};
+use lsm_tree::{AbstractTree as _, AnyTree, SeqNo};
 
 use super::{
     commit_log::{CommitLog, LogDamage, LogError},
@@ -79,38 +85,93 @@ pub(super) fn open_whole(
     Ok(store)
 }
 
-/// Opens each keyspace by itself first, and so knows which is damaged. Inside the store's own
-/// opening, an assertion on damage ends the process instead: its locks are poisoned when it cleans
-/// up.
+/// Looks at everything that names the store's files, changing nothing, and then opens each keyspace
+/// by itself, and so knows which is damaged. Inside the store's own opening, an assertion on damage
+/// ends the process instead: its locks are poisoned when it cleans up.
+///
+/// Worse, the store takes what is not named for something that was never finished, and deletes it
+/// with all its tables: a keyspace without `current`, and each that its own keyspace does not know.
+/// A store is made whole under another name, so here there is nothing that was never finished.
 fn probe(files: &Path) -> Result<(), JournalError> {
+    let version = files.join("version");
+    if !version.exists() {
+        // The store would take the directory for a new one, and meet its own files there.
+        return Err(missing(&version));
+    }
     let keyspaces = files.join("keyspaces");
     let unread = |error| directory::failed("read", &keyspaces, &error);
-    for entry in fs::read_dir(&keyspaces).map_err(unread)? {
-        let path = entry.map_err(unread)?.path();
-        // One without it was never finished; the store removes it.
-        if !path.join("current").exists() {
-            continue;
+    let found = tables::keyspaces(files).map_err(unread)?;
+    let own = keyspaces.join(OWN_KEYSPACE);
+    let made = (0..=Store::KEYSPACES).map(|number| keyspaces.join(number.to_string()));
+    // What an earlier version deleted and made anew has another number.
+    let absent = made.into_iter().find(|path| !found.contains(path));
+    if let Some(path) = absent.filter(|path| found.len() <= Store::KEYSPACES || *path == own) {
+        return Err(missing(&path));
+    }
+    for path in &found {
+        let current = path.join(tables::CURRENT);
+        if !current.exists() {
+            return Err(missing(&current));
         }
-        if let Some(file) = tables::damaged_list(&path).map_err(unread)? {
+        if let Some(file) = tables::damaged_list(path).map_err(unread)? {
             let what = tables::does_not_match(&file);
             return Err(JournalError::Broken(format!("{what}; restore a backup")));
         }
-        let open = || {
-            let counter = lsm_tree::SequenceNumberCounter::default();
-            lsm_tree::Config::new(&path, counter.clone(), counter).open().map(drop)
-        };
-        let damaged = |error: fjall::Error| match io_error(&error) {
-            Some(io) if io.kind() != io::ErrorKind::UnexpectedEof => {
-                directory::failed("opened", &path, io)
-            }
-            _ => JournalError::Broken(format!("{}; restore a backup", damaged_file(&path))),
-        };
-        match std::panic::catch_unwind(AssertUnwindSafe(open)) {
-            Ok(opened) => opened.map_err(|error| damaged(error.into()))?,
-            Err(_) => return Err(damaged(fjall::Error::Unrecoverable)),
+    }
+    let unknown = opened(&own, |tree| unknown_to(tree, &found))?;
+    if let Some(path) = unknown {
+        return Err(JournalError::Broken(format!(
+            "{}: the store does not know this keyspace; restore a backup, or move it elsewhere if \
+             it was put there",
+            path.display()
+        )));
+    }
+    found.iter().try_for_each(|path| opened(path, |_| Ok(())))
+}
+
+/// The keyspace in which the store keeps the names of the others.
+const OWN_KEYSPACE: &str = "0";
+
+fn missing(file: &Path) -> JournalError {
+    JournalError::Broken(format!("{}: is missing; restore a backup", file.display()))
+}
+
+/// Opens a keyspace by itself.
+fn opened<T>(
+    keyspace: &Path,
+    then: impl FnOnce(&AnyTree) -> Result<T, lsm_tree::Error>,
+) -> Result<T, JournalError> {
+    let open = || {
+        let counter = lsm_tree::SequenceNumberCounter::default();
+        then(&lsm_tree::Config::new(keyspace, counter.clone(), counter).open()?)
+    };
+    let damaged = |error: fjall::Error| match io_error(&error) {
+        Some(io) if io.kind() != io::ErrorKind::UnexpectedEof => {
+            directory::failed("opened", keyspace, io)
+        }
+        _ => JournalError::Broken(format!("{}; restore a backup", damaged_file(keyspace))),
+    };
+    match std::panic::catch_unwind(AssertUnwindSafe(open)) {
+        Ok(opened) => opened.map_err(|error| damaged(error.into())),
+        Err(_) => Err(damaged(fjall::Error::Unrecoverable)),
+    }
+}
+
+/// The first keyspace that the store's own, under `n` and its number (u64, big endian), has no name
+/// for.
+fn unknown_to<'a>(
+    own: &AnyTree,
+    found: &'a [PathBuf],
+) -> Result<Option<&'a PathBuf>, lsm_tree::Error> {
+    for path in found.iter().filter(|path| !path.ends_with(OWN_KEYSPACE)) {
+        let number = path.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
+        let Some(number) = number else { return Ok(Some(path)) };
+        let key = [&b"n"[..], &number.to_be_bytes()].concat();
+        if own.get(key, SeqNo::MAX)?.is_none() {
+            return Ok(Some(path));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// What is wrong in a keyspace that does not open, with the file's name if that is known.
@@ -259,13 +320,6 @@ pub(super) fn unopened(files: &Path, error: &fjall::Error) -> JournalError {
         return directory::locked(files);
     }
     let version = files.join("version");
-    // Without it the store takes the directory for a new one, and meets its own files there.
-    if files.join("keyspaces").exists() && !version.exists() {
-        return JournalError::Broken(format!(
-            "{}: is missing; restore it from a backup",
-            version.display()
-        ));
-    }
     if let Some(error) = io_error(error) {
         return directory::failed("opened", files, error);
     }

@@ -11,6 +11,9 @@ use std::{
 
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
 
+/// The file that names the list of a keyspace's tables.
+pub(super) const CURRENT: &str = "current";
+
 /// A table as its keyspace's list has it.
 struct Table {
     file: PathBuf,
@@ -22,16 +25,32 @@ struct Table {
 /// Reads all of them.
 ///
 /// # Errors
-/// If a list cannot be read. One that is damaged is passed over: the store is not opened with it.
+/// If a list cannot be read. One that is damaged or missing is passed over: the store is not opened
+/// with it.
 pub(super) fn damaged(files: &Path) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(files.join("keyspaces"))? {
-        let keyspace = entry?.path();
-        // One without it was never finished; the store removes it.
-        if keyspace.join("current").exists() {
+    for keyspace in keyspaces(files)? {
+        if keyspace.join(CURRENT).exists() {
             found.extend(damaged_of(&keyspace)?);
         }
     }
+    Ok(found)
+}
+
+/// The directories of a store's keyspaces, in order; none if what they are in is missing.
+pub(super) fn keyspaces(files: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(files.join("keyspaces")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    found.sort();
     Ok(found)
 }
 
@@ -68,7 +87,7 @@ pub(super) fn does_not_match(file: &Path) -> String {
 /// kind of that. The store writes the checksum, but does not compare it: one wrong bit makes it
 /// forget tables.
 fn newest_list(keyspace: &Path) -> io::Result<Result<PathBuf, PathBuf>> {
-    let current = keyspace.join("current");
+    let current = keyspace.join(CURRENT);
     let bytes = fs::read(&current)?;
     let parts = bytes.split_first_chunk::<8>().and_then(|(number, rest)| {
         let (sum, kind) = rest.split_first_chunk::<16>()?;

@@ -441,8 +441,8 @@ fn event_line(event: &Event) -> Line {
 /// `step` is told the bytes that were read.
 ///
 /// # Errors
-/// [`JournalError::Broken`] names the line and what is wrong with it, or the directory if it is not
-/// empty. The directory holds no journal then.
+/// [`JournalError::Broken`] names the line and what is wrong with it: the directory holds no journal
+/// then. [`JournalError::Unusable`] names the directory, if it is not empty or not permitted.
 pub fn import(
     path: &Path,
     input: &mut dyn BufRead,
@@ -450,7 +450,7 @@ pub fn import(
 ) -> Result<Transferred, JournalError> {
     let directory = Directory::open(path)?;
     if directory.has_store() {
-        return Err(JournalError::Broken(format!(
+        return Err(JournalError::Unusable(format!(
             "{}: there is a journal already; choose an empty directory",
             path.display()
         )));
@@ -522,7 +522,8 @@ impl Import<'_> {
                 }
                 (Line::End(end), Some(journal)) => {
                     self.end_topic()?;
-                    return self.meta(journal, &end).map_err(at);
+                    let meta = self.meta(journal, &end).map_err(at)?;
+                    return nothing_follows(input, number + 1).map(|()| meta);
                 }
                 (_, None) | (Line::Journal(_), Some(_)) => {
                     return Err(at("an export begins with one line `journal`".to_owned()));
@@ -699,6 +700,20 @@ impl Import<'_> {
         let committed = batch.durability(Some(mode)).commit();
         committed.map_err(|error| unreadable(&self.store.meta, &error))
     }
+}
+
+/// What follows the last line is of another export, or none: it would be lost without a word.
+fn nothing_follows(input: &mut dyn BufRead, number: u64) -> Result<(), JournalError> {
+    let rest = input
+        .fill_buf()
+        .map_err(|error| JournalError::Broken(format!("line {number} cannot be read: {error}")))?;
+    if rest.is_empty() {
+        return Ok(());
+    }
+    Err(JournalError::Broken(format!(
+        "line {number}: something follows the export's last line; import one export, and nothing \
+         else"
+    )))
 }
 
 fn new_event(line: EventLine) -> Result<NewEvent, String> {
