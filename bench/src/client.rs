@@ -124,6 +124,12 @@ impl Target {
         ))
     }
 
+    /// A line of a publisher's stream, as a chunk of its own (RFC 9112 §7.1).
+    fn line(&self, topic: usize, data_bytes: usize) -> Request {
+        let line = event(topic, data_bytes) + "\n";
+        Request::new(format!("{:x}\r\n{line}\r\n", line.len()))
+    }
+
     /// What must be asked once before a topic is used, if anything.
     pub(crate) fn create(&self, topic: usize) -> Option<Vec<u8>> {
         (self.dialect == Dialect::DurableStreams).then(|| {
@@ -254,6 +260,63 @@ impl Publisher {
         let status = self.answer.get(9..10);
         assert_eq!(status, Some(&b"2"[..]), "{}", String::from_utf8_lossy(&self.answer));
         self.answer.get(body..).unwrap_or_default()
+    }
+
+    /// Sends a line and waits for the line that says it is stored.
+    async fn tell(&mut self, line: &[u8]) {
+        self.stream.write_all(line).await.unwrap();
+        self.answer.clear();
+        while memmem::find(&self.answer, b"\"duplicate\":false}\n").is_none() {
+            let answer = tokio::io::AsyncReadExt::read_buf(&mut self.stream, &mut self.answer);
+            let count = timeout(WAIT_MAX, answer).await.expect("an answer in time").unwrap();
+            let said = String::from_utf8_lossy(&self.answer);
+            assert!(count > 0 && !said.contains("error"), "{said}");
+        }
+    }
+}
+
+/// How one event after the other is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Each by a request.
+    Requests,
+    /// Each by a line of one long request (NDJSON), which is answered by a line.
+    Lines,
+}
+
+/// Publishes the same event again and again, and waits for each answer.
+#[derive(Debug)]
+pub(crate) struct Repeating {
+    publisher: Publisher,
+    event: Request,
+    form: Form,
+}
+
+impl Repeating {
+    pub(crate) async fn start(target: &Target, form: Form, topic: usize, data: usize) -> Self {
+        let mut publisher = Publisher::connect(target).await;
+        let event = match form {
+            Form::Requests => target.publish(topic, data),
+            Form::Lines => {
+                let head = format!(
+                    "POST /v1/events HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {}\r\n\
+                     content-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n",
+                    target.key
+                );
+                publisher.stream.write_all(head.as_bytes()).await.unwrap();
+                target.line(topic, data)
+            }
+        };
+        Self { publisher, event, form }
+    }
+
+    /// Publishes once, as if it was when it was due.
+    pub(crate) async fn publish(&mut self, due: Instant) {
+        let bytes = self.event.stamped_due(due);
+        match self.form {
+            Form::Requests => drop(self.publisher.ask(bytes).await),
+            Form::Lines => self.publisher.tell(bytes).await,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The scenarios: what is done to a server, how much of it, and which bars it is to reach.
 //!
-//! The rule: a scenario does the same to every server, and knows no other way to one than its
-//! clients' bytes.
+//! The rule: a scenario does the same to every server, each in the form that its documentation names
+//! for that, and knows no other way to one than its clients' bytes.
 
 mod fanout;
 mod idle;
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use self::nodes::Shared;
 use crate::{
-    client::{Publisher, Target},
+    client::{Form, Publisher, Target},
     figure::{Bar, Figure, Limit, Unit},
     server::{Kind, Server},
 };
@@ -154,6 +154,19 @@ pub(crate) const ALL: &[Scenario] = &[
         has_peers: false,
         rounds: 3,
         bars: &[bar("p50", Limit::AtMost(3.0)), bar("p99", Limit::AtMost(15.0))],
+    },
+    Scenario {
+        name: "tokens-requests",
+        title: "the same, each token by a request of its own",
+        of: "streams",
+        full: 200,
+        short: 100,
+        growth: [50, 200, 800],
+        grows: "p99",
+        floors: DURABLE,
+        has_peers: false,
+        rounds: 3,
+        bars: &[],
     },
     Scenario {
         name: "replay",
@@ -331,7 +344,8 @@ impl Scenario {
             "users" => users::measure(kind, load).await,
             "publish-64" | "publish-1" => publish::measure(kind, load).await,
             "publish-500" => publish::measure_batches(kind, load).await,
-            "tokens" => tokens::measure(kind, load).await,
+            "tokens" => tokens::measure(kind, load, Form::Lines).await,
+            "tokens-requests" => tokens::measure(kind, load, Form::Requests).await,
             "replay" => replay::measure(kind, load).await,
             "resume" => resume::measure(kind, load).await,
             "idle" => idle::measure(kind, load, idle::Transport::Plain).await,

@@ -11,6 +11,7 @@ use tidings_services::{Postgres, RabbitMq, Redis};
 
 use super::{Load, publish, tokens};
 use crate::{
+    client::Form,
     figure::Figure,
     server::{Kind, Server, Setup, shared_secret},
 };
@@ -89,5 +90,5 @@ pub(super) async fn measure_latency(shared: Shared, kind: Kind, load: Load) -> V
     let services = Services::start(shared);
     let publishing = Server::start(kind, services.setup());
     let following = Server::start(kind, services.setup());
-    tokens::run(&publishing, &following, load, PERIOD).await
+    tokens::run(&publishing, &following, load, PERIOD, Form::Requests).await
 }

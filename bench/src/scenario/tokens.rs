@@ -1,4 +1,6 @@
-//! Token streams: what language models write, a token an event, each stream with one reader.
+//! Token streams: what language models write, a token an event, each stream with one reader. They are
+//! written as `docs/guides/token-streams.md` says, a line each of one long request, or by a request
+//! each, which is all that the floor understands.
 //!
 //! Tokens are due at fixed times whatever the server does: one that had to wait for the answer to
 //! the one before is late by that, and its delay says so.
@@ -12,7 +14,7 @@ use tokio::{
 
 use super::{DATA_BYTES, Load, Watch, create, rate_and_cpu};
 use crate::{
-    client::{From, Publisher, Reader, Tally},
+    client::{Form, From, Reader, Repeating, Tally},
     figure::{Figure, Unit},
     server::{Kind, Server, Setup},
 };
@@ -20,9 +22,10 @@ use crate::{
 /// Between two tokens of a stream.
 const PERIOD: Duration = Duration::from_millis(20);
 
-pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
+pub(super) async fn measure(kind: Kind, load: Load, form: Form) -> Vec<Figure> {
     let server = Server::start(kind, Setup::default());
-    run(&server, &server, load, PERIOD).await
+    let form = if kind == Kind::Hub { form } else { Form::Requests };
+    run(&server, &server, load, PERIOD, form).await
 }
 
 /// Publishes on one server and follows on another, which may be the same.
@@ -31,6 +34,7 @@ pub(super) async fn run(
     following: &Server,
     load: Load,
     period: Duration,
+    form: Form,
 ) -> Vec<Figure> {
     let (target, followed) = (&publishing.target, &following.target);
     create(target, load.n).await;
@@ -45,8 +49,7 @@ pub(super) async fn run(
         let mut reader = Reader::open(stream, &request, Some(followed.ready())).await;
         let counted = Rc::clone(&tally);
         readers.push(spawn_local(async move { reader.count(&counted, u64::MAX).await }));
-        let mut publisher = Publisher::connect(target).await;
-        let mut token = target.publish(nth, DATA_BYTES);
+        let mut tokens = Repeating::start(target, form, nth, DATA_BYTES).await;
         let stopped = Rc::clone(&stopped);
         publishers.push(spawn_local(async move {
             // Streams are spread evenly over the period.
@@ -58,7 +61,7 @@ pub(super) async fn run(
             let mut published = 0_u64;
             while !stopped.get() {
                 sleep_until(due).await;
-                publisher.ask(token.stamped_due(due)).await;
+                tokens.publish(due).await;
                 published += 1;
                 due += period;
             }

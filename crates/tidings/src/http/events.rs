@@ -206,7 +206,7 @@ async fn authorize_and_publish(
     key: Option<(String, Bytes)>,
 ) -> Result<Vec<Result<Published, Problem>>, Problem> {
     // Of the last event's topic: mostly it is the next one's, and asking is cheap.
-    let mut asked: Option<(Topic, Result<Option<Arc<str>>, Problem>)> = None;
+    let mut asked = None;
     let mut results: Vec<Option<Result<Published, Problem>>> = Vec::new();
     let mut events = Vec::new();
     let mut drafted = Vec::new();

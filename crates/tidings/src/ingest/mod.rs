@@ -405,7 +405,7 @@ pub(crate) fn members<'a>(text: &'a str, at: &str) -> Result<Members<'a>, Proble
     reader.end().map_err(wrong)?;
     let mut seen = Names::default();
     for (name, _) in &members {
-        if !seen.insert(name) {
+        if !seen.insert(name.clone()) {
             let detail = "this member is there twice";
             return Err(malformed(detail).at(format!("{at}/{}", pointer_part(name))));
         }

@@ -148,16 +148,16 @@ impl<'a> Names<'a> {
     const FEW: usize = 16;
 
     /// Takes a name; false if it was there.
-    pub(crate) fn insert(&mut self, name: &Cow<'a, str>) -> bool {
+    pub(crate) fn insert(&mut self, name: Cow<'a, str>) -> bool {
         if self.few.len() < Self::FEW {
-            let is_new = !self.few.contains(name);
-            self.few.push(name.clone());
+            let is_new = !self.few.contains(&name);
+            self.few.push(name);
             return is_new;
         }
         if self.many.is_empty() {
             self.many.extend(self.few.iter().cloned());
         }
-        self.many.insert(name.clone())
+        self.many.insert(name)
     }
 }
 
@@ -264,7 +264,7 @@ impl<'a> Scan<'a> {
         }
         loop {
             let key = self.string()?;
-            let is_new = keys.insert(&key);
+            let is_new = keys.insert(key.clone());
             self.path.push(Step::Key(key));
             if !is_new {
                 return Err(self.error("has this key twice"));
@@ -475,9 +475,9 @@ mod tests {
     fn names_are_told_apart_however_many_there_are() {
         let mut names = Names::default();
         for number in 0..100 {
-            assert!(names.insert(&number.to_string().into()));
+            assert!(names.insert(number.to_string().into()));
             for before in 0..=number {
-                assert!(!names.insert(&before.to_string().into()), "{before} of {number}");
+                assert!(!names.insert(before.to_string().into()), "{before} of {number}");
             }
         }
     }

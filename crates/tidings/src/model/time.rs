@@ -281,10 +281,9 @@ mod tests {
     fn dates_are_those_of_the_calendar() {
         let mut day = jiff::civil::date(1970, 1, 1);
         for days in 0..=2_932_896 {
-            let [year, month, of_month] = date(days);
-            let same = (year, month, of_month)
-                == (day.year() as u64, day.month() as u64, day.day() as u64);
-            assert!(same, "{days}: {year}-{month}-{of_month}, {day}");
+            let of_calendar = [day.year(), day.month().into(), day.day().into()];
+            let found = date(days).map(|number| i16::try_from(number).unwrap());
+            assert_eq!(found, of_calendar, "day {days}");
             day = day.tomorrow().unwrap_or(day);
         }
         assert_eq!(day.to_string(), "9999-12-31");

@@ -420,7 +420,13 @@ mod tests {
     async fn store(settings: JournalSettings) -> Store {
         let server = tidings_services::Postgres::shared().unwrap();
         let schema = format!("t{}", uuid::Uuid::new_v4().simple());
-        let options = PostgresOptions::new(server.url()).schema(schema);
+        // All cases run at once on one server: what is tested is not how fast it is.
+        let patience = Duration::from_secs(30);
+        let options = PostgresOptions {
+            connect_timeout: patience,
+            statement_timeout: patience,
+            ..PostgresOptions::new(server.url()).schema(schema)
+        };
         let journal = PostgresJournal::open(options.clone(), settings).await.unwrap();
         let reopen = move || {
             let options = options.clone();
