@@ -260,7 +260,8 @@ fn make_certificate(directory: &Path) -> String {
         fs::write(&path, text).unwrap();
         path
     };
-    write("key.pem", pair.signing_key.serialize_pem());
+    let key = write("key.pem", pair.signing_key.serialize_pem());
+    fs::set_permissions(key, fs::Permissions::from_mode(0o600)).unwrap();
     let certificate = pair.cert.pem();
     write("cert.pem", certificate.clone());
     certificate
