@@ -247,12 +247,7 @@ impl Publisher {
         self.stream.write_all(request).await.unwrap();
         self.answer.clear();
         let body = loop {
-            let read = timeout(
-                WAIT_MAX,
-                tokio::io::AsyncReadExt::read_buf(&mut self.stream, &mut self.answer),
-            );
-            let count = read.await.expect("an answer in time").unwrap();
-            assert!(count > 0, "the server closed a publisher's connection");
+            self.read().await;
             if let Some(body) = whole(&self.answer) {
                 break body;
             }
@@ -267,11 +262,17 @@ impl Publisher {
         self.stream.write_all(line).await.unwrap();
         self.answer.clear();
         while memmem::find(&self.answer, b"\"duplicate\":false}\n").is_none() {
-            let answer = tokio::io::AsyncReadExt::read_buf(&mut self.stream, &mut self.answer);
-            let count = timeout(WAIT_MAX, answer).await.expect("an answer in time").unwrap();
+            self.read().await;
             let said = String::from_utf8_lossy(&self.answer);
-            assert!(count > 0 && !said.contains("error"), "{said}");
+            assert!(!said.contains("error"), "{said}");
         }
+    }
+
+    /// Reads more of the answer.
+    async fn read(&mut self) {
+        let read = tokio::io::AsyncReadExt::read_buf(&mut self.stream, &mut self.answer);
+        let count = timeout(WAIT_MAX, read).await.expect("an answer in time").unwrap();
+        assert!(count > 0, "the server closed a publisher's connection");
     }
 }
 

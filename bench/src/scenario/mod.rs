@@ -142,31 +142,12 @@ pub(crate) const ALL: &[Scenario] = &[
         rounds: 3,
         bars: &[bar("events", Limit::AtLeast(200_000.0))],
     },
-    Scenario {
-        name: "tokens",
-        title: "token streams: 200 × 50 events/s, one reader each",
-        of: "streams",
-        full: 200,
-        short: 100,
-        growth: [50, 200, 800],
-        grows: "p99",
-        floors: DURABLE,
-        has_peers: false,
-        rounds: 3,
-        bars: &[bar("p50", Limit::AtMost(3.0)), bar("p99", Limit::AtMost(15.0))],
-    },
+    TOKENS,
     Scenario {
         name: "tokens-requests",
         title: "the same, each token by a request of its own",
-        of: "streams",
-        full: 200,
-        short: 100,
-        growth: [50, 200, 800],
-        grows: "p99",
-        floors: DURABLE,
-        has_peers: false,
-        rounds: 3,
         bars: &[],
+        ..TOKENS
     },
     Scenario {
         name: "replay",
@@ -313,6 +294,20 @@ pub(crate) const ALL: &[Scenario] = &[
         &[bar("p50", Limit::AtMost(5.0)), bar("p99", Limit::AtMost(15.0))]
     }),
 ];
+
+const TOKENS: Scenario = Scenario {
+    name: "tokens",
+    title: "token streams: 200 × 50 events/s, one reader each",
+    of: "streams",
+    full: 200,
+    short: 100,
+    growth: [50, 200, 800],
+    grows: "p99",
+    floors: DURABLE,
+    has_peers: false,
+    rounds: 3,
+    bars: &[bar("p50", Limit::AtMost(3.0)), bar("p99", Limit::AtMost(15.0))],
+};
 
 /// What only hubs do, on servers that they share.
 const fn shared(
