@@ -205,19 +205,14 @@ async fn authorize_and_publish(
     drafts: Vec<Result<Draft, Problem>>,
     key: Option<(String, Bytes)>,
 ) -> Result<Vec<Result<Published, Problem>>, Problem> {
-    // Of the last event's topic: mostly it is the next one's, and asking is cheap.
-    let mut asked = None;
+    let mut asked = Last::default();
     let mut results: Vec<Option<Result<Published, Problem>>> = Vec::new();
     let mut events = Vec::new();
     let mut drafted = Vec::new();
     for (number, draft) in drafts.into_iter().enumerate() {
         let checked = draft.and_then(|Draft { publish, fields }| {
             let topic = &publish.topic;
-            let (_, answer) = match asked.take().filter(|(of, _)| of == topic) {
-                Some(asked_before) => asked.insert(asked_before),
-                None => asked.insert((topic.clone(), may_write(grant, topic))),
-            };
-            match answer {
+            match asked.of(topic, || may_write(grant, topic)) {
                 Ok(owner) => Ok((Publish { owner: owner.clone(), ..publish }, fields)),
                 Err(problem) => Err(placed(problem.clone(), &fields)),
             }
@@ -293,11 +288,27 @@ fn refused_json(problem: &Problem) -> Value {
     json!({ "error": problem::to_json(problem) })
 }
 
+/// What was found for the last topic: mostly it is the next one's, too, and finding it is cheap.
+struct Last<T>(Option<(Topic, T)>);
+
+impl<T> Default for Last<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T> Last<T> {
+    fn of(&mut self, topic: &Topic, find: impl FnOnce() -> T) -> &T {
+        let last = self.0.take().filter(|(of, _)| of == topic);
+        &self.0.insert(last.unwrap_or_else(|| (topic.clone(), find()))).1
+    }
+}
+
 /// Writes what became of events.
 #[derive(Default)]
 struct Results {
-    /// The last one's topic as cursors hold it: mostly it is the next one's.
-    topic: Option<(Topic, TopicHash)>,
+    /// A topic as cursors hold it.
+    topic: Last<TopicHash>,
 }
 
 impl Results {
@@ -323,11 +334,7 @@ impl Results {
         }
         match published.position {
             Some(position) => {
-                let topic = &published.topic;
-                let (_, hash) = match self.topic.take().filter(|(of, _)| of == topic) {
-                    Some(last) => self.topic.insert(last),
-                    None => self.topic.insert((topic.clone(), topic.into())),
-                };
+                let hash = *self.topic.of(&published.topic, || (&published.topic).into());
                 let _ = write!(out, "{},\"cursor\":\"", position.offset.0);
                 hash.cursor_into(position.into(), out);
                 out.push('"');

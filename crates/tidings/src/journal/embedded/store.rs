@@ -126,7 +126,7 @@ fn probe(files: &Path) -> Result<(), JournalError> {
             path.display()
         )));
     }
-    found.iter().try_for_each(|path| opened(path, |_| Ok(())))
+    found.iter().filter(|path| **path != own).try_for_each(|path| opened(path, |_| Ok(())))
 }
 
 /// The keyspace in which the store keeps the names of the others.
