@@ -134,6 +134,11 @@ impl Ring {
         true
     }
 
+    /// The frame at an offset, if it is held.
+    pub(crate) fn get(&self, offset: Offset) -> Option<&Frame> {
+        self.slots.get(self.place(offset)?)?.frame.as_deref()
+    }
+
     /// Where a reader starts that wants only the ephemeral events to come.
     pub(crate) const fn ephemeral_end(&self) -> u64 {
         self.ephemeral_next
@@ -147,8 +152,12 @@ impl Ring {
     }
 
     fn slot_mut(&mut self, offset: Offset) -> Option<&mut Slot> {
-        let place = offset.0.checked_sub(self.floor.0 + 1)?;
-        self.slots.get_mut(usize::try_from(place).ok()?)
+        let place = self.place(offset)?;
+        self.slots.get_mut(place)
+    }
+
+    fn place(&self, offset: Offset) -> Option<usize> {
+        usize::try_from(offset.0.checked_sub(self.floor.0 + 1)?).ok()
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 use self::reader::{Found, Policy, Reader, is_full};
 use crate::{
     error::{ErrorCode, Problem},
-    journal::{Journal, JournalError, Locate, Page, PageLimit},
+    journal::{Journal, JournalError, Locate, PageLimit},
     metrics::Metrics,
     model::{
         Class, Cursor, EventType, Mark, Offset, StateKey, Timestamp, Topic, TopicKey,
@@ -26,7 +26,7 @@ use crate::{
         resume::{Gap, GapReason, Head, Restart, reset},
     },
     sse::Frame,
-    topic_task::{Live, Look, Topics, Waker},
+    topic_task::{Live, Look, Replay, Topics, Waker},
 };
 
 /// The first page, read while it is found out where a reader starts; kept until it is sent.
@@ -236,10 +236,10 @@ impl Subscription {
             let number = u32::try_from(place).unwrap_or(u32::MAX);
             let registration = topics.attach(&key, &waker, number);
             let changes = registration.live.changes();
-            let journal = &*topics.shared().journal;
+            let journal = &topics.shared().journal;
             let start = match &cursor {
                 Some(Err(_)) => {
-                    let head = registration.live.head(journal).await?;
+                    let head = registration.live.head(&**journal).await?;
                     let start = policy.trim(reset(GapReason::UnknownCursor, &head, restart));
                     Start { head, gap: start.gap, mark: start.mark, page: None }
                 }
@@ -249,7 +249,7 @@ impl Subscription {
                 }
                 _ => {
                     let since = follow.since.unwrap_or(Since::Now);
-                    Start::fresh(journal, &registration.live, since, follow.states).await?
+                    Start::fresh(&**journal, &registration.live, since, follow.states).await?
                 }
             };
             if let Some(gap) = start.gap {
@@ -461,7 +461,7 @@ impl Subscription {
             bytes: &mut self.item_bytes,
         };
         let metrics = &shared.metrics;
-        let is_end = reader.advance(&*shared.journal, metrics, self.policy, &mut found).await?;
+        let is_end = reader.advance(&shared.journal, metrics, self.policy, &mut found).await?;
         if is_end {
             // Only now: whoever drops this future while the journal reads finds the bit again. What
             // happened meanwhile is among the waker's own bits.
@@ -508,22 +508,22 @@ struct Start {
     head: Head,
     gap: Option<Gap>,
     mark: Mark,
-    page: Option<Page>,
+    page: Option<Arc<Replay>>,
 }
 
 impl Start {
     async fn resume(
-        journal: &dyn Journal,
-        live: &Live,
+        journal: &Arc<dyn Journal>,
+        live: &Arc<Live>,
         mark: Mark,
         policy: Policy,
     ) -> Result<Self, JournalError> {
-        let head = live.head(journal).await?;
-        if head.end() == mark.position {
+        let head = live.head(&**journal).await?;
+        if head.end() == mark.position || live.holds(mark.position) {
             return Ok(Self { head, gap: None, mark, page: None });
         }
-        let page = journal.read(&live.topic, mark.position.offset, START_PAGE).await?;
-        let resume = policy.judge(mark, &page);
+        let page = live.replay(journal, mark.position, START_PAGE).await?;
+        let resume = policy.judge(mark, &page.head, page.after_fingerprint);
         let head = page.head;
         let page = (resume.mark == mark && mark.states_after.is_none()).then_some(page);
         Ok(Self { head, gap: resume.gap, mark: resume.mark, page })
@@ -570,6 +570,7 @@ impl Start {
         });
         let states_after = states_after.filter(|_| position.offset > Offset::ZERO);
         let page = page.filter(|_| states_after.is_none());
+        let page = page.map(|page| Arc::new(Replay::of(&live.frames, &page)));
         Ok(Self { head, gap, mark: Mark { position, states_after }, page })
     }
 }

@@ -4,6 +4,7 @@
 //! queued while the last append ran is appended together, so a busy topic needs few commits.
 
 mod live;
+mod replay;
 
 use std::{
     collections::HashMap,
@@ -40,7 +41,10 @@ use crate::{
     sse::{Frame, Taken},
 };
 
-pub(crate) use self::live::{Live, Look, Registration, Waker};
+pub(crate) use self::{
+    live::{Live, Look, Registration, Waker},
+    replay::Replay,
+};
 
 /// A command in a topic's queue: so small that a queue that is empty costs little.
 type Queued = Box<Command>;

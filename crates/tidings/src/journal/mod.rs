@@ -310,7 +310,7 @@ pub enum Refusal {
 }
 
 /// How much of a topic is read at once. Always at least one event, whatever its size.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageLimit {
     /// Events.
     pub events: usize,

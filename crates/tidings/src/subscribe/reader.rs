@@ -9,14 +9,14 @@ use tokio::time::Instant;
 
 use super::{Filter, Item, States};
 use crate::{
-    journal::{Journal, JournalError, Page, PageLimit, StateQuery},
+    journal::{Journal, JournalError, PageLimit, StateQuery},
     metrics::Metrics,
     model::{
-        Mark, Offset, TopicKey,
-        resume::{GapReason, Restart, Resume, resume},
+        Fingerprint, Mark, Offset, TopicKey,
+        resume::{GapReason, Head, Restart, Resume, resume},
     },
     sse::Frame,
-    topic_task::{Look, Registration},
+    topic_task::{Look, Registration, Replay},
 };
 
 /// Events handed out at once: a connection writes them in one go, then it is another's turn.
@@ -39,9 +39,10 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// What the resume table says, less the states if they are not wanted.
-    pub(super) fn judge(self, mark: Mark, page: &Page) -> Resume {
-        self.trim(resume(mark, &page.head, page.after_fingerprint, self.restart))
+    /// What the resume table says, less the states if they are not wanted. `held` is the fingerprint
+    /// at the mark's offset, if the journal knows it.
+    pub(super) fn judge(self, mark: Mark, head: &Head, held: Option<Fingerprint>) -> Resume {
+        self.trim(resume(mark, head, held, self.restart))
     }
 
     pub(super) fn trim(self, mut resume: Resume) -> Resume {
@@ -61,7 +62,7 @@ pub(super) struct Reader {
     pub(super) changes: u64,
     pub(super) mark: Mark,
     /// The first page, if finding the start needed one.
-    pub(super) page: Option<Page>,
+    pub(super) page: Option<Arc<Replay>>,
     pub(super) finished: bool,
     /// It was connected before: what is missing now, retention took while it read.
     pub(super) connected: bool,
@@ -131,14 +132,14 @@ impl Reader {
     /// Asks the journal once for what follows. Returns whether that was all.
     pub(super) async fn advance(
         &mut self,
-        journal: &dyn Journal,
+        journal: &Arc<dyn Journal>,
         metrics: &Metrics,
         policy: Policy,
         found: &mut Found<'_>,
     ) -> Result<bool, JournalError> {
         match self.mark.states_after {
             Some(after) => {
-                self.states(journal, metrics, policy, after, found).await?;
+                self.states(&**journal, metrics, policy, after, found).await?;
                 Ok(false)
             }
             None => self.replay(journal, metrics, policy, found).await,
@@ -170,34 +171,32 @@ impl Reader {
     /// Reads a page of the journal. Returns whether it has nothing more.
     async fn replay(
         &mut self,
-        journal: &dyn Journal,
+        journal: &Arc<dyn Journal>,
         metrics: &Metrics,
         policy: Policy,
         found: &mut Found<'_>,
     ) -> Result<bool, JournalError> {
+        let live = Arc::clone(&self.registration.live);
         let page = match self.page.take() {
             Some(page) => page,
             None => {
-                let after = self.mark.position.offset;
                 let asked_at = Instant::now();
-                let page = journal.read(&self.key, after, PageLimit::default()).await?;
+                let page = live.replay(journal, self.mark.position, PageLimit::default()).await?;
                 metrics.replay_read_duration.observe_duration(asked_at.elapsed());
                 page
             }
         };
-        if self.judge(&page, metrics, policy, found) {
+        if self.judge(&page.head, page.after_fingerprint, metrics, policy, found) {
             return Ok(false);
         }
         let before = self.mark;
-        metrics.events_replayed.inc_by(page.events.len() as u64);
-        if !page.events.is_empty() {
+        metrics.events_replayed.inc_by(page.frames.len() as u64);
+        if !page.frames.is_empty() {
             let end = page.head.tail.previous().0;
             metrics.reader_lag.journal.observe(end.saturating_sub(before.position.offset.0));
         }
-        let live = Arc::clone(&self.registration.live);
-        for event in &page.events {
-            let frame = Arc::new(Frame::of(&live.frames, page.head.epoch, event));
-            self.take(&frame, found);
+        for frame in &page.frames {
+            self.take(frame, found);
         }
         if self.mark.position != page.next {
             // Superseded states at the page's end.
@@ -228,7 +227,7 @@ impl Reader {
         let page = journal.states(&self.key, query).await?;
         metrics.replay_read_duration.observe_duration(asked_at.elapsed());
         if page.head.epoch != self.mark.position.epoch {
-            self.judge(&page, metrics, policy, found);
+            self.judge(&page.head, page.after_fingerprint, metrics, policy, found);
             return Ok(());
         }
         metrics.events_replayed.inc_by(page.events.len() as u64);
@@ -250,12 +249,13 @@ impl Reader {
     /// Compares the position with the journal. Returns whether the reader was moved by a gap.
     fn judge(
         &mut self,
-        page: &Page,
+        head: &Head,
+        held: Option<Fingerprint>,
         metrics: &Metrics,
         policy: Policy,
         found: &mut Found<'_>,
     ) -> bool {
-        let resume = policy.judge(self.mark, page);
+        let resume = policy.judge(self.mark, head, held);
         let Some(mut gap) = resume.gap else { return false };
         if self.connected && gap.reason == GapReason::Trimmed {
             gap.reason = GapReason::Lagged;

@@ -374,3 +374,61 @@ async fn a_closed_topic_is_told_after_the_checkpoint_of_what_was_filtered() {
     let mark = reader.cursor().mark(&topic("a")).unwrap();
     assert_eq!(mark.position.offset.0, 2);
 }
+
+/// Broken on purpose: in `Live::holds`, say no.
+#[tokio::test]
+async fn who_comes_back_to_what_is_in_memory_asks_no_journal() {
+    let (hub, journal, _) = hub();
+    let cursor = publish(&hub, "a", log(1)).await.cursor();
+    publish(&hub, "a", log(2)).await;
+    journal.at(Seam::BeforeRead, || async {});
+    let back = Follow { cursor, ..Follow::new(vec![key("a")]) };
+    let mut reader = follow(&hub, back.clone()).await;
+    assert_eq!(catch_up(&mut reader).await, [event("log", 2, 2)]);
+    assert!(!journal.is_done(Seam::BeforeRead), "the journal was read");
+    // The ring has two: this one is behind it.
+    publish(&hub, "a", log(3)).await;
+    let mut reader = follow(&hub, back).await;
+    assert_eq!(catch_up(&mut reader).await, [event("log", 2, 2), event("log", 3, 3)]);
+    assert!(journal.is_done(Seam::BeforeRead));
+}
+
+/// Broken on purpose: in `Replays::page`, join nobody: each reads for itself.
+#[tokio::test]
+async fn readers_that_come_back_together_have_the_journal_read_once() {
+    let (hub, journal, _) = hub();
+    let cursor = publish(&hub, "a", log(1)).await.cursor();
+    for number in 2..=5 {
+        publish(&hub, "a", log(number)).await;
+    }
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let (go, gate) = tokio::sync::oneshot::channel::<()>();
+    let mut once = Some((begun, gate));
+    journal.at(Seam::AfterRead, move || {
+        let (begun, gate) = once.take().unwrap();
+        async move {
+            begun.send(()).unwrap();
+            gate.await.unwrap();
+        }
+    });
+    let come_back = || {
+        let (hub, cursor) = (hub.clone(), cursor.clone());
+        tokio::spawn(async move {
+            let back = Follow { cursor, ..Follow::new(vec![key("a")]) };
+            catch_up(&mut follow(&hub, back).await).await
+        })
+    };
+    let first = come_back();
+    begins.await.unwrap();
+    journal.at(Seam::BeforeRead, || async {});
+    let second = come_back();
+    // One thread: it runs until it waits, which is for the other's page.
+    tokio::task::yield_now().await;
+    // Known to the second only: its page may not hide it.
+    publish(&hub, "a", log(6)).await;
+    go.send(()).unwrap();
+    let all: Vec<_> = (2..=6).map(|number| event("log", number, number)).collect();
+    assert_eq!(first.await.unwrap(), all);
+    assert_eq!(second.await.unwrap(), all);
+    assert!(!journal.is_done(Seam::BeforeRead), "the journal was read twice");
+}
