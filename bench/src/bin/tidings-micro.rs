@@ -217,7 +217,10 @@ fn refused(name: &'static str, publishes: bool) -> Case {
         for name in ["denied/there", "owned/there"] {
             let tenant = Tenant::parse("default").unwrap();
             let publish = Publish {
-                properties: Some(Properties { owner: Some("7".into()), ..Properties::default() }),
+                properties: Some(Box::new(Properties {
+                    owner: Some("7".into()),
+                    ..Properties::default()
+                })),
                 ..Publish::new(Topic::parse(name).unwrap(), new_event())
             };
             hub.publish_one(&tenant, publish).await.unwrap();

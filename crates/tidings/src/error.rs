@@ -3,7 +3,7 @@
 //! The rule: a code says what to do; it never changes its meaning, status or name. Details of a
 //! failure inside the hub go to the log, not to the caller.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use crate::model::{JsonText, NameError};
 
@@ -123,6 +123,13 @@ impl Problem {
     #[must_use]
     pub fn at(mut self, pointer: impl Into<String>) -> Self {
         self.pointer = Some(pointer.into());
+        self
+    }
+
+    /// Says that its field is within another one.
+    #[must_use]
+    pub(crate) fn within(mut self, place: impl fmt::Display) -> Self {
+        self.pointer = self.pointer.map(|pointer| format!("{place}{pointer}"));
         self
     }
 

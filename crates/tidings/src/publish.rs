@@ -31,7 +31,7 @@ pub struct Publish {
     /// Whether the publisher chose the event's id, so that it may be a repeat.
     pub dedup: Dedup,
     /// Properties of the topic, if this event creates it.
-    pub properties: Option<Properties>,
+    pub properties: Option<Box<Properties>>,
     /// Whether the topic is closed after this event, in the same commit.
     pub close: bool,
     /// The subject that the topic must belong to, judged in the same commit.
@@ -89,19 +89,22 @@ impl Hub {
     ) -> Vec<Result<Published, Problem>> {
         let mut groups: Vec<Group> = Vec::new();
         let mut by_topic: HashMap<Topic, usize> = HashMap::new();
-        let mut results = Vec::new();
+        let mut last = 0;
+        let mut results = Vec::with_capacity(events.len());
         for (number, publish) in events.into_iter().enumerate() {
             if publish.event.class == Class::Ephemeral {
-                results.push(Box::pin(self.publish_ephemeral(tenant, publish)).await);
+                results.push(Some(Box::pin(self.publish_ephemeral(tenant, publish)).await));
                 continue;
             }
-            results.push(Err(Problem::new(ErrorCode::Internal, "event was not answered")));
-            let topic = publish.topic.clone();
-            let place = *by_topic.entry(topic.clone()).or_insert_with(|| {
-                groups.push(Group::new(TopicKey::new(tenant.clone(), topic)));
-                groups.len() - 1
-            });
-            if let Some(group) = groups.get_mut(place) {
+            results.push(None);
+            // Mostly it is the last one's topic again.
+            if groups.get(last).is_none_or(|group| group.topic.topic != publish.topic) {
+                last = *by_topic.entry(publish.topic.clone()).or_insert(groups.len());
+            }
+            if last == groups.len() {
+                groups.push(Group::new(TopicKey::new(tenant.clone(), publish.topic.clone())));
+            }
+            if let Some(group) = groups.get_mut(last) {
                 group.add(number, publish);
             }
         }
@@ -114,9 +117,12 @@ impl Hub {
         };
         for (number, answer) in answers {
             if let Some(slot) = results.get_mut(number) {
-                *slot = answer;
+                *slot = Some(answer);
             }
         }
+        let unanswered = || Err(Problem::new(ErrorCode::Internal, "event was not answered"));
+        let results: Vec<_> =
+            results.into_iter().map(|result| result.unwrap_or_else(unanswered)).collect();
         self.count_published(&results);
         results
     }
@@ -287,7 +293,7 @@ impl Group {
             dedup: publish.dedup,
             close: publish.close,
             owner: publish.owner,
-            properties: publish.properties.map(Box::new),
+            properties: publish.properties,
             ..Append::new(Arc::new(publish.event))
         });
     }

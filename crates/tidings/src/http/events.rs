@@ -118,7 +118,7 @@ fn read(
     if essence == "application/cloudevents+json" {
         let topic = topic_parameter(query)?;
         let text = ingest::json_text(&body, "")?;
-        return Ok(single(cloudevents::structured(text, "", bounds, topic.into())));
+        return Ok(single(cloudevents::structured(text, bounds, topic.into())));
     }
     if essence == "application/cloudevents-batch+json" {
         let topic = topic_parameter(query)?;
@@ -206,9 +206,9 @@ async fn authorize_and_publish(
     key: Option<(String, Bytes)>,
 ) -> Result<Vec<Result<Published, Problem>>, Problem> {
     let mut asked = Last::default();
-    let mut results: Vec<Option<Result<Published, Problem>>> = Vec::new();
-    let mut events = Vec::new();
-    let mut drafted = Vec::new();
+    let count = drafts.len();
+    let mut results: Vec<Option<Result<Published, Problem>>> = Vec::with_capacity(count);
+    let (mut events, mut drafted) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for (number, draft) in drafts.into_iter().enumerate() {
         let checked = draft.and_then(|Draft { publish, fields }| {
             let topic = &publish.topic;
@@ -227,7 +227,8 @@ async fn authorize_and_publish(
         }
     }
     let mut admission = Admission::of(&app.hub, grant.tenant(), &events).await?;
-    let (mut allowed, mut numbers, mut places) = (Vec::new(), Vec::new(), Vec::new());
+    let mut allowed = Vec::with_capacity(count);
+    let (mut numbers, mut places) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for ((number, fields), publish) in drafted.into_iter().zip(events) {
         match admission.take(&publish) {
             Ok(()) => {
@@ -358,7 +359,8 @@ fn answer(is_single: bool, results: &[Result<Published, Problem>]) -> Response {
         }
         return problem::respond(problem, body.to_string());
     }
-    let mut body = "{\"results\":[".to_owned();
+    let mut body = String::with_capacity(RESULT_BYTES * (1 + results.len()));
+    body.push_str("{\"results\":[");
     let mut written = Results::default();
     for (number, result) in results.iter().enumerate() {
         body.push_str(if number > 0 { "," } else { "" });

@@ -51,7 +51,7 @@ pub fn json_body(input: &[u8]) {
 /// CloudEvents in structured mode, one and a batch.
 pub fn cloudevents(input: &[u8]) {
     if let Ok(text) = std::str::from_utf8(input) {
-        check(events::structured(text, "", BOUNDS, events::Given::default()));
+        check(events::structured(text, BOUNDS, events::Given::default()));
     }
     match ingest::cloudevents_batch(input, BOUNDS, None) {
         Ok(drafts) => drafts.events.into_iter().for_each(check),

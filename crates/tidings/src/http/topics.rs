@@ -21,6 +21,7 @@ use crate::{
     ingest::{
         Parameter, json_text,
         properties::{self, PropertiesText},
+        strict_text,
     },
     journal::{Change, DeleteIf, TopicInfo, TopicQuery},
     model::{Topic, TopicKey},
@@ -121,7 +122,8 @@ pub(super) async fn put(
     app.hub.quotas().publish(&grant, 1)?;
     let body = read_body(app.hub.settings(), body, BODY_BYTES_MAX).await;
     let body = body.map_err(|problem| problem.at(""))?;
-    let PropertiesText { properties, closed } = properties::parse(json_text(&body, "")?, "")?;
+    let PropertiesText { properties, closed } =
+        properties::parse(&strict_text(json_text(&body, "")?, "")?, "")?;
     let key = TopicKey::new(grant.tenant().clone(), topic);
     let owner = may_write(&grant, &key.topic).map_err(at_topic)?;
     let before = app.hub.describe(&key).await?;

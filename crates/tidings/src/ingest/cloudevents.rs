@@ -8,14 +8,15 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 
 use super::{
-    Bounds, Draft, DraftParts, Fields, data, fits, malformed, media_type, members, read, strict,
+    Bounds, Draft, DraftParts, Fields, Members, Place, data, fits, malformed, media_type, members,
+    read, strict,
 };
 use crate::{
     error::Problem,
     model::{
         Class, Data, JsonText, StateKey, Topic,
         event::Attribute,
-        json::pointer_part,
+        json::{Member, Value, pointer_part},
         limits::{ATTRIBUTE_BYTES_MAX, EXTENSIONS_MAX},
     },
 };
@@ -42,21 +43,26 @@ impl From<Option<Topic>> for Given {
     }
 }
 
-/// Reads an event in structured mode (CloudEvents JSON format §3). `at` is its JSON pointer.
-pub(crate) fn structured(
-    text: &str,
-    at: &str,
+/// Reads an event in structured mode (CloudEvents JSON format §3).
+pub(crate) fn structured(text: &str, bounds: Bounds, given: Given) -> Result<Draft, Problem> {
+    structured_of(members(text, "")?, Place::Whole, bounds, given)
+}
+
+/// The same of its members.
+pub(super) fn structured_of(
+    members: Members<'_>,
+    place: Place,
     bounds: Bounds,
     given: Given,
 ) -> Result<Draft, Problem> {
-    let fields = Fields::new(format!("{at}/"), spelled);
+    let fields = Fields::new(place, "/", spelled);
     let mut draft = DraftParts::default();
     let mut content_type = None;
     let mut version = None;
     let mut encoded = None;
-    for (name, value) in members(text, at)? {
-        let at = format!("{at}/{}", pointer_part(&name));
-        let json = value.get();
+    for Member { name, value } in members {
+        let at = format!("{place}/{}", pointer_part(&name));
+        let json = value.as_str();
         match &*name {
             "specversion" => version = Some(read::<String>(json, &at, "must be a string")?),
             "datacontenttype" if json != "null" => {
@@ -69,7 +75,7 @@ pub(crate) fn structured(
                 encoded =
                     Some(bytes.map_err(|_| malformed("must be base64 (RFC 4648 §4)").at(at))?);
             }
-            _ => attribute(&mut draft, &name, json, &at, bounds)?,
+            _ => attribute(&mut draft, &name, &value, &at, bounds)?,
         }
     }
     let fields = named_once(&mut draft, given.topic, fields)?;
@@ -80,16 +86,17 @@ pub(crate) fn structured(
     required(&draft, version.as_deref(), &fields)?;
     match (encoded, content_type) {
         (Some(_), _) if draft.data != Data::None => {
-            return Err(malformed("has both data and data_base64").at(format!("{at}/data")));
+            return Err(malformed("has both data and data_base64").at(format!("{place}/data")));
         }
         (Some(bytes), content_type) => {
             let octets = || Attribute::parse("application/octet-stream");
             let content_type = content_type.map_or_else(octets, Ok)?;
             draft.data = Data::Binary { content_type, bytes: bytes.into() };
-            fits(&draft.data, &format!("{at}/data_base64"), bounds)?;
+            fits(&draft.data, &format!("{place}/data_base64"), bounds)?;
         }
         (None, Some(content_type)) if content_type.as_str() != "application/json" => {
-            extension(&mut draft, "datacontenttype", JsonText::string(content_type.as_str()), at)?;
+            let value = JsonText::string(content_type.as_str());
+            extension(&mut draft, "datacontenttype", value, &place.to_string())?;
         }
         (None, _) => {}
     }
@@ -127,15 +134,27 @@ pub(crate) fn binary(
                 return Err(malformed("is not an attribute in binary mode").at(name.as_str()));
             }
             "ifoffset" | "deleted" | "close" => {
-                attribute(&mut draft, attribute_name, &text, name.as_str(), bounds)?;
+                attribute(
+                    &mut draft,
+                    attribute_name,
+                    &Value::Unread(&text),
+                    name.as_str(),
+                    bounds,
+                )?;
             }
             _ => {
                 let json = JsonText::string(&text);
-                attribute(&mut draft, attribute_name, json.as_str(), name.as_str(), bounds)?;
+                attribute(
+                    &mut draft,
+                    attribute_name,
+                    &Value::Unread(json.as_str()),
+                    name.as_str(),
+                    bounds,
+                )?;
             }
         }
     }
-    let fields = named_once(&mut draft, topic, Fields::new(PREFIX, spelled))?;
+    let fields = named_once(&mut draft, topic, Fields::new(Place::Whole, PREFIX, spelled))?;
     required(&draft, version.as_deref(), &fields)?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     draft.data = data(content_type, body, bounds)?;
@@ -183,19 +202,20 @@ fn required(draft: &DraftParts, version: Option<&str>, fields: &Fields) -> Resul
 fn attribute(
     draft: &mut DraftParts,
     name: &str,
-    json: &str,
+    value: &Value<'_>,
     at: &str,
     bounds: Bounds,
 ) -> Result<(), Problem> {
+    let json = value.as_str();
     match name {
         "id" | "source" | "type" | "subject" | "time" | "data" | "topic" | "class" | "key"
-        | "close" => draft.member(name, json, at, bounds),
-        "expirytime" => draft.member("expires_at", json, at, bounds),
-        "ifoffset" => draft.member("if_offset", json, at, bounds),
-        "deleted" => draft.member("delete", json, at, bounds),
+        | "close" => draft.member(name, value, at, bounds),
+        "expirytime" => draft.member("expires_at", value, at, bounds),
+        "ifoffset" => draft.member("if_offset", value, at, bounds),
+        "deleted" => draft.member("delete", value, at, bounds),
         _ if json == "null" => Ok(()),
         _ => {
-            let value = strict(json, at)?;
+            let value = strict(value, at)?;
             if json.starts_with(['{', '[']) {
                 return Err(malformed("must be a string, number or boolean").at(at));
             }
@@ -247,7 +267,7 @@ mod tests {
         let text = r#"{"specversion":"1.0","id":"1","source":"/w","type":"a.b","topic":"user/1",
             "class":"state","key":"k","traceparent":"00-1","n":7,"dataschema":"http://x",
             "datacontenttype":"text/plain","data":"x","expirytime":"2027-01-01T00:00:00Z"}"#;
-        let draft = structured(text, "", BOUNDS, Given::default()).unwrap().publish;
+        let draft = structured(text, BOUNDS, Given::default()).unwrap().publish;
         assert_eq!(draft.topic.as_str(), "user/1");
         assert!(draft.event.expires_at.is_some());
         let names: Vec<&str> = draft.event.extensions.iter().map(|(name, _)| &**name).collect();
@@ -280,7 +300,7 @@ mod tests {
                 "/data_base64",
             ),
         ] {
-            let problem = structured(text, "", BOUNDS, Given::default()).unwrap_err();
+            let problem = structured(text, BOUNDS, Given::default()).unwrap_err();
             assert_eq!(problem.pointer.as_deref(), Some(pointer), "{text}");
         }
     }
@@ -290,7 +310,7 @@ mod tests {
         let event = |topic: &str, of_query: &str| {
             let text =
                 format!(r#"{{"specversion":"1.0","id":"1","source":"/","type":"a"{topic}}}"#);
-            structured(&text, "", BOUNDS, Some(Topic::parse(of_query).unwrap()).into())
+            structured(&text, BOUNDS, Some(Topic::parse(of_query).unwrap()).into())
         };
         for topic in ["", r#","topic":"t""#] {
             let draft = event(topic, "t").unwrap();

@@ -7,7 +7,7 @@ pub(crate) mod properties;
 pub(crate) mod text;
 pub(crate) mod trace;
 
-use std::{borrow::Cow, str::Utf8Error};
+use std::{borrow::Cow, fmt, str::Utf8Error};
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer as _};
@@ -15,12 +15,12 @@ use serde_json::value::RawValue;
 
 use crate::{
     error::{ErrorCode, Problem},
-    journal::Dedup,
+    journal::{Dedup, Properties},
     model::{
         Class, Data, EventId, EventType, JsonError, JsonText, NameError, NewEvent, Offset,
         StateKey, Timestamp, Topic,
         event::Attribute,
-        json::{Names, mistake, pointer_part},
+        json::{Member, Names, Value, mistake, object, objects, pointer_part},
     },
     publish::Publish,
 };
@@ -57,11 +57,30 @@ pub(crate) struct Draft {
     pub(crate) fields: Fields,
 }
 
+/// Which event of a body it is. Its display is the JSON pointer, which only refusals need.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place {
+    /// All of it.
+    Whole,
+    /// One of the list at this pointer.
+    Item { list: &'static str, number: usize },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole => Ok(()),
+            Self::Item { list, number } => write!(f, "{list}/{number}"),
+        }
+    }
+}
+
 /// Where the fields of an event stand in its request, for refusals that name one.
 #[derive(Debug, Clone)]
 pub(crate) struct Fields {
-    /// What stands before a field's name: `/3/`, `ce-`, or nothing in a query.
-    prefix: String,
+    place: Place,
+    /// What stands before a field's name in its event: `/`, `ce-`, or nothing in a query.
+    prefix: &'static str,
     /// How this form of body spells a field of plain JSON.
     spelled: fn(&'static str) -> &'static str,
     /// Whether the query names the topic, whatever the form of the body.
@@ -69,11 +88,12 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    pub(crate) fn new(
-        prefix: impl Into<String>,
+    pub(crate) const fn new(
+        place: Place,
+        prefix: &'static str,
         spelled: fn(&'static str) -> &'static str,
     ) -> Self {
-        Self { prefix: prefix.into(), spelled, topic_in_query: false }
+        Self { place, prefix, spelled, topic_in_query: false }
     }
 
     /// The same event, with its topic in the query.
@@ -87,8 +107,8 @@ impl Fields {
         match name {
             "topic" if self.topic_in_query => name.to_owned(),
             // Where the body is the data, it has no other name.
-            "data" if !self.prefix.ends_with('/') => "/data".to_owned(),
-            name => format!("{}{}", self.prefix, (self.spelled)(name)),
+            "data" if self.prefix != "/" => "/data".to_owned(),
+            name => format!("{}{}{}", self.place, self.prefix, (self.spelled)(name)),
         }
     }
 }
@@ -118,18 +138,18 @@ pub(crate) const PARAMETERS: &[&str] = MEMBERS.split_at(MEMBERS.len() - 2).0;
 pub(crate) fn json(body: &[u8], bounds: Bounds) -> Result<Drafts, Problem> {
     let text = json_text(body, "")?;
     if text.trim_start().starts_with('[') {
-        return Ok(Drafts { is_single: false, events: array(text, "", bounds, event)? });
+        return Ok(Drafts { is_single: false, events: array(text, "", bounds, event_of)? });
     }
     let members = members(text, "")?;
-    if let Some((_, events)) = members.iter().find(|(name, _)| name == "events") {
-        if let Some((other, _)) = members.iter().find(|(name, _)| name != "events") {
+    if let Some(events) = members.iter().find(|member| member.name == "events") {
+        if let Some(other) = members.iter().find(|member| member.name != "events") {
             let rule = "stands beside `events`, which must be alone";
-            return Err(malformed(rule).at(format!("/{}", pointer_part(other))));
+            return Err(malformed(rule).at(format!("/{}", pointer_part(&other.name))));
         }
-        let events = array(events.get(), "/events", bounds, event)?;
+        let events = array(events.value.as_str(), "/events", bounds, event_of)?;
         return Ok(Drafts { is_single: false, events });
     }
-    Ok(Drafts { is_single: true, events: vec![event_of(members, "", bounds)] })
+    Ok(Drafts { is_single: true, events: vec![event_of(members, Place::Whole, bounds)] })
 }
 
 /// Reads `application/cloudevents-batch+json` (CloudEvents JSON format §4).
@@ -139,8 +159,8 @@ pub(crate) fn cloudevents_batch(
     bounds: Bounds,
     topic: Option<&Topic>,
 ) -> Result<Drafts, Problem> {
-    let event = |text: &str, at: &str, bounds| {
-        cloudevents::structured(text, at, bounds, topic.cloned().into())
+    let event = |members: Members<'_>, place, bounds| {
+        cloudevents::structured_of(members, place, bounds, topic.cloned().into())
     };
     let events = array(json_text(body, "")?, "", bounds, event)?;
     Ok(Drafts { is_single: false, events })
@@ -148,7 +168,7 @@ pub(crate) fn cloudevents_batch(
 
 /// Reads one line of NDJSON.
 pub(crate) fn line(line: &[u8], bounds: Bounds) -> Result<Draft, Problem> {
-    event(json_text(line, "")?, "", bounds)
+    event_of(members(json_text(line, "")?, "")?, Place::Whole, bounds)
 }
 
 /// Reads a body that is the data itself, the rest being in the query.
@@ -165,10 +185,10 @@ pub(crate) fn raw(
             "if_offset" | "delete" | "close" => value,
             _ => JsonText::string(&value).as_str().to_owned(),
         };
-        draft.member(&name, &json, &name, bounds)?;
+        draft.member(&name, &Value::Unread(&json), &name, bounds)?;
     }
     draft.data = data(content_type, body, bounds)?;
-    draft.finish(Fields::new("", |name| name))
+    draft.finish(Fields::new(Place::Whole, "", |name| name))
 }
 
 /// A body as data: JSON, text, or bytes, by its media type.
@@ -226,7 +246,7 @@ pub(crate) struct DraftParts {
     pub(crate) if_offset: Option<Offset>,
     pub(crate) delete: bool,
     pub(crate) close: bool,
-    pub(crate) properties: Option<crate::journal::Properties>,
+    pub(crate) properties: Option<Box<Properties>>,
     pub(crate) extensions: Vec<(Box<str>, JsonText)>,
 }
 
@@ -235,10 +255,11 @@ impl DraftParts {
     pub(crate) fn member(
         &mut self,
         name: &str,
-        json: &str,
+        value: &Value<'_>,
         at: &str,
         bounds: Bounds,
     ) -> Result<(), Problem> {
+        let json = value.as_str();
         if json == "null" && name != "data" {
             return Ok(());
         }
@@ -246,14 +267,13 @@ impl DraftParts {
             "topic" => self.topic = Some(named(json, at, Topic::parse)?),
             "type" => self.event_type = Some(named(json, at, EventType::parse)?),
             "class" => {
-                let Text(text) = read(json, at, "must be a string")?;
-                let class = Class::parse(&text);
+                let class = Class::parse(&text(json, at)?);
                 let rule = "must be log, state or ephemeral";
                 self.class = Some(class.ok_or_else(|| malformed(rule).at(at))?);
             }
             "key" => self.key = Some(named(json, at, StateKey::parse)?),
             "data" => {
-                self.data = Data::Json(strict(json, at)?);
+                self.data = Data::Json(strict(value, at)?);
                 fits(&self.data, at, bounds)?;
             }
             "id" => self.id = Some(named(json, at, EventId::parse)?),
@@ -267,12 +287,12 @@ impl DraftParts {
             "delete" => self.delete = read(json, at, "must be true or false")?,
             "close" => self.close = read(json, at, "must be true or false")?,
             "properties" => {
-                let read = properties::parse(json, at)?;
+                let read = properties::parse(&strict(value, at)?, at)?;
                 if read.closed.is_some() {
                     let detail = "use `close` on the event to close its topic";
                     return Err(malformed(detail).at(format!("{at}/closed")));
                 }
-                self.properties = Some(read.properties);
+                self.properties = Some(Box::new(read.properties));
             }
             _ => return Err(malformed(&text::unknown("member", name, MEMBERS)).at(at)),
         }
@@ -334,38 +354,42 @@ impl DraftParts {
     }
 }
 
-fn event(text: &str, at: &str, bounds: Bounds) -> Result<Draft, Problem> {
-    event_of(members(text, at)?, at, bounds)
-}
-
-fn event_of(members: Members<'_>, at: &str, bounds: Bounds) -> Result<Draft, Problem> {
+fn event_of(members: Members<'_>, place: Place, bounds: Bounds) -> Result<Draft, Problem> {
     let mut draft = DraftParts::default();
-    let mut place = at.to_owned();
-    for (name, value) in members {
-        place.truncate(at.len());
-        place.push('/');
-        place.push_str(&pointer_part(&name));
-        draft.member(&name, value.get(), &place, bounds)?;
+    let mut at = String::new();
+    for Member { name, value } in members {
+        at.clear();
+        at.push('/');
+        at.push_str(&pointer_part(&name));
+        draft.member(&name, &value, &at, bounds).map_err(|problem| problem.within(place))?;
     }
-    draft.finish(Fields::new(format!("{at}/"), |name| name))
+    draft.finish(Fields::new(place, "/", |name| name))
 }
 
 fn array(
     text: &str,
-    at: &str,
+    list: &'static str,
     bounds: Bounds,
-    event: impl Fn(&str, &str, Bounds) -> Result<Draft, Problem>,
+    event: impl Fn(Members<'_>, Place, Bounds) -> Result<Draft, Problem>,
 ) -> Result<Vec<Result<Draft, Problem>>, Problem> {
-    let items: Vec<&RawValue> =
-        serde_json::from_str(text).map_err(|_| not_read(text, at, "must be an array of events"))?;
+    let place = |number| Place::Item { list, number };
+    if let Some(items) = objects(text, bounds.events_max) {
+        let one = |(number, members)| event(members, place(number), bounds);
+        return Ok(items.into_iter().enumerate().map(one).collect());
+    }
+    let wrong = |_| not_read(text, list, "must be an array of events");
+    let items: Vec<&RawValue> = serde_json::from_str(text).map_err(wrong)?;
     if items.len() > bounds.events_max {
         let detail = format!("holds {} events, more than {}", items.len(), bounds.events_max);
-        return Err(Problem::new(ErrorCode::TooLarge, detail).at(at));
+        return Err(Problem::new(ErrorCode::TooLarge, detail).at(list));
     }
     if items.is_empty() {
-        return Err(malformed("holds no event").at(at));
+        return Err(malformed("holds no event").at(list));
     }
-    let one = |(n, item): (usize, &&RawValue)| event(item.get(), &format!("{at}/{n}"), bounds);
+    let one = |(number, item): (usize, &&RawValue)| {
+        let place = place(number);
+        event(members(item.get(), &place.to_string())?, place, bounds)
+    };
     Ok(items.iter().enumerate().map(one).collect())
 }
 
@@ -373,17 +397,22 @@ fn array(
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Names and values as they stand in a text.
-pub(crate) type Members<'a> = Vec<(Cow<'a, str>, &'a RawValue)>;
+/// The members of an event, each once.
+pub(crate) type Members<'a> = Vec<Member<'a>>;
 
-/// The members of a JSON object, each once, their values unread.
+/// Reads the members of a JSON object. What is wrong within a value is told when it is read.
 pub(crate) fn members<'a>(text: &'a str, at: &str) -> Result<Members<'a>, Problem> {
+    object(text).map_or_else(|| unread_members(text, at), Ok)
+}
+
+/// The same, their values unread.
+fn unread_members<'a>(text: &'a str, at: &str) -> Result<Members<'a>, Problem> {
     struct Visitor;
 
     impl<'de> serde::de::Visitor<'de> for Visitor {
         type Value = Members<'de>;
 
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("an object")
         }
 
@@ -392,8 +421,8 @@ pub(crate) fn members<'a>(text: &'a str, at: &str) -> Result<Members<'a>, Proble
             mut map: A,
         ) -> Result<Self::Value, A::Error> {
             let mut members = Vec::new();
-            while let Some((Text(name), value)) = map.next_entry()? {
-                members.push((name, value));
+            while let Some((Text(name), value)) = map.next_entry::<_, &RawValue>()? {
+                members.push(Member { name, value: Value::Unread(value.get()) });
             }
             Ok(members)
         }
@@ -404,7 +433,7 @@ pub(crate) fn members<'a>(text: &'a str, at: &str) -> Result<Members<'a>, Proble
     let members = reader.deserialize_map(Visitor).map_err(wrong)?;
     reader.end().map_err(wrong)?;
     let mut seen = Names::default();
-    for (name, _) in &members {
+    for Member { name, .. } in &members {
         if !seen.insert(name.clone()) {
             let detail = "this member is there twice";
             return Err(malformed(detail).at(format!("{at}/{}", pointer_part(name))));
@@ -430,12 +459,23 @@ pub(crate) fn named<T>(
     at: &str,
     parse: fn(&str) -> Result<T, NameError>,
 ) -> Result<T, Problem> {
-    let Text(text) = read(json, at, "must be a string")?;
+    let text = text(json, at)?;
     parse(&text).map_err(|error| Problem::from(error).at(at))
 }
 
-pub(crate) fn time(json: &str, at: &str) -> Result<Timestamp, Problem> {
+/// What a JSON string means.
+fn text<'a>(json: &'a str, at: &str) -> Result<Cow<'a, str>, Problem> {
+    // It is JSON: without escapes, it means what stands between its quotes.
+    let quoted = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    if let Some(plain) = quoted.filter(|text| !text.contains('\\')) {
+        return Ok(plain.into());
+    }
     let Text(text) = read(json, at, "must be a string")?;
+    Ok(text)
+}
+
+pub(crate) fn time(json: &str, at: &str) -> Result<Timestamp, Problem> {
+    let text = text(json, at)?;
     Timestamp::parse(&text).ok_or_else(|| malformed(Timestamp::RULE).at(at))
 }
 
@@ -463,10 +503,15 @@ fn body_problem(body: &str, error: &JsonError, at: &str) -> Problem {
     problem
 }
 
-/// A value, or all of a body if `at` is empty, as strict JSON.
-pub(crate) fn strict(text: &str, at: &str) -> Result<JsonText, Problem> {
-    JsonText::parse(text).map_err(|error| match at {
-        "" => body_problem(text, &error, at),
+/// A text, or all of a body if `at` is empty, as strict JSON.
+pub(crate) fn strict_text(text: &str, at: &str) -> Result<JsonText, Problem> {
+    strict(&Value::Unread(text), at)
+}
+
+/// The same of a value that may be known to be strict.
+pub(crate) fn strict(value: &Value<'_>, at: &str) -> Result<JsonText, Problem> {
+    value.strict().map_err(|error| match at {
+        "" => body_problem(value.as_str(), &error, at),
         at => json_problem(&error, at),
     })
 }
@@ -668,14 +713,14 @@ mod tests {
 
     #[test]
     fn a_field_is_found_by_the_name_that_its_form_of_body_gives_it() {
-        let mut fields = Fields::new("/3/", |name| name);
+        let mut fields = Fields::new(Place::Item { list: "", number: 3 }, "/", |name| name);
         assert_eq!(fields.at("if_offset"), "/3/if_offset");
         assert_eq!(fields.at("data"), "/3/data");
         fields = fields.topic_in_query(true);
         assert_eq!((&*fields.at("topic"), &*fields.at("data")), ("topic", "/3/data"));
-        let headers = Fields::new("ce-", |_| "deleted");
+        let headers = Fields::new(Place::Whole, "ce-", |_| "deleted");
         assert_eq!((&*headers.at("delete"), &*headers.at("data")), ("ce-deleted", "/data"));
-        assert_eq!(Fields::new("", |name| name).at("key"), "key");
+        assert_eq!(Fields::new(Place::Whole, "", |name| name).at("key"), "key");
     }
 
     #[test]
@@ -697,7 +742,61 @@ mod tests {
         }
     }
 
+    /// The text of one event; every part of it may be there in any form, or wrong.
+    fn event_text() -> impl Strategy<Value = String> {
+        let names =
+            ["topic", "type", "class", "key", "id", "data", "time", "close", "x", "to\\u0070ic"];
+        let values = [
+            "\"a\"",
+            "\"a.b\"",
+            "\"log\"",
+            "\"state\"",
+            "null",
+            "true",
+            "7",
+            "{\"k\":[1, 2.50]}",
+            "{\"k\":1,\"k\":2}",
+            "\"\\ud800\"",
+            "\"\\u0061\"",
+            "\"\\n\"",
+            "NaN",
+            "[",
+            "\"2026-11-21T07:00:00Z\"",
+        ];
+        let spaces = ["", "", " ", "\n"];
+        let pick = proptest::sample::select::<&str>;
+        let member = (pick(names.to_vec()), pick(values.to_vec()), pick(spaces.to_vec()));
+        let usual = "\"topic\":\"a\",\"type\":\"x\"";
+        proptest::collection::vec(member, 0..4).prop_map(move |members| {
+            let members =
+                members.iter().map(|(name, value, s)| format!(",{s}\"{name}\"{s}:{s}{value}{s}"));
+            format!("{{{usual}{}}}", members.collect::<String>())
+        })
+    }
+
     proptest! {
+        /// What is read at once is what is read member by member.
+        #[test]
+        fn an_event_is_the_same_however_it_is_read(text in event_text()) {
+            let told = |members| {
+                let draft = event_of(members, Place::Whole, BOUNDS).map(|mut draft| {
+                    if draft.publish.dedup == Dedup::Minted {
+                        draft.publish.event.id = EventId::parse("minted").unwrap();
+                    }
+                    format!("{:?}", draft.publish)
+                });
+                draft.map_err(|problem| (problem.detail, problem.pointer))
+            };
+            if let Some(members) = object(&text) {
+                prop_assert_eq!(told(members), told(unread_members(&text, "").unwrap()));
+            }
+            let list = format!("[{text}, {text} ]");
+            let listed = objects(&list, 2).map(|objects| objects.into_iter().map(told).collect());
+            let alone = object(&text).map(|_| vec![told(object(&text).unwrap()); 2]);
+            prop_assert_eq!(listed, alone);
+            prop_assert!(objects(&list, 1).is_none());
+        }
+
         #[test]
         fn no_body_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = json(&body, BOUNDS);

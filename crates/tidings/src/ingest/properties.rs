@@ -2,14 +2,11 @@
 
 use serde_json::Value;
 
-use super::{
-    strict,
-    text::{duration, unknown},
-};
+use super::text::{duration, unknown};
 use crate::{
     error::{ErrorCode, Problem},
     journal::{Properties, Retention},
-    model::json::pointer_part,
+    model::{JsonText, json::pointer_part},
 };
 
 /// Members of a topic's properties, and of its retention.
@@ -31,9 +28,8 @@ pub(crate) struct PropertiesText {
 
 /// Reads `{"owner", "readers", "ttl", "retention": {"age", "events", "bytes"}, "closed"}`, each
 /// optional. `at` is the JSON pointer of the object.
-pub(crate) fn parse(text: &str, at: &str) -> Result<PropertiesText, Problem> {
-    let strict = strict(text, at)?;
-    let value: Value = serde_json::from_str(strict.as_str())
+pub(crate) fn parse(json: &JsonText, at: &str) -> Result<PropertiesText, Problem> {
+    let value: Value = serde_json::from_str(json.as_str())
         .map_err(|_| wrong(at, "holds a number that is out of range"))?;
     let Value::Object(members) = value else { return Err(wrong(at, "must be an object")) };
     let mut properties = Properties::default();
@@ -115,12 +111,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::ingest::strict_text;
 
     #[test]
     fn properties_are_read_and_mistakes_are_pointed_at() {
         let text =
             r#"{"owner":"u1","readers":["u2"],"ttl":"36h","retention":{"events":5},"closed":true}"#;
-        let read = parse(text, "").unwrap();
+        let read = parse(&strict_text(text, "").unwrap(), "").unwrap();
         assert_eq!(read.closed, Some(true));
         assert_eq!(read.properties.ttl, Some(Duration::from_secs(36 * 3600)));
         assert_eq!(read.properties.retention.unwrap().events, Some(5));
@@ -135,7 +132,8 @@ mod tests {
             (r#"{"retention":{"bytes":0}}"#, "/retention/bytes"),
             (r#"{"x":1}"#, "/x"),
         ] {
-            let problem = parse(text, "/p").unwrap_err();
+            let read = strict_text(text, "/p").and_then(|json| parse(&json, "/p"));
+            let problem = read.unwrap_err();
             assert_eq!(problem.pointer.as_deref(), Some(&*format!("/p{pointer}")), "{text}");
         }
     }

@@ -161,6 +161,76 @@ impl<'a> Names<'a> {
     }
 }
 
+/// A member of an object.
+#[derive(Debug)]
+pub(crate) struct Member<'a> {
+    pub(crate) name: Cow<'a, str>,
+    pub(crate) value: Value<'a>,
+}
+
+/// A value as text.
+#[derive(Debug)]
+pub(crate) enum Value<'a> {
+    /// As [`JsonText`] holds it.
+    Strict(Cow<'a, str>),
+    /// JSON that may not be strict.
+    Unread(&'a str),
+}
+
+impl Value<'_> {
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Strict(text) => text,
+            Self::Unread(text) => text,
+        }
+    }
+
+    /// The value as strict JSON.
+    pub(crate) fn strict(&self) -> Result<JsonText, JsonError> {
+        match self {
+            Self::Strict(text) => Ok(JsonText::trusted(text)),
+            Self::Unread(text) => JsonText::parse(text),
+        }
+    }
+}
+
+/// Members that an object may have to be read at once; of others their names are to be compared in
+/// another way.
+const MEMBERS_FEW: usize = 32;
+
+/// The members of an object, their values strict. `None` if anything is wrong: what, has to be found
+/// out in another way.
+pub(crate) fn object(text: &str) -> Option<Vec<Member<'_>>> {
+    let mut scan = Scan::of(text, JSON_DEPTH_MAX);
+    scan.space();
+    let members = scan.members().ok()?;
+    scan.space();
+    scan.peek().is_none().then_some(members)
+}
+
+/// The same of an array of at most so many objects.
+pub(crate) fn objects(text: &str, count_max: usize) -> Option<Vec<Vec<Member<'_>>>> {
+    let mut scan = Scan::of(text, JSON_DEPTH_MAX);
+    let mut objects = Vec::new();
+    scan.space();
+    scan.symbol(b'[', "is not an array").ok()?;
+    loop {
+        scan.space();
+        objects.push(scan.members().ok()?);
+        scan.space();
+        if scan.peek() == Some(b']') {
+            break;
+        }
+        scan.symbol(b',', "lacks a comma or a closing bracket").ok()?;
+        if objects.len() == count_max {
+            return None;
+        }
+    }
+    scan.at += 1;
+    scan.space();
+    scan.peek().is_none().then_some(objects)
+}
+
 enum Step<'a> {
     Key(Cow<'a, str>),
     Index(usize),
@@ -190,12 +260,7 @@ impl<'a> Scan<'a> {
         if self.at < self.text.len() {
             return Err(self.error("has more after its value"));
         }
-        let rest = self.since(self.kept);
-        if self.out.is_empty() {
-            return Ok(rest.into());
-        }
-        self.out.push_str(rest);
-        Ok(self.out.into())
+        Ok(self.read())
     }
 
     fn error(&self, reason: &'static str) -> JsonError {
@@ -281,6 +346,55 @@ impl<'a> Scan<'a> {
             self.symbol(b',', "lacks a comma or a closing brace")?;
             self.space();
         }
+    }
+
+    /// Reads the members of an object, few and none of them twice.
+    fn members(&mut self) -> Result<Vec<Member<'a>>, JsonError> {
+        self.symbol(b'{', "is not an object")?;
+        self.space();
+        let mut members: Vec<Member<'a>> = Vec::new();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+            return Ok(members);
+        }
+        loop {
+            let name = self.string()?;
+            if members.len() == MEMBERS_FEW || members.iter().any(|member| member.name == name) {
+                return Err(self.error("has this key twice, or too many"));
+            }
+            self.space();
+            self.symbol(b':', "lacks a colon after its key")?;
+            self.space();
+            if members.is_empty() {
+                members.reserve(8);
+            }
+            members.push(Member { name, value: self.strict()? });
+            self.space();
+            if self.peek() == Some(b'}') {
+                self.at += 1;
+                return Ok(members);
+            }
+            self.symbol(b',', "lacks a comma or a closing brace")?;
+            self.space();
+        }
+    }
+
+    /// Reads a value by itself, whatever stands around it.
+    fn strict(&mut self) -> Result<Value<'a>, JsonError> {
+        self.out.clear();
+        self.kept = self.at;
+        self.value()?;
+        Ok(Value::Strict(self.read()))
+    }
+
+    /// What was read, without white space.
+    fn read(&mut self) -> Cow<'a, str> {
+        let rest = self.since(self.kept);
+        if self.out.is_empty() {
+            return rest.into();
+        }
+        self.out.push_str(rest);
+        std::mem::take(&mut self.out).into()
     }
 
     fn array(&mut self) -> Result<(), JsonError> {
@@ -469,6 +583,45 @@ mod tests {
         assert_eq!(mistake(&body).unwrap().pointer, "/events/1");
         let long = format!("{{\"{}\":NaN}}", "/".repeat(100));
         assert_eq!(mistake(&long).unwrap().pointer, format!("/{}", "~1".repeat(64)));
+    }
+
+    fn texts(members: &[Member<'_>]) -> String {
+        let text = |member: &Member<'_>| format!("{}={}", member.name, member.value.as_str());
+        members.iter().map(text).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn objects_are_read_at_once_if_nothing_is_wrong_with_them() {
+        let text = " { \"a\" : [ 1 , 2 ] , \"\\u0062\":\"c\"} ";
+        assert_eq!(texts(&object(text).unwrap()), "a=[1,2] b=\"c\"");
+        let list = objects("[ {\"a\" :{ } },{}] ", 2).unwrap();
+        assert_eq!(list.iter().map(|object| texts(object)).collect::<Vec<_>>(), ["a={}", ""]);
+        let many = |count| {
+            let members: Vec<_> = (0..count).map(|number| format!("\"{number}\":1")).collect();
+            format!("{{{}}}", members.join(","))
+        };
+        assert_eq!(object(&many(MEMBERS_FEW)).unwrap().len(), MEMBERS_FEW);
+        for wrong in [
+            &*many(MEMBERS_FEW + 1),
+            "",
+            "{",
+            "[]",
+            "{} x",
+            "{\"a\":1,\"a\":1}",
+            "{\"a\":1,}",
+            "{\"a\":{\"b\":1,\"b\":1}}",
+            "{\"a\":NaN}",
+        ] {
+            assert!(object(wrong).is_none(), "{wrong}");
+            assert!(objects(&format!("[{{}},{wrong}]"), 9).is_none(), "{wrong}");
+        }
+        for wrong in ["", "[]", "[{}", "[{},]", "[{}] x", "[7]", "{}"] {
+            assert!(objects(wrong, 9).is_none(), "{wrong}");
+        }
+        assert!(objects("[{},{}]", 1).is_none());
+        let nested = |levels| format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
+        assert!(object(&nested(JSON_DEPTH_MAX)).is_some());
+        assert!(object(&nested(JSON_DEPTH_MAX + 1)).is_none());
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn cloud_event(
 ) -> Result<Publish, Problem> {
     let expires_at = expiry(&place, now);
     let given = Given { topic: place.topic, class: Some(place.class), key: place.key };
-    let mut publish = cloudevents::structured(json_text(body, "")?, "", bounds, given)?.publish;
+    let mut publish = cloudevents::structured(json_text(body, "")?, bounds, given)?.publish;
     if publish.event.class == Class::State && publish.event.expires_at.is_none() {
         publish.event.expires_at = expires_at;
     }
