@@ -177,15 +177,14 @@ async fn compare(
     for _ in 0..rounds {
         for (kind, results) in &mut measured {
             let before = machine::cpu_of_ended_children();
-            let figures = match kind {
+            let measuring = scenario.measure(*kind, load);
+            let figures = match *kind {
                 // Somebody else's server may fail: it has no row then, and the others go on.
-                Kind::Peer(peer) => {
-                    spawn_local(scenario.measure(*kind, load)).await.unwrap_or_else(|_| {
-                        println!("{} failed in {}", peer.name, scenario.name);
-                        Vec::new()
-                    })
-                }
-                _ => scenario.measure(*kind, load).await,
+                Kind::Peer(peer) => spawn_local(measuring).await.unwrap_or_else(|_| {
+                    println!("{} failed in {}", peer.name, scenario.name);
+                    Vec::new()
+                }),
+                _ => measuring.await,
             };
             results.push(figures);
             servers_cpu += machine::cpu_of_ended_children() - before;
