@@ -26,7 +26,7 @@ use crate::{
         resume::{Gap, GapReason, Head, Restart, reset},
     },
     sse::Frame,
-    topic_task::{Live, Look, Replay, Topics, Waker},
+    topic_task::{Live, Look, Replay, Shared, Topics, Waker},
 };
 
 /// The first page, read while it is found out where a reader starts; kept until it is sent.
@@ -236,7 +236,7 @@ impl Subscription {
             let number = u32::try_from(place).unwrap_or(u32::MAX);
             let registration = topics.attach(&key, &waker, number);
             let changes = registration.live.changes();
-            let journal = &topics.shared().journal;
+            let Shared { journal, bus, .. } = topics.shared();
             let start = match &cursor {
                 Some(Err(_)) => {
                     let head = registration.live.head(&**journal).await?;
@@ -245,7 +245,7 @@ impl Subscription {
                 }
                 Some(Ok(cursor)) if let Some(mark) = cursor.mark(&key.topic) => {
                     covered = true;
-                    Start::resume(journal, &registration.live, mark, policy).await?
+                    Start::resume(journal, bus.is_none(), &registration.live, mark, policy).await?
                 }
                 _ => {
                     let since = follow.since.unwrap_or(Since::Now);
@@ -514,17 +514,20 @@ struct Start {
 impl Start {
     async fn resume(
         journal: &Arc<dyn Journal>,
+        is_alone: bool,
         live: &Arc<Live>,
         mark: Mark,
         policy: Policy,
     ) -> Result<Self, JournalError> {
         let head = live.head(&**journal).await?;
-        if head.end() == mark.position || live.holds(mark.position) {
+        if head.end() == mark.position || (is_alone && live.holds(mark.position)) {
             return Ok(Self { head, gap: None, mark, page: None });
         }
         let page = live.replay(journal, mark.position, START_PAGE).await?;
         let resume = policy.judge(mark, &page.head, page.after_fingerprint);
-        let head = page.head;
+        // A page that others have asked for may be from before the last append.
+        let is_older = page.head.epoch == head.epoch && page.head.tail < head.tail;
+        let head = if is_older { head } else { page.head };
         let page = (resume.mark == mark && mark.states_after.is_none()).then_some(page);
         Ok(Self { head, gap: resume.gap, mark: resume.mark, page })
     }

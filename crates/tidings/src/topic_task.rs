@@ -314,11 +314,7 @@ impl Topics {
     pub(crate) fn trimmed(&self, topic: &TopicKey, trimmed: Head) {
         let live = self.shard(topic).get(topic).map(|handle| Arc::clone(&handle.live));
         if let Some(live) = live {
-            let mut state = live.state();
-            if let Some(head) = state.head.as_mut().filter(|head| head.epoch == trimmed.epoch) {
-                head.earliest = trimmed.earliest;
-                head.floor_fingerprint = trimmed.floor_fingerprint;
-            }
+            live.trimmed(trimmed);
         }
     }
 

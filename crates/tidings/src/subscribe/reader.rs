@@ -116,6 +116,8 @@ impl Reader {
             return Look::End { is_closed };
         }
         if let Look::End { .. } = look {
+            // What was read for the start is not what follows later.
+            self.page = None;
             self.ends(found);
         }
         look

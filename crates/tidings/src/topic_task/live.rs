@@ -303,7 +303,18 @@ impl Live {
         Look::Behind
     }
 
-    /// Whether a position is one that the ring knows: what follows it needs no journal.
+    /// Takes in how far the topic was trimmed.
+    pub(super) fn trimmed(&self, trimmed: Head) {
+        let mut state = self.state();
+        self.replays.separate();
+        if let Some(head) = state.head.as_mut().filter(|head| head.epoch == trimmed.epoch) {
+            head.earliest = trimmed.earliest;
+            head.floor_fingerprint = trimmed.floor_fingerprint;
+        }
+    }
+
+    /// Whether a position is one that the ring knows: what follows it needs no journal. Only for
+    /// who is alone: of what other nodes trim and delete, the ring hears later.
     pub(crate) fn holds(&self, at: Position) -> bool {
         let state = self.state();
         let is_known = |head: Head| {
@@ -374,6 +385,11 @@ impl Live {
         let frames: Vec<(Offset, Arc<Frame>)> = appended.events.iter().map(frame).collect();
         let mut state = self.state();
         let moved = state.head != Some(appended.head);
+        let is_other =
+            |old: Head| old.epoch != appended.head.epoch || old.tail > appended.head.tail;
+        if state.head.is_none_or(is_other) {
+            self.replays.separate();
+        }
         if state.head.is_none_or(|head| head.epoch != appended.head.epoch) {
             state.ring.restart(appended.head.tail.previous());
         }
@@ -390,6 +406,7 @@ impl Live {
     pub(super) fn refresh(self: &Arc<Self>, info: TopicInfo) {
         self.changes.fetch_add(1, Ordering::SeqCst);
         let mut state = self.state();
+        self.replays.separate();
         if state.head.is_none_or(|old| old.epoch != info.head.epoch) {
             state.ring.restart(info.head.tail.previous());
         }
@@ -401,6 +418,7 @@ impl Live {
     /// Says that where the topic stands is not known any more: its readers ask the journal.
     fn forget(self: &Arc<Self>) {
         let mut state = self.state();
+        self.replays.separate();
         self.changes.fetch_add(1, Ordering::SeqCst);
         state.head = None;
         self.wake_all(&mut state);
@@ -457,6 +475,7 @@ impl Live {
             });
         } else {
             // Another history, or more than a ring holds: readers find their way by the journal.
+            self.replays.separate();
             state.ring.restart(page.head.tail.previous());
             state.head = Some(page.head);
             state.rewinds += u64::from(!goes_on);

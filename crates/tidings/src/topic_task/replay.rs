@@ -1,10 +1,14 @@
 //! Pages of a topic's history that many readers ask for at once: read once, and encoded once.
 //!
-//! The rule: what is shared is a reading that goes on, never one that is over, and never a
-//! judgement. Who joins may know more than that page will: it is served by it only if the page has
-//! events that follow its very position, and has a page read for itself otherwise.
+//! The rule: what is shared is a reading that goes on, never one that is over, none from before a
+//! change of the history that this node knows of, and never a judgement. Who joins may know more than
+//! that page will: it is served by it only if the page has events that follow its very position, and
+//! has a page read for itself otherwise.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use futures_util::{
     FutureExt as _,
@@ -54,8 +58,11 @@ type Reading = BoxFuture<'static, Result<Arc<Replay>, JournalError>>;
 #[derive(Debug, Default)]
 pub(super) struct Replays {
     /// Abandoned by all who waited, a reading ends.
-    going_on: Mutex<Vec<(Offset, PageLimit, WeakShared<Reading>)>>,
+    going_on: Mutex<Vec<GoingOn>>,
 }
+
+/// What follows which offset, and how much.
+type GoingOn = (Offset, PageLimit, WeakShared<Reading>);
 
 impl Replays {
     /// The page behind a position: one that is being read, if it serves, or another one.
@@ -71,19 +78,31 @@ impl Replays {
                 return Ok(page);
             }
         }
-        let reading = read().shared();
+        // A defect is told to all who wait; a future that panicked would take them with it.
+        let failed = || JournalError::Unavailable("reading a page failed".to_owned());
+        let reading = AssertUnwindSafe(read()).catch_unwind();
+        let reading = reading.map(move |page| page.unwrap_or_else(|_| Err(failed())));
+        let reading = reading.boxed().shared();
         self.begin(at.offset, limit, &reading);
         reading.await
     }
 
+    /// Says that the history is not what it was: who asks from now on has it read anew.
+    pub(super) fn separate(&self) {
+        self.going_on().clear();
+    }
+
+    fn going_on(&self) -> MutexGuard<'_, Vec<GoingOn>> {
+        self.going_on.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn join(&self, after: Offset, limit: PageLimit) -> Option<Shared<Reading>> {
-        let going_on = self.going_on.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = |reading: &&(Offset, PageLimit, _)| (reading.0, reading.1) == (after, limit);
-        going_on.iter().filter(same).find_map(|(.., reading)| is_going_on(reading))
+        let same = |reading: &&GoingOn| (reading.0, reading.1) == (after, limit);
+        self.going_on().iter().filter(same).find_map(|(.., reading)| is_going_on(reading))
     }
 
     fn begin(&self, after: Offset, limit: PageLimit, reading: &Shared<Reading>) {
-        let mut going_on = self.going_on.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut going_on = self.going_on();
         going_on.retain(|(.., reading)| is_going_on(reading).is_some());
         going_on.extend(reading.downgrade().map(|reading| (after, limit, reading)));
     }
@@ -183,6 +202,39 @@ mod tests {
         assert_eq!(second.unwrap().next.offset, Offset(5));
         assert!(replays.join(Offset(2), LIMIT).is_none());
         assert!(replays.going_on.lock().unwrap().len() <= 1);
+    }
+
+    /// Broken on purpose, it failed: with the table not emptied.
+    #[tokio::test]
+    async fn a_reading_from_before_a_change_is_joined_by_nobody() {
+        let replays = Replays::default();
+        let (release, held) = oneshot::channel();
+        let read = || held.then(|_| async { page(EPOCH, 2, 3) }).boxed();
+        let mut first = Box::pin(replays.page(at(2, 2), LIMIT, read));
+        assert!(first.as_mut().now_or_never().is_none());
+        replays.separate();
+        let second = replays.page(at(2, 2), LIMIT, own).now_or_never().unwrap();
+        assert_eq!(second.unwrap().next.offset, Offset(5));
+        release.send(()).unwrap();
+        assert_eq!(first.await.unwrap().next.offset, Offset(3));
+    }
+
+    /// Broken on purpose, it failed: with the panic not caught, who waits is gone with it.
+    #[tokio::test]
+    async fn a_defect_met_by_a_reading_is_an_error_for_all_and_ends_there() {
+        let replays = Replays::default();
+        let (release, held) = oneshot::channel::<()>();
+        let read = || held.then(|_| async { panic!("a defect, on purpose") }).boxed();
+        let first = replays.page(at(2, 2), LIMIT, read);
+        let second = async {
+            let mut second = Box::pin(replays.page(at(2, 2), LIMIT, own));
+            assert!(second.as_mut().now_or_never().is_none());
+            release.send(()).unwrap();
+            second.await
+        };
+        let (first, second) = join(first, second).await;
+        assert!(first.is_err() && second.is_err());
+        assert!(replays.page(at(2, 2), LIMIT, own).await.is_ok());
     }
 
     /// Broken on purpose, it failed: with the reading kept by the table as well.

@@ -16,12 +16,13 @@ use tidings::{
     journal::{Change, Journal, JournalSettings, Properties, memory::MemoryJournal},
     model::{Class, TopicKey},
     publish::Publish,
+    settings::Settings,
     subscribe::{Follow, Since},
 };
 
 use crate::support::{
-    Got, Seam, SeamJournal, collect, delete, event, follow, got, key, log, publish, state, take,
-    tenant, topic,
+    Got, Seam, SeamJournal, catch_up, collect, delete, event, follow, got, key, log, publish,
+    state, take, tenant, topic, trim,
 };
 
 fn node(journal: &Arc<MemoryJournal>, bus: Arc<dyn Bus>) -> Hub {
@@ -207,7 +208,7 @@ async fn readers_are_asked_again_when_another_node_changes_a_topics_properties()
     let (one, other) = pair();
     publish(&one, "a", log(1)).await;
     let mut reader = follow(&other, from_now("a")).await;
-    crate::support::catch_up(&mut reader).await;
+    catch_up(&mut reader).await;
     let properties = Properties { owner: Some("u".to_owned()), ..Properties::default() };
     one.set_properties(&key("a"), Change::to(properties)).await.unwrap().unwrap();
     let changed = |item: &_| matches!(item, tidings::subscribe::Item::Changed { .. });
@@ -254,8 +255,8 @@ async fn events_that_no_journal_keeps_reach_the_readers_of_all_nodes_once() {
     let (one, other) = pair();
     let mut here = follow(&one, from_now("a")).await;
     let mut there = follow(&other, from_now("a")).await;
-    crate::support::catch_up(&mut here).await;
-    crate::support::catch_up(&mut there).await;
+    catch_up(&mut here).await;
+    catch_up(&mut there).await;
     let mut typing = log(7);
     typing.class = Class::Ephemeral;
     one.publish_one(&tenant(), Publish::new(topic("a"), typing)).await.unwrap();
@@ -284,4 +285,43 @@ async fn one_of_two_nodes_conditional_appends_wins() {
     let lost = [&a, &b].into_iter().filter_map(|claim| claim.as_ref().err());
     let codes: Vec<ErrorCode> = lost.map(|problem| problem.code).collect();
     assert_eq!(codes, [ErrorCode::Conflict]);
+}
+
+/// Broken on purpose: in `Reader::look`, keep the page at an end. It was empty, and what came later was
+/// behind it.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_ahead_of_its_node_gets_what_comes_after() {
+    let journal = Arc::new(MemoryJournal::new(JournalSettings::default()));
+    let bus = LocalBus::new();
+    let quiet = BadBus::new(bus.join(), true);
+    let a = node(&journal, bus);
+    let settings = Settings { ring_frames_max: 2, ..Settings::default() };
+    let shared = Arc::clone(&journal) as Arc<dyn Journal>;
+    let b = Hub::builder().journal(shared).bus(quiet).settings(settings).start();
+    publish(&a, "t", log(1)).await;
+    let mut early = follow(&b, from_now("t")).await;
+    assert_eq!(catch_up(&mut early).await, []);
+    let cursor = publish(&a, "t", log(2)).await.cursor();
+    let mut ahead = follow(&b, Follow { cursor, ..Follow::new(vec![key("t")]) }).await;
+    assert_eq!(catch_up(&mut ahead).await, []);
+    for number in 3..=8 {
+        publish(&a, "t", log(number)).await;
+    }
+    let rest: Vec<_> = (3..=8).map(|number| event("log", number, number)).collect();
+    assert_eq!(take(&mut ahead, 6).await, rest);
+}
+
+/// Broken on purpose: in `Start::resume`, ask the ring of a node that is not alone.
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_is_told_what_another_node_trimmed() {
+    let journal = Arc::new(MemoryJournal::new(JournalSettings::default()));
+    let b = node(&journal, LocalBus::new());
+    let cursor = publish(&b, "t", log(1)).await.cursor();
+    for number in 2..=4 {
+        publish(&b, "t", log(number)).await;
+    }
+    trim(&*journal, "t", 1).await;
+    let mut back = follow(&b, Follow { cursor, ..Follow::new(vec![key("t")]) }).await;
+    let told = catch_up(&mut back).await;
+    assert_eq!(told, [Got::Gap("trimmed", Some(2), Some(3)), event("log", 4, 4)]);
 }
