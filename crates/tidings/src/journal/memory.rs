@@ -50,7 +50,7 @@ struct Held {
     /// What superseded states after the floor leave behind.
     marks: BTreeMap<Offset, (Fingerprint, Timestamp)>,
     /// The dedup window, and the order in which ids leave it.
-    seen: BTreeMap<EventId, Position>,
+    seen: BTreeMap<EventId, (Position, Timestamp)>,
     seen_order: VecDeque<(EventId, Offset, Timestamp)>,
     log_events: u64,
     log_bytes: u64,
@@ -135,12 +135,14 @@ impl Journal for MemoryJournal {
         let mut outcomes = Vec::with_capacity(batch.events.len());
         let mut events = Vec::with_capacity(batch.events.len());
         for append in &batch.events {
-            held.forget_ids(&self.settings, recorded_at);
-            let outcome = held.judge(append, exists, states_max).unwrap_or_else(|| {
+            let judged = held.judge(append, exists, &self.settings, states_max, recorded_at);
+            let outcome = judged.unwrap_or_else(|| {
                 if let Some(properties) = append.properties.as_ref().filter(|_| !exists) {
                     held.properties = Properties::clone(properties);
                 }
                 exists = true;
+                // Not by the time of what was refused: a clock may go back behind it.
+                held.forget_ids(&self.settings, recorded_at);
                 let (event, superseded) = held.store(append, recorded_at);
                 if let Some(old) = superseded {
                     due_of(topic, &old).for_each(|entry| _ = inner.due.remove(&entry));
@@ -376,13 +378,21 @@ impl Held {
     ///
     /// A repeated id comes first: whoever repeats a publish whose answer was lost is to learn its
     /// position, whatever happened to the topic since.
-    fn judge(&self, append: &Append, exists: bool, states_max: u64) -> Option<Outcome> {
+    fn judge(
+        &self,
+        append: &Append,
+        exists: bool,
+        settings: &JournalSettings,
+        states_max: u64,
+        now: Timestamp,
+    ) -> Option<Outcome> {
         let event = &append.event;
         if let Some(refusal) = append.not_owner(exists.then_some(&self.properties)) {
             return Some(Outcome::Refused(refusal));
         }
         if append.dedup == Dedup::ById
-            && let Some(first) = self.seen.get(&event.id)
+            && let Some((first, at)) = self.seen.get(&event.id)
+            && settings.recognises(first.offset, *at, self.head.tail, now)
         {
             return Some(Outcome::Duplicate(*first));
         }
@@ -429,7 +439,7 @@ impl Held {
         self.head.tail_fingerprint = fingerprint;
         self.recorded_at = Some(recorded_at);
         if append.dedup == Dedup::ById {
-            self.seen.insert(append.event.id.clone(), self.head.end());
+            self.seen.insert(append.event.id.clone(), (self.head.end(), recorded_at));
             self.seen_order.push_back((append.event.id.clone(), offset, recorded_at));
         }
         (event, superseded)
