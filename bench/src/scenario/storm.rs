@@ -1,16 +1,24 @@
 //! Everybody comes back at once: after a restart, each reader to its own topic, a hundred events
 //! behind, while somebody publishes one event after the other.
 
-use std::rc::Rc;
+use std::{
+    rc::Rc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
 
 use tokio::{
+    runtime,
     task::JoinSet,
     time::{Instant, timeout},
 };
 
 use super::{DATA_BYTES, Load, Watch, rate_and_cpu};
 use crate::{
-    client::{From, Publisher, Publishing, Reader, Tally, WAIT_MAX, cursor},
+    client::{Delays, From, Publisher, Reader, Request, Tally, Target, WAIT_MAX, cursor, micros},
     figure::{Figure, Unit},
     server::{Kind, Server, Setup},
 };
@@ -29,14 +37,12 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
     }
     server.restart();
     let target = &server.target;
-    let other = vec![target.publish(load.n, DATA_BYTES)];
-    let publishing = Publishing::start(target, std::iter::once(other)).await;
+    let publishing = Aside::start(target.clone(), target.publish(load.n, DATA_BYTES));
     tokio::time::sleep(load.span / 4).await;
-    publishing.answers.record();
+    publishing.delays();
     tokio::time::sleep(load.span).await;
-    let calm = publishing.answers.delays();
+    let calm = publishing.delays();
 
-    publishing.answers.record();
     let (watch, came) = (Watch::start(&server), Instant::now());
     let tally = Tally::new();
     let mut readers = JoinSet::new();
@@ -52,8 +58,8 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
     let all = timeout(WAIT_MAX, readers.join_all()).await;
     let caught_up = came.elapsed().as_secs_f64();
     let spent = watch.stop();
-    let stormy = publishing.answers.delays();
-    publishing.stop().await;
+    let stormy = publishing.delays();
+    publishing.stop();
     assert!(all.is_ok(), "{} of {} events came", tally.events(), load.n * BEHIND);
     assert_eq!(tally.events(), (load.n * BEHIND) as u64, "events came twice");
     let [rate, cpu] = rate_and_cpu("events", tally.events(), spent);
@@ -65,4 +71,40 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
         rate,
         cpu,
     ]
+}
+
+/// A publisher in a thread of its own, so that it waits for the hub and not for the readers that all
+/// share this process's one.
+struct Aside {
+    delays: Arc<Mutex<Vec<u32>>>,
+    stopped: Arc<AtomicBool>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Aside {
+    fn start(target: Target, mut request: Request) -> Self {
+        let (delays, stopped) = (Arc::<Mutex<Vec<u32>>>::default(), Arc::<AtomicBool>::default());
+        let (own, until) = (Arc::clone(&delays), Arc::clone(&stopped));
+        let publish = async move {
+            let mut publisher = Publisher::connect(&target).await;
+            while !until.load(Ordering::Relaxed) {
+                let sent = Instant::now();
+                publisher.ask(request.stamped()).await;
+                own.lock().unwrap().push(micros(sent));
+            }
+        };
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let thread = thread::spawn(move || runtime.block_on(publish));
+        Self { delays, stopped, thread }
+    }
+
+    /// Those since they were asked for last.
+    fn delays(&self) -> Delays {
+        Delays::of(std::mem::take(&mut self.delays.lock().unwrap()))
+    }
+
+    fn stop(self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
+    }
 }

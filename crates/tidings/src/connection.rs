@@ -114,7 +114,9 @@ impl Connection {
     pub fn open(hub: &Hub, follow: Follow, options: ConnectionOptions) -> Self {
         let settings = hub.settings();
         let age = jitter(settings.connection_age_max, 10);
-        let timers = Timers::new(hub, jitter(settings.heartbeat, 20), age, options.expires_at);
+        // Within 20 % of it, as the protocol has it: they are pinged up to 1.6 % early.
+        let heartbeat = jitter(settings.heartbeat, 18);
+        let timers = Timers::new(hub, heartbeat, age, options.expires_at);
         let counted = Counted::new(hub, options.format.as_str());
         Self {
             hub: hub.clone(),

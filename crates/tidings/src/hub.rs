@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use opentelemetry::global::BoxedTracer;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -64,6 +64,7 @@ struct Inner {
     quotas: Quotas,
     asked: cluster::Asked,
     started_at: Timestamp,
+    begun_at: Instant,
     tasks: TaskTracker,
     /// Nobody new is to be sent here; set before draining.
     withdrawn: AtomicBool,
@@ -158,6 +159,7 @@ impl HubBuilder {
             quotas,
             asked: cluster::Asked::default(),
             started_at,
+            begun_at: Instant::now(),
             tasks,
             withdrawn: AtomicBool::new(false),
             draining: CancellationToken::new(),
@@ -416,6 +418,11 @@ impl Hub {
 
     pub(crate) fn started_at(&self) -> Timestamp {
         self.0.started_at
+    }
+
+    /// When it started, for what happens at intervals.
+    pub(crate) fn begun_at(&self) -> Instant {
+        self.0.begun_at
     }
 
     pub(crate) fn quotas(&self) -> &Quotas {

@@ -120,7 +120,6 @@ impl Hub {
                 *slot = Some(answer);
             }
         }
-        let unanswered = || Err(Problem::new(ErrorCode::Internal, "event was not answered"));
         let results: Vec<_> =
             results.into_iter().map(|result| result.unwrap_or_else(unanswered)).collect();
         self.count_published(&results);
@@ -137,7 +136,7 @@ impl Hub {
         publish: Publish,
     ) -> Result<Published, Problem> {
         let answer = self.publish(tenant, vec![publish]).await.pop();
-        answer.unwrap_or_else(|| Err(Problem::new(ErrorCode::Internal, "event was not answered")))
+        answer.unwrap_or_else(unanswered)
     }
 
     /// Hands an event to the readers there are.
@@ -263,6 +262,11 @@ impl Hub {
         }
         Ok(())
     }
+}
+
+/// What an event is told that was forgotten on the way, which would be a defect.
+pub(crate) fn unanswered() -> Result<Published, Problem> {
+    Err(Problem::new(ErrorCode::Internal, "event was not answered"))
 }
 
 fn hex(digest: &Sha256) -> String {

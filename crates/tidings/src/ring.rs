@@ -48,8 +48,9 @@ pub(crate) struct RingLimit {
 impl Ring {
     /// Empties the ring; it will hold what follows this offset.
     pub(crate) fn restart(&mut self, floor: Offset) {
-        self.slots.clear();
-        self.newest.clear();
+        // Not cleared: an empty ring takes no memory.
+        self.slots = VecDeque::new();
+        self.newest = HashMap::new();
         self.bytes = 0;
         self.floor = floor;
     }

@@ -236,20 +236,21 @@ impl Subscription {
             let number = u32::try_from(place).unwrap_or(u32::MAX);
             let registration = topics.attach(&key, &waker, number);
             let changes = registration.live.changes();
-            let Shared { journal, bus, .. } = topics.shared();
+            let shared = topics.shared();
+            let journal = &*shared.journal;
             let start = match &cursor {
                 Some(Err(_)) => {
-                    let head = registration.live.head(&**journal).await?;
+                    let head = registration.live.head(journal).await?;
                     let start = policy.trim(reset(GapReason::UnknownCursor, &head, restart));
                     Start { head, gap: start.gap, mark: start.mark, page: None }
                 }
                 Some(Ok(cursor)) if let Some(mark) = cursor.mark(&key.topic) => {
                     covered = true;
-                    Start::resume(journal, bus.is_none(), &registration.live, mark, policy).await?
+                    Start::resume(shared, &registration.live, mark, policy).await?
                 }
                 _ => {
                     let since = follow.since.unwrap_or(Since::Now);
-                    Start::fresh(&**journal, &registration.live, since, follow.states).await?
+                    Start::fresh(journal, &registration.live, since, follow.states).await?
                 }
             };
             if let Some(gap) = start.gap {
@@ -513,14 +514,14 @@ struct Start {
 
 impl Start {
     async fn resume(
-        journal: &Arc<dyn Journal>,
-        is_alone: bool,
+        shared: &Shared,
         live: &Arc<Live>,
         mark: Mark,
         policy: Policy,
     ) -> Result<Self, JournalError> {
+        let Shared { journal, bus, .. } = shared;
         let head = live.head(&**journal).await?;
-        if head.end() == mark.position || (is_alone && live.holds(mark.position)) {
+        if head.end() == mark.position || (bus.is_none() && live.holds(mark.position)) {
             return Ok(Self { head, gap: None, mark, page: None });
         }
         let page = live.replay(journal, mark.position, START_PAGE).await?;

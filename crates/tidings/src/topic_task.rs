@@ -5,6 +5,7 @@
 
 mod live;
 mod replay;
+mod waker;
 
 use std::{
     collections::HashMap,
@@ -42,8 +43,9 @@ use crate::{
 };
 
 pub(crate) use self::{
-    live::{Live, Look, Registration, Waker},
+    live::{Live, Look, Registration},
     replay::Replay,
+    waker::Waker,
 };
 
 /// A command in a topic's queue: so small that a queue that is empty costs little.

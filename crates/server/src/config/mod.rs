@@ -270,8 +270,8 @@ pub(crate) struct LimitsConfig {
     pub(crate) tenant_replay_reads: u64,
     /// Frames that a topic keeps in memory for readers that are nearly up to date.
     pub(crate) ring_frames: u64,
-    /// Bytes of the frames that a topic keeps in memory. Times the number of active topics, it bounds
-    /// their memory.
+    /// Bytes of the frames that a topic keeps in memory. Times the number of topics that are read,
+    /// it bounds their memory.
     pub(crate) ring_bytes: ByteSize,
 }
 

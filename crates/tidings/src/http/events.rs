@@ -32,7 +32,7 @@ use crate::{
     ingest::{self, Bounds, Draft, Drafts, Fields, Parameter, cloudevents, trace::TraceContext},
     metrics::Metrics,
     model::{Topic, TopicHash, json::escape_into},
-    publish::{Publish, Published},
+    publish::{Publish, Published, unanswered},
     sse::GoAway,
 };
 
@@ -267,7 +267,6 @@ async fn authorize_and_publish(
     let published = published.into_iter().zip(places);
     let mut published =
         published.map(|(result, fields)| result.map_err(|problem| placed(problem, &fields)));
-    let unanswered = || Err(Problem::new(ErrorCode::Internal, "event was not answered"));
     let fill = |result: Option<_>| result.or_else(|| published.next()).unwrap_or_else(unanswered);
     Ok(results.into_iter().map(fill).collect())
 }

@@ -308,7 +308,7 @@ impl<'a> Scan<'a> {
             return Err(self.error("is nested deeper than 64 levels"));
         }
         match self.peek() {
-            Some(b'{') => self.object(),
+            Some(b'{') => self.value_object(),
             Some(b'[') => self.array(),
             Some(b'"') => self.string().map(drop),
             Some(b'-' | b'0'..=b'9') => self.number(),
@@ -320,25 +320,22 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn object(&mut self) -> Result<(), JsonError> {
+    /// Reads an object; `member` reads the value behind each key, or says what is wrong with that.
+    fn object(
+        &mut self,
+        mut member: impl FnMut(&mut Self, Cow<'a, str>) -> Result<(), JsonError>,
+    ) -> Result<(), JsonError> {
         self.symbol(b'{', "is not an object")?;
         self.space();
-        let mut keys = Names::default();
         if self.peek() == Some(b'}') {
             return self.symbol(b'}', "is not an object");
         }
         loop {
             let key = self.string()?;
-            let is_new = keys.insert(key.clone());
-            self.path.push(Step::Key(key));
-            if !is_new {
-                return Err(self.error("has this key twice"));
-            }
             self.space();
             self.symbol(b':', "lacks a colon after its key")?;
             self.space();
-            self.value()?;
-            self.path.pop();
+            member(self, key)?;
             self.space();
             if self.peek() == Some(b'}') {
                 return self.symbol(b'}', "is not an object");
@@ -348,35 +345,32 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Reads the members of an object, few and none of them twice.
+    /// An object within a value: of any size, and no key of it twice.
+    fn value_object(&mut self) -> Result<(), JsonError> {
+        let mut keys = Names::default();
+        self.object(|scan, key| {
+            let is_new = keys.insert(key.clone());
+            scan.path.push(Step::Key(key));
+            if !is_new {
+                return Err(scan.error("has this key twice"));
+            }
+            scan.value()?;
+            scan.path.pop();
+            Ok(())
+        })
+    }
+
+    /// Reads members, few and none of them twice.
     fn members(&mut self) -> Result<Vec<Member<'a>>, JsonError> {
-        self.symbol(b'{', "is not an object")?;
-        self.space();
-        let mut members: Vec<Member<'a>> = Vec::new();
-        if self.peek() == Some(b'}') {
-            self.at += 1;
-            return Ok(members);
-        }
-        loop {
-            let name = self.string()?;
+        let mut members: Vec<Member<'a>> = Vec::with_capacity(8);
+        self.object(|scan, name| {
             if members.len() == MEMBERS_FEW || members.iter().any(|member| member.name == name) {
-                return Err(self.error("has this key twice, or too many"));
+                return Err(scan.error("has a key twice, or too many of them"));
             }
-            self.space();
-            self.symbol(b':', "lacks a colon after its key")?;
-            self.space();
-            if members.is_empty() {
-                members.reserve(8);
-            }
-            members.push(Member { name, value: self.strict()? });
-            self.space();
-            if self.peek() == Some(b'}') {
-                self.at += 1;
-                return Ok(members);
-            }
-            self.symbol(b',', "lacks a comma or a closing brace")?;
-            self.space();
-        }
+            members.push(Member { name, value: scan.strict()? });
+            Ok(())
+        })?;
+        Ok(members)
     }
 
     /// Reads a value by itself, whatever stands around it.

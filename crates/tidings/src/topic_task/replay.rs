@@ -66,12 +66,15 @@ type GoingOn = (Offset, PageLimit, WeakShared<Reading>);
 
 impl Replays {
     /// The page behind a position: one that is being read, if it serves, or another one.
-    pub(super) async fn page(
+    pub(super) async fn page<R>(
         &self,
         at: Position,
         limit: PageLimit,
-        read: impl FnOnce() -> Reading,
-    ) -> Result<Arc<Replay>, JournalError> {
+        read: impl FnOnce() -> R,
+    ) -> Result<Arc<Replay>, JournalError>
+    where
+        R: Future<Output = Result<Arc<Replay>, JournalError>> + Send + 'static,
+    {
         if let Some(reading) = self.join(at.offset, limit) {
             let page = reading.await?;
             if page.serves(at) {

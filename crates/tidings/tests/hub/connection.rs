@@ -229,6 +229,22 @@ async fn a_quiet_connection_is_pinged_without_an_id() {
     assert!((heartbeat.mul_f64(0.8)..=heartbeat.mul_f64(1.21)).contains(&silence), "{silence:?}");
 }
 
+/// Broken on purpose, it failed: with each pinged at a time of its own.
+#[tokio::test(start_paused = true)]
+async fn connections_are_pinged_at_moments_that_they_share() {
+    let hub = small();
+    let begun = tokio::time::Instant::now();
+    for _ in 0..8 {
+        tokio::time::advance(Duration::from_millis(37)).await;
+        let mut connection = Connection::open(&hub, Follow::new(vec![key("a")]), SSE);
+        read(&mut connection, caught_up).await;
+        read(&mut connection, |text| text.ends_with("\n\n")).await;
+        let moments = Duration::from_secs(15) / 64;
+        let past = begun.elapsed().as_nanos() % moments.as_nanos();
+        assert!(past < 2_000_000, "{past} ns behind one");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_credentials_end_is_announced_and_ends_delivery() {
     let clock = clock();

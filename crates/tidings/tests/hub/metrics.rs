@@ -43,6 +43,8 @@ fn sample(hub: &Hub, name: &str) -> Option<f64> {
 #[tokio::test(start_paused = true)]
 async fn a_delivery_is_timed_from_the_publish_on_and_a_replay_is_not() {
     let hub = Hub::builder().start();
+    // It had a reader, so that its ring is fed.
+    read_until(&mut open(&hub, Since::Now), "caught_up").await;
     publish(&hub, "t", log(1)).await;
     advance(Duration::from_secs(9)).await;
     let mut connection = open(&hub, Since::Earliest);

@@ -380,6 +380,7 @@ async fn a_closed_topic_is_told_after_the_checkpoint_of_what_was_filtered() {
 #[tokio::test]
 async fn who_comes_back_to_what_is_in_memory_asks_no_journal() {
     let (hub, journal, _) = hub();
+    drop(follow(&hub, Follow::new(vec![key("a")])).await);
     let cursor = publish(&hub, "a", log(1)).await.cursor();
     publish(&hub, "a", log(2)).await;
     journal.at(Seam::BeforeRead, || async {});
