@@ -124,6 +124,11 @@ impl Server {
         Self { target, kind, certificate, started_in, setup, child, directory }
     }
 
+    /// Kills it, until it is restarted.
+    pub(crate) fn stop(&mut self) {
+        self.end();
+    }
+
     /// Kills it and starts it again on what it kept.
     pub(crate) fn restart(&mut self) {
         self.end();

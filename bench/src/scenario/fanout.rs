@@ -7,7 +7,7 @@
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 
-use tokio::task::spawn_local;
+use tokio::task::{JoinSet, spawn_local};
 
 use super::{DATA_BYTES, Load, Watch, create, rate_and_cpu};
 use crate::{
@@ -17,56 +17,71 @@ use crate::{
 };
 
 /// Events that the publisher is ahead.
-const AHEAD: u64 = 16;
+pub(super) const AHEAD: u64 = 16;
 
 pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
-    let server = Server::start(kind, Setup::default());
-    let target = &server.target;
-    create(target, 1).await;
-    let tally = Tally::new();
-    let mut readers = Vec::new();
-    for nth in 0..load.n {
-        let request = target.follow(0, From::Now);
-        let stream = target.connect(nth).await;
-        let mut reader = Reader::open(stream, &request, Some(target.ready())).await;
-        let tally = Rc::clone(&tally);
-        readers.push(spawn_local(async move { reader.count(&tally, u64::MAX).await }));
-    }
-    let flat_out = run(&server, &tally, load, AHEAD).await;
-    let lockstep = run(&server, &tally, load, 1).await;
-    readers.iter().for_each(tokio::task::JoinHandle::abort);
-    let [rate, cpu] = flat_out;
-    let [_, alone] = lockstep;
+    let servers = [Server::start(kind, Setup::default())];
+    create(&servers[0].target, 1).await;
+    let readers = Readers::open(&servers, load.n).await;
+    let [rate, cpu] = readers.run(load, AHEAD).await;
+    let [_, alone] = readers.run(load, 1).await;
     vec![rate, cpu, Figure::new("CPU, lockstep", Unit::CpuPerMillion, alone.value)]
 }
 
-async fn run(server: &Server, tally: &Rc<Tally>, load: Load, ahead: u64) -> [Figure; 2] {
-    let readers = load.n as u64;
-    let before = tally.events();
-    let stopped = Rc::new(Cell::new(false));
-    let mut publisher = Publisher::connect(&server.target).await;
-    let mut request = server.target.publish(0, DATA_BYTES);
-    let publishing = spawn_local({
-        let (tally, stopped) = (Rc::clone(tally), Rc::clone(&stopped));
-        async move {
-            let mut published = 0;
-            while !stopped.get() {
-                publisher.ask(request.stamped()).await;
-                published += 1_u64;
-                let behind = (published + 1).saturating_sub(ahead);
-                tally.reach(before + behind * readers).await;
-            }
-            published
+/// Readers of one topic, as many at each server. Dropped, they go.
+pub(super) struct Readers<'a> {
+    servers: &'a [Server],
+    tally: Rc<Tally>,
+    tasks: JoinSet<()>,
+}
+
+impl<'a> Readers<'a> {
+    pub(super) async fn open(servers: &'a [Server], at_each: usize) -> Self {
+        let (tally, mut tasks) = (Tally::new(), JoinSet::new());
+        for nth in 0..at_each * servers.len() {
+            let target = &servers[nth % servers.len()].target;
+            let request = target.follow(0, From::Now);
+            let stream = target.connect(nth).await;
+            let mut reader = Reader::open(stream, &request, Some(target.ready())).await;
+            let tally = Rc::clone(&tally);
+            tasks.spawn_local(async move { drop(reader.count(&tally, u64::MAX).await) });
         }
-    });
-    tokio::time::sleep(load.span / 4).await;
-    let (watch, from) = (Watch::start(server), tally.events());
-    tokio::time::sleep(load.span.max(Duration::from_millis(500))).await;
-    let (delivered, spent) = (tally.events() - from, watch.stop());
-    stopped.set(true);
-    let published = publishing.await.unwrap();
-    // Each has each, or this fails.
-    tally.reach(before + published * readers).await;
-    assert_eq!(tally.events(), before + published * readers, "events came twice");
-    rate_and_cpu("deliveries", delivered, spent)
+        Self { servers, tally, tasks }
+    }
+
+    /// Publishes at the first server, so many events ahead.
+    pub(super) async fn run(&self, load: Load, ahead: u64) -> [Figure; 2] {
+        let Self { servers, tally, tasks } = self;
+        let readers = tasks.len() as u64;
+        let before = tally.events();
+        let stopped = Rc::new(Cell::new(false));
+        let mut publisher = Publisher::connect(&servers[0].target).await;
+        let mut request = servers[0].target.publish(0, DATA_BYTES);
+        let publishing = spawn_local({
+            let (tally, stopped) = (Rc::clone(tally), Rc::clone(&stopped));
+            async move {
+                let mut published = 0;
+                while !stopped.get() {
+                    publisher.ask(request.stamped()).await;
+                    published += 1_u64;
+                    let behind = (published + 1).saturating_sub(ahead);
+                    tally.reach(before + behind * readers).await;
+                }
+                published
+            }
+        });
+        tokio::time::sleep(load.span / 4).await;
+        let watches: Vec<Watch<'_>> = servers.iter().map(Watch::start).collect();
+        let from = tally.events();
+        tokio::time::sleep(load.span.max(Duration::from_millis(500))).await;
+        let delivered = tally.events() - from;
+        let spent = watches.into_iter().map(Watch::stop);
+        let spent = spent.fold((0.0, 0.0), |(_, all), (seconds, cpu)| (seconds, all + cpu));
+        stopped.set(true);
+        let published = publishing.await.unwrap();
+        // Each has each, or this fails.
+        tally.reach(before + published * readers).await;
+        assert_eq!(tally.events(), before + published * readers, "events came twice");
+        rate_and_cpu("deliveries", delivered, spent)
+    }
 }

@@ -9,6 +9,7 @@ mod nodes;
 mod publish;
 mod replay;
 mod resume;
+mod source;
 mod stalled;
 mod start;
 mod storm;
@@ -89,7 +90,7 @@ pub(crate) const ALL: &[Scenario] = &[
         of: "users",
         full: 5000,
         short: 500,
-        growth: [1250, 5000, 20_000],
+        growth: [1000, 4000, 16_000],
         grows: "CPU",
         floors: FLOORS,
         has_peers: true,
@@ -181,7 +182,7 @@ pub(crate) const ALL: &[Scenario] = &[
         of: "connections",
         full: 10_000,
         short: 1000,
-        growth: [2500, 10_000, 40_000],
+        growth: [1000, 4000, 16_000],
         grows: "RSS each",
         floors: FLOOR,
         has_peers: true,
@@ -197,7 +198,7 @@ pub(crate) const ALL: &[Scenario] = &[
         of: "connections",
         full: 5000,
         short: 500,
-        growth: [1250, 5000, 20_000],
+        growth: [1000, 4000, 16_000],
         grows: "RSS each",
         floors: &[],
         has_peers: false,
@@ -210,7 +211,7 @@ pub(crate) const ALL: &[Scenario] = &[
         of: "connections",
         full: 5000,
         short: 500,
-        growth: [1250, 5000, 20_000],
+        growth: [1000, 4000, 16_000],
         grows: "RSS each",
         floors: &[],
         has_peers: false,
@@ -265,7 +266,7 @@ pub(crate) const ALL: &[Scenario] = &[
         of: "readers",
         full: 5000,
         short: 300,
-        growth: [1250, 5000, 20_000],
+        growth: [1000, 4000, 16_000],
         grows: "CPU",
         floors: &[],
         has_peers: false,
@@ -293,6 +294,27 @@ pub(crate) const ALL: &[Scenario] = &[
     shared("nodes-rabbitmq", "node to node, RabbitMQ over PostgreSQL, 50 × 20 events/s", 50, {
         &[bar("p50", Limit::AtMost(5.0)), bar("p99", Limit::AtMost(15.0))]
     }),
+    Scenario {
+        of: "messages",
+        growth: [50_000, 200_000, 800_000],
+        grows: "CPU",
+        short: 5000,
+        ..shared("source", "RabbitMQ source into the embedded journal", 200_000, {
+            &[bar("messages", Limit::AtLeast(20_000.0))]
+        })
+    },
+    Scenario {
+        of: "readers at each",
+        growth: [300, 1200, 4800],
+        grows: "CPU",
+        short: 100,
+        ..shared(
+            "three-nodes",
+            "fan-out: 1 topic × 5 000 readers at each of three nodes, Redis",
+            5000,
+            &[bar("CPU to one node's", Limit::AtMost(1.2))],
+        )
+    },
 ];
 
 const TOKENS: Scenario = Scenario {
@@ -357,6 +379,8 @@ impl Scenario {
             }
             "nodes-redis" => nodes::measure_latency(Shared::Redis, kind, load).await,
             "nodes-postgres" => nodes::measure_latency(Shared::Postgres, kind, load).await,
+            "source" => source::measure(kind, load).await,
+            "three-nodes" => nodes::measure_fanout(Shared::Redis, kind, load).await,
             "nodes-rabbitmq" => {
                 nodes::measure_latency(Shared::PostgresAndRabbitMq, kind, load).await
             }

@@ -9,10 +9,14 @@ use std::time::Duration;
 
 use tidings_services::{Postgres, RabbitMq, Redis};
 
-use super::{Load, publish, tokens};
+use super::{
+    Load,
+    fanout::{AHEAD, Readers},
+    publish, tokens,
+};
 use crate::{
     client::Form,
-    figure::Figure,
+    figure::{Figure, Unit},
     server::{Kind, Server, Setup, shared_secret},
 };
 
@@ -91,4 +95,18 @@ pub(super) async fn measure_latency(shared: Shared, kind: Kind, load: Load) -> V
     let publishing = Server::start(kind, services.setup());
     let following = Server::start(kind, services.setup());
     tokens::run(&publishing, &following, load, PERIOD, Form::Requests).await
+}
+
+/// Fan-out of one topic to so many readers at one node, and as many at each of three.
+pub(super) async fn measure_fanout(shared: Shared, kind: Kind, load: Load) -> Vec<Figure> {
+    let services = Services::start(shared);
+    let mut measured = Vec::new();
+    for nodes in [1, 3] {
+        let nodes: Vec<Server> =
+            (0..nodes).map(|_| Server::start(kind, services.setup())).collect();
+        measured.push(Readers::open(&nodes, load.n).await.run(load, AHEAD).await);
+    }
+    let [alone, three] = [&measured[0], &measured[1]];
+    let times = three[1].value / alone[1].value;
+    vec![three[0], three[1], Figure::new("CPU to one node's", Unit::Times, times)]
 }
