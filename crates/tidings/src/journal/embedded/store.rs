@@ -197,29 +197,10 @@ pub(super) fn open_files(
             .open();
         db.and_then(|db| Store::open(db, memtable_bytes))
     };
-    // The threads that the store starts take after the one that opens it.
-    let opening = || {
-        step_back();
-        open()
-    };
     // Some damage is met by an assertion of the store instead of an error.
-    match std::thread::scope(|scope| scope.spawn(opening).join()) {
+    match std::panic::catch_unwind(AssertUnwindSafe(open)) {
         Ok(opened) => opened.map_err(|error| unopened(files, &error)),
         Err(_) => Err(unopened(files, &fjall::Error::Unrecoverable)),
-    }
-}
-
-/// How far the store's work in the background steps back where processors are scarce: events a
-/// second for 10 went with 500 a request from 184 000 to 201 000, and the p99 of token streams from
-/// 31.6 to 22.6 ms (2026-11, one processor, on which the store merged what it had written).
-#[cfg(target_os = "linux")]
-const BACKGROUND_NICE: i32 = 10;
-
-/// Lets whoever somebody waits for go before this thread (setpriority(2): on Linux, one thread's).
-fn step_back() {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::nice(BACKGROUND_NICE) {
-        tracing::debug!(%error, "the store's background work does not step back");
     }
 }
 
@@ -359,39 +340,4 @@ pub(super) fn unopened(files: &Path, error: &fjall::Error) -> JournalError {
             )
         }
     })
-}
-
-#[cfg(test)]
-#[cfg(target_os = "linux")]
-mod tests {
-    use std::fs;
-
-    use super::*;
-    use crate::journal::embedded::layout::MEMTABLE_BYTES;
-
-    /// Nice of this process's threads by name (proc(5): the 19th field of `stat`).
-    fn nice_of(name: &str) -> Vec<i32> {
-        let stats = fs::read_dir("/proc/self/task").unwrap();
-        let stats =
-            stats.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok());
-        let named = stats.filter(|stat| stat.contains(name));
-        let behind = |stat: String| stat.rsplit(')').next().map(str::to_owned);
-        let nice = |stat: String| behind(stat)?.split_whitespace().nth(16)?.parse().ok();
-        named.filter_map(nice).collect()
-    }
-
-    /// Broken on purpose, it failed: with the store opened by the thread that asks for it.
-    #[test]
-    fn the_stores_own_threads_step_back_and_nobody_elses_do() {
-        let directory = tempfile::tempdir().unwrap();
-        let directory = Directory::open(directory.path()).unwrap();
-        let reclaimable = Arc::new(Reclaimable::default());
-        let own = rustix::process::getpriority_process(None).unwrap();
-        let settings = JournalSettings::default();
-        let _open = open(&directory, &reclaimable, settings, MEMTABLE_BYTES).unwrap();
-        let workers = nice_of("fjall:worker");
-        assert!(!workers.is_empty());
-        assert!(workers.iter().all(|nice| *nice == (own + BACKGROUND_NICE).min(19)), "{workers:?}");
-        assert_eq!(rustix::process::getpriority_process(None).unwrap(), own);
-    }
 }
