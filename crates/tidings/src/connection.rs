@@ -114,8 +114,8 @@ impl Connection {
     pub fn open(hub: &Hub, follow: Follow, options: ConnectionOptions) -> Self {
         let settings = hub.settings();
         let age = jitter(settings.connection_age_max, 10);
-        // Within 20 % of it, as the protocol has it: they are pinged up to 1.6 % early.
-        let heartbeat = jitter(settings.heartbeat, 18);
+        // Within 20 % of it, as the protocol has it: they are pinged up to 0.4 % early.
+        let heartbeat = jitter(settings.heartbeat, 19);
         let timers = Timers::new(hub, heartbeat, age, options.expires_at);
         let counted = Counted::new(hub, options.format.as_str());
         Self {

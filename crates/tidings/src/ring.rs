@@ -55,6 +55,13 @@ impl Ring {
         self.floor = floor;
     }
 
+    /// Lets go of all frames: who comes from here on is at the end, or asks the journal.
+    pub(crate) fn release(&mut self) {
+        self.restart(self.end());
+        self.ephemeral = VecDeque::new();
+        self.ephemeral_bytes = 0;
+    }
+
     /// Adds a frame at its offset. One that does not follow the last empties the ring first.
     pub(crate) fn push(&mut self, offset: Offset, frame: Arc<Frame>, limit: RingLimit) {
         if offset != self.end().next() {

@@ -535,7 +535,7 @@ impl Start {
 
     async fn fresh(
         journal: &dyn Journal,
-        live: &Live,
+        live: &Arc<Live>,
         since: Since,
         states: States,
     ) -> Result<Self, JournalError> {

@@ -397,6 +397,7 @@ async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<
                     return;
                 }
                 was_idle = true;
+                live.release();
                 idle.as_mut().reset(Instant::now() + TOPIC_IDLE);
             }
         }
@@ -432,6 +433,10 @@ async fn serve(shared: &Shared, live: &Arc<Live>, queue: &mut Vec<Queued>) {
                 }
             }
             Command::Ephemeral(event, at, taken_at) => {
+                if live.state().reader_count == 0 {
+                    // Who comes now begins behind it.
+                    continue;
+                }
                 let taken = Taken { at: taken_at, delivery: None };
                 let event = Event {
                     offset: Offset::ZERO,
@@ -495,8 +500,14 @@ async fn look(shared: &Shared, live: &Arc<Live>) {
 /// Reads what other nodes appended, once for all readers here.
 async fn catch_up(shared: &Shared, live: &Arc<Live>) -> Result<(), JournalError> {
     loop {
-        // Nobody here knows where the topic ends: its first reader will ask.
-        let Some(head) = live.state().head else { return Ok(()) };
+        let head = live.state().head;
+        let Some(head) = head else {
+            // Its readers, if there are any, wait for who finds out. The next one would, too.
+            if live.is_read() {
+                live.head(&*shared.journal).await?;
+            }
+            return Ok(());
+        };
         let after = head.end().offset;
         let page = shared.journal.read(&live.topic, after, PageLimit::default()).await?;
         if !live.extend(head, &page, shared.ring) {
@@ -547,7 +558,8 @@ impl Pending {
                     delivery.committed();
                 }
                 // Behind what another node appended, this comes by the journal, in order.
-                let read = !live.is_next(&appended) && catch_up(shared, live).await.is_ok();
+                let is_behind = live.is_read() && !live.is_next(&appended);
+                let read = is_behind && catch_up(shared, live).await.is_ok();
                 if !read {
                     live.advance(&appended, &taken(&appended.outcomes, &asked), shared.ring);
                 }

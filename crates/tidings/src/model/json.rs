@@ -198,6 +198,9 @@ impl Value<'_> {
 /// another way.
 const MEMBERS_FEW: usize = 32;
 
+/// Members that an event mostly has no more of.
+const MEMBERS_USUAL: usize = 8;
+
 /// The members of an object, their values strict. `None` if anything is wrong: what, has to be found
 /// out in another way.
 pub(crate) fn object(text: &str) -> Option<Vec<Member<'_>>> {
@@ -320,7 +323,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Reads an object; `member` reads the value behind each key, or says what is wrong with that.
+    /// Reads an object; `member` reads the colon and the value behind each key.
     fn object(
         &mut self,
         mut member: impl FnMut(&mut Self, Cow<'a, str>) -> Result<(), JsonError>,
@@ -332,9 +335,6 @@ impl<'a> Scan<'a> {
         }
         loop {
             let key = self.string()?;
-            self.space();
-            self.symbol(b':', "lacks a colon after its key")?;
-            self.space();
             member(self, key)?;
             self.space();
             if self.peek() == Some(b'}') {
@@ -343,6 +343,13 @@ impl<'a> Scan<'a> {
             self.symbol(b',', "lacks a comma or a closing brace")?;
             self.space();
         }
+    }
+
+    fn colon(&mut self) -> Result<(), JsonError> {
+        self.space();
+        self.symbol(b':', "lacks a colon after its key")?;
+        self.space();
+        Ok(())
     }
 
     /// An object within a value: of any size, and no key of it twice.
@@ -354,6 +361,7 @@ impl<'a> Scan<'a> {
             if !is_new {
                 return Err(scan.error("has this key twice"));
             }
+            scan.colon()?;
             scan.value()?;
             scan.path.pop();
             Ok(())
@@ -362,10 +370,14 @@ impl<'a> Scan<'a> {
 
     /// Reads members, few and none of them twice.
     fn members(&mut self) -> Result<Vec<Member<'a>>, JsonError> {
-        let mut members: Vec<Member<'a>> = Vec::with_capacity(8);
+        let mut members: Vec<Member<'a>> = Vec::new();
         self.object(|scan, name| {
             if members.len() == MEMBERS_FEW || members.iter().any(|member| member.name == name) {
                 return Err(scan.error("has a key twice, or too many of them"));
+            }
+            scan.colon()?;
+            if members.is_empty() {
+                members.reserve(MEMBERS_USUAL);
             }
             members.push(Member { name, value: scan.strict()? });
             Ok(())
@@ -553,6 +565,7 @@ mod tests {
             ("NaN", "", "is not a JSON value"),
             ("[1,]", "/1", "is not a JSON value"),
             ("{\"a\":1,\"\\u0061\":2}", "/a", "has this key twice"),
+            ("{\"x\":{\"a\" 1}}", "/x/a", "lacks a colon after its key"),
             ("{\"x/y\":[0,{\"k\":01}]}", "/x~1y/1", "lacks a comma or a closing brace"),
             ("\"a\nb\"", "", "has a bare control character in a string; escape it"),
             ("\"\\ud800\"", "", "has half of a surrogate pair in a string"),

@@ -172,8 +172,12 @@ impl Live {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the topic stands, asking the journal if that is not known.
-    pub(crate) async fn head(&self, journal: &dyn Journal) -> Result<Head, JournalError> {
+    /// Where the topic stands, asking the journal if that is not known. Readers that wait since it was
+    /// forgotten may be behind it: they look again.
+    pub(crate) async fn head(
+        self: &Arc<Self>,
+        journal: &dyn Journal,
+    ) -> Result<Head, JournalError> {
         if let Some(head) = self.state().head {
             return Ok(head);
         }
@@ -191,7 +195,21 @@ impl Live {
                 state.ring.restart(info.head.tail.previous());
                 state.head = Some(info.head);
                 state.properties = boxed(info.properties);
+                self.wake_all(&mut state);
             }
+        }
+    }
+
+    /// Whether somebody reads the topic, or may be about to come back to it.
+    pub(super) fn is_read(&self) -> bool {
+        self.state().is_read()
+    }
+
+    /// Lets go of the frames that nobody will read.
+    pub(super) fn release(&self) {
+        let mut state = self.state();
+        if !state.is_read() {
+            state.ring.release();
         }
     }
 
@@ -330,11 +348,8 @@ impl Live {
             let frame = Frame::of(&self.frames, appended.head.epoch, event).taken(taken);
             (event.offset, Arc::new(frame))
         };
-        let is_read = self.state().is_read();
-        let frames: Vec<(Offset, Arc<Frame>)> = match is_read {
-            true => appended.events.iter().map(frame).collect(),
-            false => Vec::new(),
-        };
+        let events = if self.is_read() { &appended.events[..] } else { &[] };
+        let frames: Vec<(Offset, Arc<Frame>)> = events.iter().map(frame).collect();
         let mut state = self.state();
         let moved = state.head != Some(appended.head);
         let is_other =
@@ -400,8 +415,9 @@ impl Live {
     /// Takes in a page that begins where this node's knowledge ends. Returns whether there is more.
     pub(super) fn extend(self: &Arc<Self>, from: Head, page: &Page, limit: RingLimit) -> bool {
         let frame = |event: &Event| Arc::new(Frame::of(&self.frames, page.head.epoch, event));
+        let events = if self.is_read() { &page.events[..] } else { &[] };
         let frames: Vec<(Offset, Arc<Frame>)> =
-            page.events.iter().map(|event| (event.offset, frame(event))).collect();
+            events.iter().map(|event| (event.offset, frame(event))).collect();
         let mut state = self.state();
         if state.head != Some(from) {
             // Nobody but the topic's task gets here, and a trim.
@@ -466,7 +482,9 @@ impl Live {
         let known = state.properties.as_deref();
         let same =
             known.map_or(info.properties == Properties::default(), |p| *p == info.properties);
-        (state.head.is_none_or(|head| is_same_end(&head, &info.head)), same)
+        // Where nobody knows the end, its readers, if there are any, are to be told.
+        let is_unread = state.reader_count == 0;
+        (state.head.map_or(is_unread, |head| is_same_end(&head, &info.head)), same)
     }
 }
 
@@ -535,7 +553,10 @@ impl Drop for Registration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Epoch, EventType, Fingerprint, NewEvent, Tenant, Timestamp, Topic};
+    use crate::{
+        journal::{JournalSettings, memory::MemoryJournal},
+        model::{Epoch, EventType, Fingerprint, NewEvent, Tenant, Timestamp, Topic},
+    };
 
     const LIMIT: RingLimit = RingLimit { frames: 4, bytes: 1 << 20 };
 
@@ -546,6 +567,7 @@ mod tests {
         let mut state = live.state();
         state.head = Some(head);
         state.ring.restart(Offset(end));
+        state.reader_count = 1;
         drop(state);
         (live, head)
     }
@@ -684,6 +706,7 @@ mod tests {
             let before = u32::try_from(offset - 1).unwrap();
             look(&live, offset - 1, before)
         };
+        live.state().reader_count = 0;
         assert_eq!(append(3), None);
         assert_eq!(look(&live, 3, 3), Some(vec![]), "where it stands is known");
         live.state().reader_count = 1;
@@ -692,9 +715,31 @@ mod tests {
         live.state().left_at = Some(Instant::now());
         tokio::time::advance(TOPIC_IDLE / 2).await;
         assert_eq!(append(5), Some(vec![5]));
+        live.release();
+        assert_eq!(look(&live, 4, 4), Some(vec![5]), "they may be back");
         tokio::time::advance(TOPIC_IDLE / 2).await;
+        live.release();
+        assert_eq!(look(&live, 4, 4), None);
         assert_eq!(append(6), None);
-        assert_eq!(look(&live, 5, 5), None, "and what was kept is gone");
+        // The same of what other nodes append.
+        let head = live.state().head.unwrap();
+        assert!(!live.extend(head, &page(Some(6), &[7], 7, 7), LIMIT));
+        assert_eq!((look(&live, 6, 6), look(&live, 7, 7)), (None, Some(vec![])));
+    }
+
+    /// Broken on purpose, it failed: with nobody woken when it is known again, and with nobody asked
+    /// to look for it.
+    #[tokio::test]
+    async fn readers_look_again_when_it_is_known_again_where_a_topic_stands() {
+        let (live, _) = live(2, 2);
+        let wakers = add_readers(&live, 1);
+        live.forget();
+        assert_eq!((woken(&wakers), look(&live, 2, 2)), (1, None));
+        let journal = MemoryJournal::new(JournalSettings::default());
+        let info = journal.describe(&live.topic).await.unwrap();
+        assert!(!live.agrees(&info).0, "other nodes may have appended since");
+        live.head(&journal).await.unwrap();
+        assert_eq!(woken(&wakers), 1);
     }
 
     fn add_readers(live: &Live, count: usize) -> Vec<Arc<Waker>> {

@@ -316,6 +316,8 @@ async fn a_reader_that_is_ahead_of_its_node_gets_what_comes_after() {
 async fn who_comes_back_is_told_what_another_node_trimmed() {
     let journal = Arc::new(MemoryJournal::new(JournalSettings::default()));
     let b = node(&journal, LocalBus::new());
+    // So that its ring is fed.
+    drop(follow(&b, from_now("t")).await);
     let cursor = publish(&b, "t", log(1)).await.cursor();
     for number in 2..=4 {
         publish(&b, "t", log(number)).await;
