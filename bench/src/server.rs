@@ -124,11 +124,6 @@ impl Server {
         Self { target, kind, certificate, started_in, setup, child, directory }
     }
 
-    /// Kills it, until it is restarted.
-    pub(crate) fn stop(&mut self) {
-        self.end();
-    }
-
     /// Kills it and starts it again on what it kept.
     pub(crate) fn restart(&mut self) {
         self.end();
@@ -154,7 +149,8 @@ impl Server {
         self.child.id()
     }
 
-    fn end(&mut self) {
+    /// Kills it, and what it started.
+    pub(crate) fn end(&mut self) {
         if let Kind::Peer(peer) = self.kind {
             // Some have children of their own, which their own way of ending takes along.
             peer.end(&mut self.child);

@@ -42,7 +42,7 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
         }
     };
     timeout(WAIT_MAX, declared).await.expect("the hub declares its queue");
-    server.stop();
+    server.end();
     for from in (1..=load.n).step_by(TOGETHER) {
         let some: Vec<Message> = (from..=load.n.min(from + TOGETHER - 1)).map(message).collect();
         let publishing = some.iter().map(|message| publisher.publish(message));

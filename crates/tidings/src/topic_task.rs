@@ -314,8 +314,7 @@ impl Topics {
 
     /// Takes in how far a topic was trimmed, if it is active here.
     pub(crate) fn trimmed(&self, topic: &TopicKey, trimmed: Head) {
-        let live = self.shard(topic).get(topic).map(|handle| Arc::clone(&handle.live));
-        if let Some(live) = live {
+        if let Some(live) = self.live(topic) {
             live.trimmed(trimmed);
         }
     }
@@ -558,7 +557,7 @@ impl Pending {
                     delivery.committed();
                 }
                 // Behind what another node appended, this comes by the journal, in order.
-                let is_behind = live.is_read() && !live.is_next(&appended);
+                let is_behind = !live.is_next(&appended) && live.is_read();
                 let read = is_behind && catch_up(shared, live).await.is_ok();
                 if !read {
                     live.advance(&appended, &taken(&appended.outcomes, &asked), shared.ring);

@@ -68,10 +68,15 @@ impl Timers {
         let now = Instant::now();
         let ends = vec![(now + age, GoAway::MaxAge)];
         let timer = Box::pin(tokio::time::sleep_until(now));
-        let moments = Moments::of(hub);
-        let (notice, is_draining) = (None, false);
-        let mut timers =
-            Self { timer, heartbeat, moments, wrote_at: now, notice, ends, is_draining };
+        let mut timers = Self {
+            timer,
+            heartbeat,
+            moments: Moments::of(hub),
+            wrote_at: now,
+            notice: None,
+            ends,
+            is_draining: false,
+        };
         timers.expire(hub, expires_at);
         timers
     }
