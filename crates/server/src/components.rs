@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use tidings::{
     Hub,
     auth::Authenticator,
-    http::{ServeSettings, Tls},
+    http::{ServeSettings, Service, Tls},
     metrics::Metrics,
     source::{
         amqp::{AmqpSettings, AmqpSource},
@@ -30,7 +30,7 @@ pub(crate) struct Components {
     /// Whose credentials are accepted.
     pub(crate) authenticator: Arc<Authenticator>,
     /// The HTTP interface.
-    pub(crate) router: axum::Router,
+    pub(crate) service: Service,
     /// Deadlines and limits of the listener.
     pub(crate) serve: ServeSettings,
     pub(crate) tls: Option<Arc<Tls>>,
@@ -73,12 +73,12 @@ impl Components {
             let opened = Outbox::open(&config.postgres.options()).await;
             opened.map_err(|error| unusable_server("postgres.url", &error))?.start(&hub);
         }
-        let router = hub
-            .router(Arc::clone(&authenticator), &config.http_settings())
+        let service = hub
+            .service(Arc::clone(&authenticator), &config.http_settings())
             .map_err(|p| refused(format!("{}: {p}", p.pointer.as_deref().unwrap_or_default())))?;
         let serve = config.serve_settings();
         let drain_grace = config.drain_grace.0;
-        Ok(Self { hub, authenticator, router, serve, tls, drain_grace, traces, sources })
+        Ok(Self { hub, authenticator, service, serve, tls, drain_grace, traces, sources })
     }
 }
 

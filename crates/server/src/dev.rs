@@ -66,7 +66,7 @@ pub(crate) async fn run(args: &DevArgs) -> Result<Exit, Failure> {
     let admin_listen = (args.listen.ip(), 0).into();
     let listeners = Listeners::bind(args.listen, admin_listen).await?;
     let mut components = Components::start(&config).await?;
-    components.router = components.router.merge(live::router());
+    components.service = components.service.merge(live::router());
     // As many as there may be, without a word: nobody asked for the default.
     let possible = descriptors::possible();
     components.serve.connections_max = components.serve.connections_max.min(possible);

@@ -90,7 +90,7 @@ impl Listeners {
 
     /// Serves until a signal, drains, and closes the journal.
     pub(crate) async fn serve(self, components: Components, admin: Admin) -> Result<Exit, Failure> {
-        let Components { hub, router, serve: mut settings, tls, drain_grace, traces, .. } =
+        let Components { hub, service, serve: mut settings, tls, drain_grace, traces, .. } =
             components;
         let mut signals = self.signals;
         let window = settings.drain_window;
@@ -114,7 +114,7 @@ impl Listeners {
         ));
         let clients = tokio::spawn(serve(
             self.clients,
-            router,
+            service,
             settings,
             tls.clone(),
             limits_hit,

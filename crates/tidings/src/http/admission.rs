@@ -5,8 +5,6 @@
 
 use std::collections::HashSet;
 
-use axum::http::{HeaderMap, header};
-
 use super::caller::fits;
 use crate::{
     auth::Grant,
@@ -21,14 +19,13 @@ use crate::{
 /// Bytes that an event takes besides its data: names, and what the journal keeps beside it.
 const EVENT_OVERHEAD: usize = 256;
 
-/// Waits for room for a request's body if it is short, else for its beginning.
+/// Waits for room for a request's body, of so many bytes if that is known, if it is short; else for
+/// its beginning.
 pub(super) async fn room_for_body(
     hub: &Hub,
     grant: &Grant,
-    headers: &HeaderMap,
+    length: Option<usize>,
 ) -> Result<Waiting, Problem> {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    let length: Option<usize> = length.and_then(|length| length.parse().ok());
     // Not after the wait: there is never room for it.
     let bytes_max = hub.settings().publish_bytes_max;
     fits(length.unwrap_or(0) as u64, bytes_max).map_err(|problem| problem.at(""))?;

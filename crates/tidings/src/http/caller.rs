@@ -59,6 +59,11 @@ pub(super) async fn authenticate(
         (Some(cookie), false) => cookie.token(method, headers)?.ok_or_else(missing)?,
         _ => bearer(headers)?,
     };
+    authenticate_bearer(app, bearer).await
+}
+
+/// What a credential allows.
+pub(super) async fn authenticate_bearer(app: &App, bearer: &str) -> Result<Grant, Problem> {
     let grant = app.authenticator.authenticate_fresh(bearer, app.hub.clock()).await?;
     app.hub.check_revoked(&grant).await?;
     Ok(grant)
@@ -76,12 +81,13 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
         let detail = "there are several `Authorization` headers; send one";
         return Err(Problem::new(ErrorCode::CredentialInvalid, detail));
     }
-    let text = value.to_str().map_err(|_| missing())?;
-    let (scheme, bearer) = text.split_once(' ').ok_or_else(missing)?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(missing());
-    }
-    Ok(bearer.trim())
+    value.to_str().ok().and_then(bearer_of).ok_or_else(missing)
+}
+
+/// The credential in an `Authorization` header of this scheme.
+pub(super) fn bearer_of(authorization: &str) -> Option<&str> {
+    let (scheme, bearer) = authorization.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| bearer.trim())
 }
 
 /// Whether the caller may write a topic: yes, or if it belongs to the subject that is returned,

@@ -1,6 +1,6 @@
 //! `POST /v1/events`: publishing, one request or one long stream.
 
-use std::{convert::Infallible, fmt::Write as _, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Write as _, pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
-use futures_util::stream;
+use futures_util::{FutureExt as _, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use serde_json::{Value, json};
@@ -29,10 +29,13 @@ use super::{
 use crate::{
     auth::Grant,
     error::{ErrorCode, Problem},
+    hub::Hub,
     ingest::{self, Bounds, Draft, Drafts, Fields, Parameter, cloudevents, trace::TraceContext},
     metrics::Metrics,
     model::{Topic, TopicHash, json::escape_into},
     publish::{Publish, Published, unanswered},
+    quota::Waiting,
+    settings::Settings,
     sse::GoAway,
 };
 
@@ -60,67 +63,94 @@ pub(super) async fn publish(
         })?),
         None => None,
     };
-    let essence = content_type.and_then(|kind| kind.split(';').next()).unwrap_or_default();
-    let essence = essence.trim().to_ascii_lowercase();
-    let settings = app.hub.settings();
-    let bounds = Bounds {
-        event_bytes_max: settings.event_bytes_max,
-        events_max: settings.publish_events_max,
-    };
-    if essence == "application/x-ndjson" || essence == "application/jsonl" {
+    if is_stream(content_type) {
         query::parameters(query.as_deref(), &[])?;
         if headers.contains_key(IDEMPOTENCY_KEY) {
             let detail = "a stream cannot be repeated as a whole; give its events ids";
             return Err(Problem::new(ErrorCode::Malformed, detail).at(IDEMPOTENCY_KEY));
         }
         let publisher = Publisher::open(&app.hub, grant, carrier, behind_proxy)?;
-        return Ok(publish_stream(Arc::clone(&app), publisher, bounds, body));
+        return Ok(publish_stream(Arc::clone(&app), publisher, body));
     }
-    let trace = TraceContext::of(&headers);
-    let work = async {
-        let key = idempotency_key(&headers)?;
-        app.hub.quotas().may_publish(&grant)?;
-        let mut room = admission::room_for_body(&app.hub, &grant, &headers).await?;
+    let asked = Asked { content_type, query: query.as_deref(), headers: &headers };
+    let body = async {
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        let length = length.and_then(|length| length.parse().ok());
+        let mut room = admission::room_for_body(&app.hub, &grant, length).await?;
         let body = read_publish(&app.hub, body, &mut room).await;
-        let body = body.map_err(|problem| problem.at(""))?;
-        let query = query.as_deref();
-        let mut drafts = read(&essence, content_type, query, &headers, body.clone(), bounds)?;
+        Ok((body.map_err(|problem| problem.at(""))?, room))
+    };
+    Ok(publish_body(&app, &grant, asked, body).await.into_response())
+}
+
+/// A request that publishes, but for its body.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) content_type: Option<&'a str>,
+    pub(super) query: Option<&'a str>,
+    pub(super) headers: &'a HeaderMap,
+}
+
+impl Asked<'_> {
+    /// Whether its body is of this media type.
+    fn is_of(self, kind: &str) -> bool {
+        is_of(self.content_type, kind)
+    }
+}
+
+fn is_of(content_type: Option<&str>, kind: &str) -> bool {
+    let essence = content_type.and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    essence.trim().eq_ignore_ascii_case(kind)
+}
+
+/// Whether a body of this type is read line by line, each answered as it is stored.
+pub(super) fn is_stream(content_type: Option<&str>) -> bool {
+    is_of(content_type, "application/x-ndjson") || is_of(content_type, "application/jsonl")
+}
+
+fn bounds(hub: &Hub) -> Bounds {
+    let Settings { event_bytes_max, publish_events_max, .. } = *hub.settings();
+    Bounds { event_bytes_max, events_max: publish_events_max }
+}
+
+/// Publishes what a body holds. It is waited for, and its room held, once its publisher may publish.
+pub(super) async fn publish_body(
+    app: &App,
+    grant: &Grant,
+    asked: Asked<'_>,
+    body: impl Future<Output = Result<(Bytes, Waiting), Problem>>,
+) -> Answer {
+    let trace = TraceContext::of(asked.headers);
+    let work = pin!(async {
+        let key = idempotency_key(asked.headers)?;
+        app.hub.quotas().may_publish(grant)?;
+        let (body, _room) = body.await?;
+        let mut drafts = read(asked, body.clone(), bounds(&app.hub))?;
         if let Some(trace) = &trace {
             drafts.events.iter_mut().flatten().for_each(|draft| trace.give_to(&mut draft.publish));
         }
-        let key = key.map(|key| (key, whole_request(content_type, query, &headers, &body)));
-        app.hub.quotas().publish(&grant, drafts.events.len())?;
-        let results = authorize_and_publish(&app, &grant, drafts.events, key).await?;
-        Ok(answer(drafts.is_single, &results))
-    };
+        let key = key.map(|key| (key, whole_request(asked, &body)));
+        app.hub.quotas().publish(grant, drafts.events.len())?;
+        let results = pin!(authorize_and_publish(app, grant, drafts.events, key)).await?;
+        Ok(Answer::of(drafts.is_single, &results))
+    });
+    let work = work.map(|answer: Result<_, Problem>| answer.unwrap_or_else(Answer::from));
     match app.hub.spans().request(|| trace.as_ref().and_then(TraceContext::span)) {
         None => work.await,
-        Some(span) => {
-            let status = |answer: &Result<Response, Problem>| match answer {
-                Ok(response) => response.status().as_u16(),
-                Err(problem) => problem.code.status(),
-            };
-            span.around(Box::pin(work), status).await
-        }
+        Some(span) => span.around(Box::pin(work), |answer| answer.status().as_u16()).await,
     }
 }
 
 /// Reads the body by its media type.
-fn read(
-    essence: &str,
-    content_type: Option<&str>,
-    query: Option<&str>,
-    headers: &HeaderMap,
-    body: Bytes,
-    bounds: Bounds,
-) -> Result<Drafts, Problem> {
+fn read(asked: Asked<'_>, body: Bytes, bounds: Bounds) -> Result<Drafts, Problem> {
+    let Asked { content_type, query, headers } = asked;
     let single = |event| Drafts { is_single: true, events: vec![event] };
-    if essence == "application/cloudevents+json" {
+    if asked.is_of("application/cloudevents+json") {
         let topic = topic_parameter(query)?;
         let text = ingest::json_text(&body, "")?;
         return Ok(single(cloudevents::structured(text, bounds, topic.into())));
     }
-    if essence == "application/cloudevents-batch+json" {
+    if asked.is_of("application/cloudevents-batch+json") {
         let topic = topic_parameter(query)?;
         return ingest::cloudevents_batch(&body, bounds, topic.as_ref());
     }
@@ -130,7 +160,7 @@ fn read(
     }
     let parameters = query::parameters(query, ingest::PARAMETERS)?;
     // With its type in the query, a body is data whatever its media type.
-    if essence == "application/json" && parameters.is_empty() {
+    if asked.is_of("application/json") && parameters.is_empty() {
         return ingest::json(&body, bounds);
     }
     if parameters.is_empty() {
@@ -173,12 +203,8 @@ fn once<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue
 
 /// Everything that a request publishes: an idempotency key stands for all of it, not for its body
 /// alone, which the query or `ce-` headers may send elsewhere.
-fn whole_request(
-    content_type: Option<&str>,
-    query: Option<&str>,
-    headers: &HeaderMap,
-    body: &[u8],
-) -> Bytes {
+fn whole_request(asked: Asked<'_>, body: &[u8]) -> Bytes {
+    let Asked { content_type, query, headers } = asked;
     let mut whole = BytesMut::new();
     let mut put = |part: &[u8]| {
         whole.extend_from_slice(&(part.len() as u64).to_be_bytes());
@@ -346,34 +372,80 @@ impl Results {
     }
 }
 
-/// 200 if anything was taken, else the first refusal's status.
-fn answer(is_single: bool, results: &[Result<Published, Problem>]) -> Response {
-    let refused = results.iter().all(Result::is_err);
-    let first = results.iter().find_map(|result| result.as_ref().err());
-    if let (true, Some(problem)) = (refused, first) {
-        let mut body = problem::to_json(problem);
-        if !is_single && let Some(members) = body.as_object_mut() {
-            let errors = results.iter().filter_map(|result| result.as_ref().err());
-            members.insert("results".to_owned(), errors.map(refused_json).collect());
+/// What a request that publishes is answered, JSON.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// Something was taken: what became of each event.
+    Taken(String),
+    /// Nothing was: the first refusal's problem, and the body.
+    Refused(Box<Problem>, String),
+}
+
+impl Answer {
+    fn of(is_single: bool, results: &[Result<Published, Problem>]) -> Self {
+        let refused = results.iter().all(Result::is_err);
+        let first = results.iter().find_map(|result| result.as_ref().err());
+        if let (true, Some(problem)) = (refused, first) {
+            let mut body = problem::to_json(problem);
+            if !is_single && let Some(members) = body.as_object_mut() {
+                let errors = results.iter().filter_map(|result| result.as_ref().err());
+                members.insert("results".to_owned(), errors.map(refused_json).collect());
+            }
+            return Self::Refused(Box::new(problem.clone()), body.to_string());
         }
-        return problem::respond(problem, body.to_string());
+        let mut body = String::with_capacity(RESULT_BYTES * (1 + results.len()));
+        body.push_str("{\"results\":[");
+        let mut written = Results::default();
+        for (number, result) in results.iter().enumerate() {
+            body.push_str(if number > 0 { "," } else { "" });
+            written.put(&mut body, result, None);
+        }
+        body.push_str("]}");
+        Self::Taken(body)
     }
-    let mut body = String::with_capacity(RESULT_BYTES * (1 + results.len()));
-    body.push_str("{\"results\":[");
-    let mut written = Results::default();
-    for (number, result) in results.iter().enumerate() {
-        body.push_str(if number > 0 { "," } else { "" });
-        written.put(&mut body, result, None);
+
+    /// Its status and headers, and its body.
+    pub(super) fn into_parts(self) -> (StatusCode, HeaderMap, String) {
+        match self {
+            Self::Taken(body) => {
+                let mut headers = HeaderMap::with_capacity(4);
+                let kind = HeaderValue::from_static("application/json");
+                headers.insert(header::CONTENT_TYPE, kind);
+                headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+                (StatusCode::OK, headers, body)
+            }
+            Self::Refused(problem, body) => {
+                let (status, headers) = problem::head(&problem);
+                (status, headers, body)
+            }
+        }
     }
-    body.push_str("]}");
-    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-    (StatusCode::OK, headers, body).into_response()
+
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::Taken(_) => StatusCode::OK,
+            Self::Refused(problem, _) => problem::status(problem),
+        }
+    }
+}
+
+impl From<Problem> for Answer {
+    fn from(problem: Problem) -> Self {
+        let body = problem::to_json(&problem).to_string();
+        Self::Refused(Box::new(problem), body)
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        self.into_parts().into_response()
+    }
 }
 
 /// A stream of events in, a stream of results out, a line each. Whatever but its client ends it is
 /// said in its last line; lines after the last result were not read.
-fn publish_stream(app: Arc<App>, publisher: Publisher, bounds: Bounds, body: Body) -> Response {
-    let request_id = problem::request_id();
+fn publish_stream(app: Arc<App>, publisher: Publisher, body: Body) -> Response {
+    let (request_id, bounds) = (problem::request_id(), bounds(&app.hub));
     let lines = Lines::new(body, bounds.event_bytes_max + LINE_OVERHEAD);
     let stream = stream::unfold(Some((lines, app, publisher)), move |state| {
         let request_id = request_id.clone();

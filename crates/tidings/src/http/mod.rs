@@ -9,6 +9,7 @@ mod chunks;
 mod connections;
 mod cookie;
 mod cors;
+mod direct;
 mod events;
 mod follow;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -33,6 +34,6 @@ mod transport;
 
 pub use cookie::CookieSettings;
 pub use problem::identify;
-pub use router::HttpSettings;
+pub use router::{HttpSettings, Service};
 pub use serve::{Peer, ServeSettings, serve};
 pub use tls::{Tls, TlsError};

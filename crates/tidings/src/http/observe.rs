@@ -3,10 +3,11 @@
 //! The rule: a stream of events is no slow answer, so it is logged and not timed; and nothing of a
 //! request is logged but its method and path, as a ticket may be in the query.
 
+use std::borrow::Cow;
+
 use axum::{
     extract::{MatchedPath, Request},
-    http::{Method, StatusCode, header},
-    response::Response,
+    http::{HeaderMap, Method, StatusCode, header},
 };
 use tokio::time::Instant;
 
@@ -25,14 +26,22 @@ impl Observed {
         // The router marks a part that may have slashes; the protocol does not.
         let route = route.unwrap_or("none").replace("{*", "{");
         let is_probe = route.ends_with("/health/ready");
-        let label = RequestLabel { route, method: method(request.method()), status: "" };
+        Self::new(route.into(), method(request.method()), is_probe)
+    }
+
+    /// One that publishes.
+    pub(super) fn publish() -> Self {
+        Self::new(Cow::Borrowed("/v1/events"), "POST", false)
+    }
+
+    fn new(route: Cow<'static, str>, method: &'static str, is_probe: bool) -> Self {
+        let label = RequestLabel { route, method, status: "" };
         Self { asked_at: Instant::now(), label, is_probe }
     }
 
     /// Counts and logs it, within its span.
-    pub(super) fn answered(self, response: &Response, metrics: &Metrics) {
+    pub(super) fn answered(self, status: StatusCode, is_stream: bool, metrics: &Metrics) {
         let took = self.asked_at.elapsed();
-        let (status, is_stream) = (response.status(), is_stream(response));
         if !is_stream {
             let label = RequestLabel { status: class(status), ..self.label };
             metrics.request_duration.get_or_create(&label).observe_duration(took);
@@ -47,8 +56,9 @@ impl Observed {
     }
 }
 
-fn is_stream(response: &Response) -> bool {
-    let kind = response.headers().get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
+/// Whether it is the head of an answer that goes on for long.
+pub(super) fn is_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
     matches!(kind, Some(b"text/event-stream" | b"application/x-ndjson"))
 }
 

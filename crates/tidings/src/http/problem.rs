@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 
 use axum::{
     extract::Request,
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -39,16 +39,20 @@ pub(super) fn retry_after_seconds(problem: &Problem) -> Option<u64> {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        respond(&self, to_json(&self).to_string())
+        let (status, headers) = head(&self);
+        (status, headers, to_json(&self).to_string()).into_response()
     }
 }
 
-/// Answers with the problem's status and headers and this body.
-pub(super) fn respond(problem: &Problem, body: String) -> Response {
-    let status =
-        StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = (status, body).into_response();
-    let headers = response.headers_mut();
+/// The status of an answer that is a problem.
+pub(super) fn status(problem: &Problem) -> StatusCode {
+    StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// The status and the headers of an answer that is a problem.
+pub(super) fn head(problem: &Problem) -> (StatusCode, HeaderMap) {
+    let status = status(problem);
+    let mut headers = HeaderMap::new();
     let kind = HeaderValue::from_static("application/problem+json");
     headers.insert(header::CONTENT_TYPE, kind);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -62,12 +66,12 @@ pub(super) fn respond(problem: &Problem, body: String) -> Response {
         };
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     }
-    response
+    (status, headers)
 }
 
 /// The whole HTTP/1.1 answer, for a connection that has no other way to refuse, and then ends.
 pub(super) fn raw(problem: &Problem) -> String {
-    let id = uuid::Uuid::now_v7().simple().to_string();
+    let id = new_id();
     let mut body = problem.to_json();
     body.insert("request_id".to_owned(), id.clone().into());
     let body = serde_json::Value::Object(body).to_string();
@@ -94,9 +98,8 @@ pub(super) struct Named {
 
 impl Named {
     pub(super) fn of(request: &Request) -> Self {
-        let id = uuid::Uuid::now_v7().simple().to_string();
-        let (method, path) = (request.method().as_str(), request.uri().path());
-        let span = tracing::info_span!("request", request_id = id, method, path);
+        let id = new_id();
+        let span = span(&id, request.method().as_str(), request.uri().path());
         Self { id, span }
     }
 
@@ -106,13 +109,7 @@ impl Named {
         answer: impl Future<Output = Response>,
     ) -> impl Future<Output = Response> {
         let value = HeaderValue::from_str(&self.id).ok();
-        let answered = AssertUnwindSafe(answer).catch_unwind().map(|answered| {
-            answered.unwrap_or_else(|_| {
-                tracing::error!("a handler panicked");
-                Problem::new(ErrorCode::Internal, "the hub failed; its log has this request's id")
-                    .into_response()
-            })
-        });
+        let answered = answer_panics(answer, tracing::Span::current, Problem::into_response);
         REQUEST.scope(self.id, answered.instrument(self.span)).map(|mut response| {
             if let Some(value) = value {
                 response.headers_mut().insert(REQUEST_ID, value);
@@ -120,6 +117,29 @@ impl Named {
             response
         })
     }
+}
+
+/// A new request's id.
+pub(super) fn new_id() -> String {
+    uuid::Uuid::now_v7().simple().to_string()
+}
+
+/// What is logged of a request is within this.
+pub(super) fn span(id: &str, method: &str, path: &str) -> tracing::Span {
+    tracing::info_span!("request", request_id = id, method, path)
+}
+
+/// A handler that panics is answered for, and its panic logged within a span.
+pub(super) async fn answer_panics<T>(
+    answer: impl Future<Output = T>,
+    span: impl FnOnce() -> tracing::Span,
+    refused: impl FnOnce(Problem) -> T,
+) -> T {
+    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+        span().in_scope(|| tracing::error!("a handler panicked"));
+        let detail = "the hub failed; its log has this request's id";
+        refused(Problem::new(ErrorCode::Internal, detail))
+    })
 }
 
 /// Goes on with a request's work under its id, after its handler has returned.

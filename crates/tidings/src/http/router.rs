@@ -17,7 +17,7 @@ use super::{
     cookie::{Cookie, CookieSettings},
     cors::{Cors, Crossed},
     events, follow, health,
-    observe::Observed,
+    observe::{Observed, is_stream},
     openapi,
     problem::Named,
     query,
@@ -89,7 +89,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
             }
         };
         crossed.mark(&mut response);
-        observed.answered(&response, hub.metrics());
+        observed.answered(response.status(), is_stream(response.headers()), hub.metrics());
         if hub.is_leaving() && is_http1 {
             // Else the client's next request may be on its way when the connection is closed.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -99,8 +99,36 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     named.around(answer).await
 }
 
+/// What [`serve`](super::serve()) serves: an HTTP interface, and what of it needs no router.
+///
+/// Any router is one. [`Hub::service`] is that of a hub, with publishes on HTTP/1.1 answered without
+/// it where they are plain.
+#[derive(Debug, Clone)]
+pub struct Service {
+    pub(super) router: Router,
+    /// Whose publishes are answered so.
+    pub(super) app: Option<Arc<App>>,
+}
+
+impl Service {
+    /// The same with the routes of another router too.
+    ///
+    /// # Panics
+    /// If both have a route: that of [`Router::merge`].
+    #[must_use]
+    pub fn merge(self, other: Router) -> Self {
+        Self { router: self.router.merge(other), ..self }
+    }
+}
+
+impl From<Router> for Service {
+    fn from(router: Router) -> Self {
+        Self { router, app: None }
+    }
+}
+
 impl Hub {
-    /// The hub's HTTP interface, to serve alone or to nest into another application's router.
+    /// The hub's HTTP interface, to nest into another application's router.
     ///
     /// ```
     /// # use std::sync::Arc;
@@ -121,6 +149,19 @@ impl Hub {
         authenticator: Arc<Authenticator>,
         settings: &HttpSettings,
     ) -> Result<Router, Problem> {
+        self.service(authenticator, settings).map(|service| service.router)
+    }
+
+    /// The hub's HTTP interface, to serve alone. What publishes is answered in less time than by
+    /// [`Self::router`], and in no other way.
+    ///
+    /// # Errors
+    /// That of [`HttpSettings::check`].
+    pub fn service(
+        &self,
+        authenticator: Arc<Authenticator>,
+        settings: &HttpSettings,
+    ) -> Result<Service, Problem> {
         let cors = Cors::new(&settings.cors_origins)?;
         let cookie = settings.cookie.as_ref().map(Cookie::new).transpose()?;
         let (keeper, metrics) = (Arc::clone(&authenticator), self.shared_metrics());
@@ -137,7 +178,7 @@ impl Hub {
             Router::new()
         };
         let no_parameters = || middleware::from_fn(query::refuse_all);
-        Ok(Router::new()
+        let router = Router::new()
             .route("/v1/events", get(follow::follow).post(events::publish))
             .route("/v1/state", get(state::snapshot))
             .route("/v1/topics", get(topics::list))
@@ -169,6 +210,7 @@ impl Hub {
             .layer(middleware::from_fn_with_state(Arc::clone(&app), around))
             // Handlers bound their bodies themselves, each by its own limit.
             .layer(DefaultBodyLimit::disable())
-            .with_state(app))
+            .with_state(Arc::clone(&app));
+        Ok(Service { router, app: Some(app) })
     }
 }

@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
 use ipnet::IpNet;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -23,7 +22,7 @@ use tokio_util::{
     task::{AbortOnDropHandle, TaskTracker},
 };
 
-use super::{proxy::is_trusted, tls::Tls, transport::Transport};
+use super::{proxy::is_trusted, router::Service, tls::Tls, transport::Transport};
 use crate::{
     error::{ErrorCode, Problem},
     metrics::{LimitLabel, LimitsHit},
@@ -132,7 +131,7 @@ pub struct Peer {
 /// [`Hub::shutdown`](crate::Hub::shutdown) when this returns.
 pub async fn serve(
     listener: TcpListener,
-    app: Router,
+    service: impl Into<Service>,
     settings: ServeSettings,
     tls: Option<Arc<Tls>>,
     limits_hit: LimitsHit,
@@ -145,7 +144,7 @@ pub async fn serve(
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let drain_window = settings.drain_window;
     let transport = Arc::new(Transport::new(
-        app,
+        service.into(),
         settings,
         tls,
         shutdown.clone(),

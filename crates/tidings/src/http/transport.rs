@@ -40,9 +40,11 @@ use tower_service::Service as _;
 
 use super::{
     chunks::{self, LongAnswer},
+    direct::{self, Next},
     follow,
     proxy::is_trusted,
     rest::{Linger, linger},
+    router::Service,
     serve::{Peer, ServeSettings},
     socket::{Protocol, Reads, Requests, Stalling, detect},
     tls::Tls,
@@ -74,7 +76,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 pub(super) struct Transport {
     http1: http1::Builder,
     http2: auto::Builder<Streams>,
-    app: Router,
+    service: Service,
     settings: ServeSettings,
     tls: Option<Arc<Tls>>,
     shutdown: CancellationToken,
@@ -82,7 +84,7 @@ pub(super) struct Transport {
 
 impl Transport {
     pub(super) fn new(
-        app: Router,
+        service: Service,
         settings: ServeSettings,
         tls: Option<Arc<Tls>>,
         shutdown: CancellationToken,
@@ -91,7 +93,7 @@ impl Transport {
     ) -> Self {
         let streams = Streams { tasks, ended, stall_max: settings.write_stall };
         let (http1, http2) = (http1(&settings), http2(&settings, streams));
-        Self { http1, http2, app, settings, tls, shutdown }
+        Self { http1, http2, service, settings, tls, shutdown }
     }
 
     /// Serves a connection until it ends.
@@ -108,7 +110,7 @@ impl Transport {
     /// a stream that waits for hours holds none of it (measured 2026-11: 26 KB of futures, 16 KB of
     /// hyper's buffers).
     async fn serve_all(&self, stream: TcpStream, address: SocketAddr) -> Result<(), Failure> {
-        let line = Box::pin(self.connection(stream, address, &self.app)).await?;
+        let line = Box::pin(self.connection(stream, address, &self.service)).await?;
         // Each in a box of its own size: what is held here is held for as long as it goes on.
         match line {
             None => Ok(()),
@@ -128,7 +130,7 @@ impl Transport {
             if is_last || self.shutdown.is_cancelled() {
                 return Ok(io.shutdown().await?);
             }
-            match Box::pin(self.http1(io.reread(&early), peer, &self.app)).await? {
+            match Box::pin(self.http1(io.reread(&early), peer, &self.service)).await? {
                 Some(next) => Left { io, body, is_last } = next,
                 None => return Ok(()),
             }
@@ -137,8 +139,8 @@ impl Transport {
 
     /// Answers whatever a connection asks for with this problem.
     pub(super) async fn refuse(&self, stream: TcpStream, address: SocketAddr, problem: Problem) {
-        let app = refusing(problem, Some(self.app.clone()));
-        if let Err(error) = self.connection(stream, address, &app).await {
+        let service = refusing(problem, Some(self.service.router.clone())).into();
+        if let Err(error) = self.connection(stream, address, &service).await {
             tracing::debug!(%address, error, "refused connection ended");
         }
     }
@@ -148,7 +150,7 @@ impl Transport {
         &self,
         stream: TcpStream,
         address: SocketAddr,
-        app: &Router,
+        service: &Service,
     ) -> Result<Option<Line>, Failure> {
         // A reset: after an ordinary end the kernel would keep what was not sent for half a minute.
         let reset = |stream: &TcpStream| drop(stream.set_zero_linger());
@@ -168,16 +170,16 @@ impl Transport {
                 let stream = self.unless_ending(handshake).await???;
                 let detected = detect(stream, self.settings.first_byte);
                 let (protocol, stream) = self.unless_ending(detected).await??;
-                let left = self.http(protocol, stream, peer, app).await?;
+                let left = self.http(protocol, stream, peer, service).await?;
                 Ok(left.map(|left| Line::Tls(Box::new(left), peer)))
             }
             None if is_tls => Err("a TLS handshake on a port without TLS".into()),
             _ => {
-                let refusing = self
-                    .refusal_of_cleartext(address)
-                    .map(|detail| refusing(Problem::new(ErrorCode::Malformed, detail), None));
-                let app = refusing.as_ref().unwrap_or(app);
-                let left = self.http(protocol, stream, peer, app).await?;
+                let refusing = self.refusal_of_cleartext(address).map(|detail| {
+                    refusing(Problem::new(ErrorCode::Malformed, detail), None).into()
+                });
+                let service = refusing.as_ref().unwrap_or(service);
+                let left = self.http(protocol, stream, peer, service).await?;
                 Ok(left.map(|left| Line::Plain(left, peer)))
             }
         }
@@ -208,15 +210,15 @@ impl Transport {
         protocol: Protocol,
         stream: Reads<S>,
         peer: Peer,
-        app: &Router,
+        service: &Service,
     ) -> Result<Option<Left<S>>, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         if protocol == Protocol::Http2 {
-            return self.http2(stream, peer, app).await.map(|()| None);
+            return self.http2(stream, peer, &service.router).await.map(|()| None);
         }
-        self.http1(stream, peer, app).await
+        self.http1(stream, peer, service).await
     }
 
     async fn http2<S>(&self, stream: Reads<S>, peer: Peer, app: &Router) -> Result<(), Failure>
@@ -240,6 +242,26 @@ impl Transport {
 
     /// Serves requests until the connection ends, or one is answered by a stream of events.
     async fn http1<S>(
+        &self,
+        mut stream: Reads<S>,
+        peer: Peer,
+        service: &Service,
+    ) -> Result<Option<Left<S>>, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if let Some(app) = &service.app {
+            // In a box: a reader's connection is soon done with it.
+            let publishing = direct::serve(&mut stream, app, &self.settings, &self.shutdown);
+            match Box::pin(publishing).await? {
+                Next::End => return Ok(None),
+                Next::Hyper(bytes) => stream = stream.reread(&bytes),
+            }
+        }
+        self.by_hyper(stream, peer, &service.router).await
+    }
+
+    async fn by_hyper<S>(
         &self,
         stream: Reads<S>,
         peer: Peer,
@@ -627,8 +649,14 @@ mod tests {
         let settings = ServeSettings { allow_cleartext, ..ServeSettings::default() };
         let app = Router::new().route("/", get(async || "served"));
         let ended = CancellationToken::new();
-        let transport =
-            Transport::new(app, settings, Some(tls), ended.clone(), TaskTracker::new(), ended);
+        let transport = Transport::new(
+            app.into(),
+            settings,
+            Some(tls),
+            ended.clone(),
+            TaskTracker::new(),
+            ended,
+        );
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();

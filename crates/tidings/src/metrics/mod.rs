@@ -7,6 +7,8 @@
 mod catalogue;
 mod striped;
 
+use std::borrow::Cow;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, text::encode},
     metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, info::Info},
@@ -55,7 +57,7 @@ pub struct ConnectionLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabel {
     /// As the router writes it: `/v1/topics/{*topic}`.
-    pub route: String,
+    pub route: Cow<'static, str>,
     /// The method, or `other`.
     pub method: &'static str,
     /// The status' class: `2xx`.

@@ -114,7 +114,7 @@ impl Server {
             metrics: options.metrics,
             cookie: options.cookie,
         };
-        let app = hub.router(Arc::new(authenticator), &http).unwrap();
+        let app = hub.service(Arc::new(authenticator), &http).unwrap();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
