@@ -304,7 +304,8 @@ fn digest(secret: &str) -> [u8; 32] {
 }
 
 fn checksum(id: &str, secret: &str) -> String {
-    let mut rest = crc32c::crc32c(format!("{PREFIX}{id}_{secret}").as_bytes());
+    let parts = [PREFIX, id, "_", secret];
+    let mut rest = parts.iter().fold(0, |sum, part| crc32c::crc32c_append(sum, part.as_bytes()));
     let mut text = [b'0'; CHECKSUM_CHARS];
     for place in text.iter_mut().rev() {
         *place = digit(rest % 62);

@@ -107,7 +107,7 @@ pub(super) fn not_found() -> Problem {
 }
 
 /// How long a body may arrive at any speed before it must arrive at the least.
-const BODY_GRACE: Duration = Duration::from_secs(5);
+pub(super) const BODY_GRACE: Duration = Duration::from_secs(5);
 
 /// Reads a body up to a limit in bytes, as fast as the settings ask.
 pub(super) async fn read_body(

@@ -25,7 +25,7 @@ use tracing::{Instrument as _, Level, Span};
 
 use super::{
     admission::room_for_body,
-    caller::{authenticate_bearer, bearer_of},
+    caller::{BODY_GRACE, authenticate_bearer, bearer_of},
     events::{self, Answer, Asked},
     observe::Observed,
     problem,
@@ -84,7 +84,9 @@ where
     let mut timer = Timer::default();
     let mut bytes = BytesMut::with_capacity(BUFFER_BYTES);
     let mut answer = Vec::with_capacity(BUFFER_BYTES);
-    let mut begun = None;
+    let body_max = app.hub.settings().body_read_max.min(BODY_GRACE);
+    // Since when a request is on its way, and since when its head is here.
+    let (mut begun, mut body_begun) = (None, None);
     loop {
         let is_head_whole = match Request::look(&bytes) {
             Looked::Whole(request) => {
@@ -98,16 +100,19 @@ where
                     break;
                 }
                 bytes.advance(count);
-                begun = None;
+                (begun, body_begun) = (None, None);
                 continue;
             }
             Looked::Other => return Ok(Next::Hyper(bytes.freeze())),
             Looked::Part { is_head_whole } => is_head_whole,
         };
         let is_idle = bytes.is_empty();
-        let ends = match is_idle {
-            true => Instant::now() + settings.idle,
-            false => *begun.get_or_insert_with(Instant::now) + settings.head,
+        let ends = if is_idle {
+            Instant::now() + settings.idle
+        } else if is_head_whole {
+            *body_begun.get_or_insert_with(Instant::now) + body_max
+        } else {
+            *begun.get_or_insert_with(Instant::now) + settings.head
         };
         // To its front, where there was a request before.
         bytes.reserve(BUFFER_BYTES);
@@ -128,7 +133,7 @@ where
                 let late = "head did not come in time";
                 return Err(io::Error::new(io::ErrorKind::TimedOut, late));
             }
-            // A body that is late or breaks off: the router has times for it, and words.
+            // A body that is late or breaks off: the router gives it as long once more, and has words.
             Came::Bytes(0) | Came::Late => return Ok(Next::Hyper(bytes.freeze())),
         }
     }
@@ -301,4 +306,310 @@ fn write(out: &mut Vec<u8>, answer: Answer, id: &str, now: Timestamp, is_last: b
     // Writing to memory does not fail.
     let _ = write!(out, "\r\ncontent-length: {}\r\ndate: {date}\r\n\r\n", body.len());
     out.extend_from_slice(body.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use tokio::{
+        io::{AsyncReadExt as _, DuplexStream, duplex},
+        task::JoinHandle,
+    };
+
+    use super::{super::socket::detect, *};
+    use crate::{
+        Hub,
+        auth::{ApiKey, AuthSettings, Authenticator},
+        http::HttpSettings,
+    };
+
+    const EVENT: &str = r#"{"topic":"a","type":"t","data":1}"#;
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// A publish of one event with these fields besides those that it needs.
+    fn request(key: &str, fields: &str, body: &str) -> String {
+        format!(
+            "POST /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n{fields}\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    }
+
+    fn is_answered_here(bytes: &str) -> bool {
+        matches!(Request::look(bytes.as_bytes()), Looked::Whole(_))
+    }
+
+    fn is_for_hyper(bytes: &str) -> bool {
+        matches!(Request::look(bytes.as_bytes()), Looked::Other)
+    }
+
+    /// What clients send as they come, so that it is they whom this serves.
+    #[test]
+    fn what_common_clients_send_is_answered_here() {
+        for fields in [
+            // curl
+            "User-Agent: curl/8.5.0\r\nAccept: */*\r\n",
+            // Go
+            "User-Agent: Go-http-client/1.1\r\nAccept-Encoding: gzip\r\n",
+            // requests for Python
+            "User-Agent: python-requests/2.32.3\r\nAccept-Encoding: gzip, deflate\r\n\
+             Accept: */*\r\nConnection: keep-alive\r\n",
+            // fetch of Node.js
+            "connection: keep-alive\r\naccept: */*\r\naccept-language: *\r\n\
+             sec-fetch-mode: cors\r\nuser-agent: node\r\naccept-encoding: gzip, deflate\r\n",
+            // Any of them, traced by OpenTelemetry
+            "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n\
+             tracestate: a=b\r\nbaggage: c=d\r\n",
+            "Idempotency-Key: 1\r\n",
+        ] {
+            assert!(is_answered_here(&request("k", fields, EVENT)), "{fields}");
+        }
+    }
+
+    #[test]
+    fn whatever_may_mean_something_else_is_for_the_router() {
+        for fields in [
+            "Transfer-Encoding: chunked\r\n",
+            "Expect: 100-continue\r\n",
+            "Connection: close\r\n",
+            "Connection: keep-alive, Upgrade\r\nUpgrade: h2c\r\n",
+            "Origin: https://app.example\r\n",
+            "Cookie: a=b\r\n",
+            "Content-Encoding: gzip\r\n",
+            "X-Forwarded-For: 192.0.2.1\r\n",
+            "ce-type: t\r\n",
+            "Content-Length: 33\r\n",
+            "Authorization: Bearer other\r\n",
+            "Content-Type: application/json\r\n",
+            "X-Whatever: 1\r\n",
+            "User-Agent: a\r\n b\r\n",
+            "User-Agent : a\r\n",
+            "\u{e9}: a\r\n",
+        ] {
+            assert!(is_for_hyper(&request("k", fields, EVENT)), "{fields}");
+        }
+        let good = request("k", "", EVENT);
+        for (from, to) in [
+            ("POST", "PUT"),
+            ("/v1/events ", "/v1/events?topic=a "),
+            ("/v1/events ", "/v1/events/ "),
+            ("/v1/events ", "http://a/v1/events "),
+            ("HTTP/1.1", "HTTP/1.0"),
+            ("Authorization: Bearer k\r\n", ""),
+            ("Bearer k", "Basic k"),
+            ("Bearer k", "Bearer \u{e9}"),
+            ("application/json", "application/x-ndjson"),
+            ("application/json", "Application/JSONL; charset=utf-8"),
+            ("Content-Length: 33\r\n", ""),
+            ("Content-Length: 33", "Content-Length: +33"),
+            ("Content-Length: 33", "Content-Length: 33, 33"),
+            ("Content-Length: 33", "Content-Length: 18446744073709551648"),
+            ("Content-Length: 33", "Content-Length: 16384"),
+            ("\r\nHost", "\r\n\r\nHost\0"),
+        ] {
+            let other = good.replacen(from, to, 1);
+            assert_ne!(other, good, "{from}");
+            assert!(is_for_hyper(&other), "{from} -> {to}");
+        }
+        assert!(is_for_hyper(&format!("\r\n{good}")));
+        let long = format!("User-Agent: {}\r\n", "a".repeat(REQUEST_BYTES_MAX));
+        assert!(is_for_hyper(&request("k", &long, EVENT)));
+        assert!(is_for_hyper(&request("k", &"Accept: a\r\n".repeat(FIELDS_MAX), EVENT)));
+    }
+
+    #[test]
+    fn a_request_may_come_in_any_pieces() {
+        let whole = request("k", "User-Agent: a\r\n", EVENT);
+        let head = whole.len() - EVENT.len();
+        for count in 0..whole.len() {
+            let looked = Request::look(&whole.as_bytes()[..count]);
+            let Looked::Part { is_head_whole } = looked else { panic!("{count}: {looked:?}") };
+            assert_eq!(is_head_whole, count >= head, "{count}");
+        }
+        let Looked::Whole(request) = Request::look(whole.as_bytes()) else { panic!() };
+        assert_eq!((request.count, request.body), (whole.len(), EVENT.as_bytes()));
+        assert_eq!((request.bearer, request.content_type), ("k", Some("application/json")));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_taken_for_a_request_that_others_would_read_otherwise(
+            place in 0_usize..400, count in 0_usize..40, put in "[ -~\r\n]{0,40}",
+        ) {
+            let good = request("k", "User-Agent: a\r\nAccept: b\r\n", EVENT);
+            let mut bytes = good.clone();
+            let place = place.min(bytes.len());
+            bytes.replace_range(place..(place + count).min(good.len()), &put);
+            if let Looked::Whole(found) = Request::look(bytes.as_bytes()) {
+                let (head, rest) = bytes.split_once("\r\n\r\n").unwrap();
+                let lengths: Vec<&str> = head
+                    .lines()
+                    .filter_map(|line| line.split_once(':'))
+                    .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+                    .map(|(_, value)| value.trim())
+                    .collect();
+                prop_assert_eq!(lengths, [found.body.len().to_string()]);
+                prop_assert!(rest.as_bytes().starts_with(found.body));
+                prop_assert_eq!(found.count, head.len() + 4 + found.body.len());
+                prop_assert!(!head.to_ascii_lowercase().contains("\ntransfer-encoding:"));
+            }
+        }
+    }
+
+    /// A connection to a hub, and the key to it.
+    struct Connected {
+        client: DuplexStream,
+        serving: JoinHandle<io::Result<Next>>,
+        shutdown: CancellationToken,
+        hub: Hub,
+        key: String,
+    }
+
+    impl Connected {
+        fn new() -> Self {
+            let (key, mut entry) = ApiKey::generate();
+            entry.write = vec!["**".to_owned()];
+            let settings = AuthSettings { api_keys: vec![entry], ..AuthSettings::default() };
+            let hub = Hub::builder().start();
+            let authenticator = Arc::new(Authenticator::new(&settings).unwrap());
+            let app = hub.service(authenticator, &HttpSettings::default()).unwrap().app.unwrap();
+            let (client, server) = duplex(64 * 1024);
+            let shutdown = CancellationToken::new();
+            let ending = shutdown.clone();
+            let serving = tokio::spawn(async move {
+                let settings =
+                    ServeSettings { head: LIMIT, idle: LIMIT * 7, ..ServeSettings::default() };
+                let (_, mut io) = detect(server, LIMIT).await?;
+                serve(&mut io, &app, &settings, &ending).await
+            });
+            Self { client, serving, shutdown, hub, key: key.expose().to_owned() }
+        }
+
+        fn request(&self) -> String {
+            request(&self.key, "", EVENT)
+        }
+
+        async fn send(&mut self, text: &str) {
+            self.client.write_all(text.as_bytes()).await.unwrap();
+        }
+
+        /// One answer: its head and its body.
+        async fn answer(&mut self) -> (String, serde_json::Value) {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(self.client.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap();
+            let length = head.split_once("content-length: ").unwrap().1;
+            let mut body = vec![0; length.split_once("\r\n").unwrap().0.parse().unwrap()];
+            self.client.read_exact(&mut body).await.unwrap();
+            (head, serde_json::from_slice(&body).unwrap())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_on_one_connection_are_answered_in_their_order() {
+        let mut connected = Connected::new();
+        let wrong = request(&connected.key, "", "{}");
+        let all = [connected.request(), wrong, connected.request()].concat();
+        // Two and a half at once, the rest later.
+        let (first, rest) = all.split_at(all.len() - 50);
+        connected.send(first).await;
+        for status in ["200 OK", "400 Bad Request"] {
+            let (head, _) = connected.answer().await;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{head}");
+        }
+        connected.send(rest).await;
+        let (head, body) = connected.answer().await;
+        assert_eq!(body["results"][0]["offset"], 2, "{body}");
+        assert!(!head.contains("connection:"), "{head}");
+        drop(connected.client);
+        assert!(matches!(connected.serving.await.unwrap(), Ok(Next::End)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_answered_here_comes_out_as_it_went_in() {
+        let other = "GET /v1/topics HTTP/1.1\r\nhost: a\r\n\r\n".to_owned();
+        for other in [other, request("k", "Expect: 100-continue\r\n", "")] {
+            let mut connected = Connected::new();
+            let both = connected.request() + &other;
+            connected.send(&both).await;
+            connected.answer().await;
+            let next = connected.serving.await.unwrap().unwrap();
+            let Next::Hyper(bytes) = next else { panic!("{next:?}") };
+            assert_eq!(bytes, other);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_late_or_breaks_off_is_for_the_router() {
+        for is_late in [true, false] {
+            let mut connected = Connected::new();
+            let request = connected.request();
+            let part = &request[..request.len() - 1];
+            let begun = Instant::now();
+            connected.send(part).await;
+            if !is_late {
+                connected.client.shutdown().await.unwrap();
+            }
+            let next = connected.serving.await.unwrap().unwrap();
+            let Next::Hyper(bytes) = next else { panic!("{next:?}") };
+            assert_eq!(bytes, part);
+            assert_eq!(begun.elapsed(), if is_late { BODY_GRACE } else { Duration::ZERO });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_its_time_from_its_first_byte_and_the_time_between_is_longer() {
+        let mut connected = Connected::new();
+        let request = connected.request();
+        for _ in 0..3 {
+            connected.send(&request).await;
+            connected.answer().await;
+            tokio::time::sleep(LIMIT * 6).await;
+        }
+        let begun = Instant::now();
+        connected.send(&request[..10]).await;
+        tokio::time::sleep(LIMIT / 2).await;
+        // More bytes do not buy more time.
+        connected.send(&request[10..20]).await;
+        let error = connected.serving.await.unwrap().unwrap_err();
+        assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, LIMIT));
+        let mut connected = Connected::new();
+        connected.send(&connected.request()).await;
+        connected.answer().await;
+        let begun = Instant::now();
+        assert!(matches!(connected.serving.await.unwrap(), Ok(Next::End)));
+        assert_eq!(begun.elapsed(), LIMIT * 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shutdown_ends_a_quiet_connection_at_once_and_a_busy_one_behind_its_answer() {
+        let mut quiet = Connected::new();
+        quiet.send(&quiet.request()).await;
+        quiet.answer().await;
+        let begun = Instant::now();
+        quiet.shutdown.cancel();
+        assert!(matches!(quiet.serving.await.unwrap(), Ok(Next::End)));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        let mut busy = Connected::new();
+        let request = busy.request();
+        busy.send(&request[..30]).await;
+        tokio::task::yield_now().await;
+        busy.shutdown.cancel();
+        tokio::time::sleep(LIMIT / 2).await;
+        busy.send(&request[30..]).await;
+        let (head, _) = busy.answer().await;
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("\r\nconnection: close\r\n"));
+        assert!(matches!(busy.serving.await.unwrap(), Ok(Next::End)));
+        // A hub that leaves says so before its listener closes.
+        let mut told = Connected::new();
+        told.hub.withdraw();
+        told.send(&told.request()).await;
+        let (head, _) = told.answer().await;
+        assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
+        assert!(matches!(told.serving.await.unwrap(), Ok(Next::End)));
+    }
 }

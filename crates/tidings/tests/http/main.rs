@@ -10,6 +10,7 @@ mod access;
 mod connections;
 mod cookies;
 mod cross_origin;
+mod direct;
 mod encryption;
 mod expiry;
 mod follow;

@@ -471,8 +471,8 @@ async fn a_stream_of_lines_ends_with_its_credential_and_at_a_drain() {
             .unwrap();
         (sender, request.await.unwrap().unwrap())
     };
-    // A token serves a leeway of 60 s beyond its end.
-    let (_expiring, expiring) = open(&token("u", -59, json!({}))).await;
+    // A token serves a leeway of 60 s beyond its end, which is a whole second.
+    let (_expiring, expiring) = open(&token("u", -58, json!({}))).await;
     let rest = tokio::time::timeout(Duration::from_secs(20), expiring.text());
     let text = rest.await.expect("the stream ends").unwrap();
     let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();

@@ -304,6 +304,8 @@ pub(super) struct TopicRecord {
 }
 
 const RECORD_VERSION: u8 = 1;
+/// Bytes of a record without properties.
+const RECORD_BYTES: usize = 74;
 const CLOSED: u8 = 1 << 1;
 const HAS_EVENTS: u8 = 1 << 2;
 
@@ -370,7 +372,8 @@ impl TopicRecord {
         let mut flags = 0;
         flags |= if self.closed { CLOSED } else { 0 };
         flags |= if self.has_events { HAS_EVENTS } else { 0 };
-        let mut out = vec![0, 0, 0, 0, RECORD_VERSION, flags];
+        let mut out = Vec::with_capacity(RECORD_BYTES);
+        out.extend([0, 0, 0, 0, RECORD_VERSION, flags]);
         out.extend(self.id.to_be_bytes());
         out.extend(self.incarnation.to_be_bytes());
         out.extend(self.tail_fingerprint.0.to_be_bytes());
