@@ -97,16 +97,22 @@ pub(super) async fn measure_latency(shared: Shared, kind: Kind, load: Load) -> V
     tokens::run(&publishing, &following, load, PERIOD, Form::Requests).await
 }
 
-/// Fan-out of one topic to so many readers at one node, and as many at each of three.
+/// Fan-out of one topic to so many readers at each of three nodes, beside one node with as many, and
+/// one with all of them: what three processes and three times the sockets cost is not the nodes'.
 pub(super) async fn measure_fanout(shared: Shared, kind: Kind, load: Load) -> Vec<Figure> {
     let services = Services::start(shared);
     let mut measured = Vec::new();
-    for nodes in [1, 3] {
+    for (nodes, at_each) in [(1, load.n), (1, 3 * load.n), (3, load.n)] {
         let nodes: Vec<Server> =
             (0..nodes).map(|_| Server::start(kind, services.setup())).collect();
-        measured.push(Readers::open(&nodes, load.n).await.run(load, AHEAD).await);
+        measured.push(Readers::open(&nodes, at_each).await.run(load, AHEAD).await);
     }
-    let [alone, three] = [&measured[0], &measured[1]];
-    let times = three[1].value / alone[1].value;
-    vec![three[0], three[1], Figure::new("CPU to one node's", Unit::Times, times)]
+    let [alone, crowded, [rate, cpu]] = [measured[0], measured[1], measured[2]];
+    let beside = |name, one: [Figure; 2]| Figure::new(name, Unit::Times, cpu.value / one[1].value);
+    vec![
+        rate,
+        cpu,
+        beside("CPU to one node's", alone),
+        beside("to one node's with all readers", crowded),
+    ]
 }
