@@ -16,7 +16,7 @@ use std::sync::{Arc, LazyLock};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use bytes::Bytes;
 
-pub use crate::http::fuzzing::{cloudevents, json_body, ndjson, query};
+pub use crate::http::fuzzing::{cloudevents, json_body, ndjson, query, request_head};
 use crate::{
     auth::{
         Algorithm, ApiKey, ApiKeySettings, AuthSettings, Authenticator, JwtKeySettings, Secret,
@@ -46,6 +46,7 @@ pub const TARGETS: &[Target] = &[
     ("json_body", json_body),
     ("ndjson", ndjson),
     ("query", query),
+    ("request_head", request_head),
     ("record", stored_record),
     ("token", token),
     ("topic", topic),

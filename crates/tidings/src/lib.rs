@@ -26,6 +26,7 @@ pub mod model;
 pub mod publish;
 mod quota;
 mod relay;
+mod request;
 mod retention;
 pub mod revocation;
 mod ring;

@@ -14,14 +14,14 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::Bytes;
 use httpdate::HttpDate;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     time::{Instant, Sleep, sleep_until},
 };
 use tokio_util::{io::poll_read_buf, sync::CancellationToken};
-use tracing::{Instrument as _, Level, Span};
+use tracing::{Instrument as _, level_filters::LevelFilter};
 
 use super::{
     admission::room_for_body,
@@ -33,17 +33,21 @@ use super::{
     serve::ServeSettings,
     socket::Reads,
 };
-use crate::model::Timestamp;
+use crate::{model::Timestamp, request};
 
 /// A request that is answered here begins with this.
 const FIRST_LINE: &[u8] = b"POST /v1/events HTTP/1.1\r\n";
-/// Longest request that is answered here, head and body, bytes: what hyper's buffer may grow to for
-/// a head alone.
+/// Longest request that is answered here, head and body, bytes: half of what hyper's buffer may grow
+/// to for a head alone.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// Fields of such a request's head: clients and the libraries that trace them send about ten.
 const FIELDS_MAX: usize = 32;
-/// What a connection has room for at first, bytes: a publish of one event.
+/// What is read at once, bytes: mostly a publish of one event.
 const BUFFER_BYTES: usize = 1024;
+/// What a quiet connection keeps of either buffer, bytes.
+const KEPT_BYTES: usize = 4 * 1024;
+/// The end of the year 9999.
+const SECONDS_MAX: u64 = 253_402_300_799;
 /// Fields that mean nothing to a publish.
 const MEANINGLESS: [&str; 8] = [
     "accept",
@@ -63,8 +67,13 @@ const OF_HANDLER: [&str; 3] = ["idempotency-key", "traceparent", "tracestate"];
 pub(super) enum Next {
     /// It has ended.
     End,
-    /// These bytes, and what comes behind them, are for hyper.
-    Hyper(Bytes),
+    /// It is for hyper.
+    Hyper {
+        /// What was read and is to be read again.
+        bytes: Bytes,
+        /// Since when a request's head is on its way, if these are a part of it.
+        begun: Option<Instant>,
+    },
 }
 
 /// Answers what publishes, until something else comes.
@@ -81,71 +90,131 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut ending = pin!(shutdown.cancelled());
-    let mut timer = Timer::default();
-    let mut bytes = BytesMut::with_capacity(BUFFER_BYTES);
-    let mut answer = Vec::with_capacity(BUFFER_BYTES);
+    let mut input = Input { io, bytes: Vec::new(), early: Vec::new(), timer: Timer::default() };
+    let mut answer = Vec::new();
     let body_max = app.hub.settings().body_read_max.min(BODY_GRACE);
     // Since when a request is on its way, and since when its head is here.
     let (mut begun, mut body_begun) = (None, None);
     loop {
-        let is_head_whole = match Request::look(&bytes) {
+        let missing = match Request::look(&input.bytes) {
             Looked::Whole(request) => {
                 answer.clear();
-                let is_last = pin!(request.answer(app, shutdown, &mut answer)).await;
+                let answered = {
+                    let answering = pin!(request.answer(app, shutdown, &mut answer));
+                    unless_left(answering, input.io, &mut input.early).await?
+                };
+                let Some(is_last) = answered else { break };
                 let count = request.count;
-                io.write_all(&answer).await?;
+                input.io.write_all(&answer).await?;
                 // TLS keeps what the socket did not take.
-                io.flush().await?;
+                input.io.flush().await?;
                 if is_last {
                     break;
                 }
-                bytes.advance(count);
+                input.bytes.drain(..count);
+                input.bytes.append(&mut input.early);
                 (begun, body_begun) = (None, None);
                 continue;
             }
-            Looked::Other => return Ok(Next::Hyper(bytes.freeze())),
-            Looked::Part { is_head_whole } => is_head_whole,
+            Looked::Other => return Ok(Next::Hyper { bytes: input.bytes.into(), begun }),
+            Looked::Part(missing) => missing,
         };
-        let is_idle = bytes.is_empty();
-        let ends = if is_idle {
-            Instant::now() + settings.idle
-        } else if is_head_whole {
-            *body_begun.get_or_insert_with(Instant::now) + body_max
-        } else {
-            *begun.get_or_insert_with(Instant::now) + settings.head
+        let ends = match missing {
+            Missing::All => {
+                // Large ones may have been long ago.
+                input.bytes.shrink_to(KEPT_BYTES);
+                answer.clear();
+                answer.shrink_to(KEPT_BYTES);
+                Instant::now() + settings.idle
+            }
+            Missing::Head => *begun.get_or_insert_with(Instant::now) + settings.head,
+            Missing::Body(_) => *body_begun.get_or_insert_with(Instant::now) + body_max,
         };
-        // To its front, where there was a request before.
-        bytes.reserve(BUFFER_BYTES);
-        let came = poll_fn(|context| {
-            let read = poll_read_buf(Pin::new(&mut *io), context, &mut bytes)?;
-            if let Poll::Ready(count) = read {
-                return Poll::Ready(io::Result::Ok(Came::Bytes(count)));
-            }
-            if is_idle && ending.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Ok(Came::Bytes(0)));
-            }
-            timer.poll_until(ends, context).map(|()| Ok(Came::Late))
-        });
-        match came.await? {
-            Came::Bytes(1..) => {}
-            Came::Bytes(0) | Came::Late if is_idle => break,
-            Came::Late if !is_head_whole => {
+        match (input.more(missing, ends, ending.as_mut()).await?, missing) {
+            (Came::Enough, _) => {}
+            (Came::End | Came::Late, Missing::All) => break,
+            (Came::Late, Missing::Head) => {
                 let late = "head did not come in time";
                 return Err(io::Error::new(io::ErrorKind::TimedOut, late));
             }
-            // A body that is late or breaks off: the router gives it as long once more, and has words.
-            Came::Bytes(0) | Came::Late => return Ok(Next::Hyper(bytes.freeze())),
+            // A head that breaks off, or a body that does or is late: the router gives that as long
+            // once more, and has words.
+            (Came::End | Came::Late, _) => {
+                return Ok(Next::Hyper { bytes: input.bytes.into(), begun });
+            }
         }
     }
     io.shutdown().await?;
     Ok(Next::End)
 }
 
+/// What comes on a connection.
+struct Input<'a, S> {
+    io: &'a mut Reads<S>,
+    /// What was read and is not answered yet.
+    bytes: Vec<u8>,
+    /// What came while a request was answered.
+    early: Vec<u8>,
+    timer: Timer,
+}
+
 /// What came of waiting for more.
 enum Came {
-    /// So many bytes; none: no more will come.
-    Bytes(usize),
+    /// Perhaps what is missing.
+    Enough,
+    /// No more will come.
+    End,
     Late,
+}
+
+impl<S: AsyncRead + Unpin> Input<'_, S> {
+    /// Waits for what is missing, and between requests for the server's end too.
+    async fn more(
+        &mut self,
+        missing: Missing,
+        ends: Instant,
+        mut ending: Pin<&mut impl Future<Output = ()>>,
+    ) -> io::Result<Came> {
+        let Self { io, bytes, timer, .. } = self;
+        poll_fn(|context| {
+            loop {
+                let known = bytes.len();
+                bytes.reserve(BUFFER_BYTES);
+                match poll_read_buf(Pin::new(&mut **io), context, bytes)? {
+                    Poll::Ready(0) => return Poll::Ready(Ok(Came::End)),
+                    Poll::Ready(_) if missing.may_be_in(bytes, known) => {
+                        return Poll::Ready(Ok(Came::Enough));
+                    }
+                    Poll::Ready(_) => {}
+                    Poll::Pending => break,
+                }
+            }
+            if missing == Missing::All && ending.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Ok(Came::End));
+            }
+            timer.poll_until(ends, context).map(|()| Ok(Came::Late))
+        })
+        .await
+    }
+}
+
+/// Waits for an answer; `None`: its client has left, or closed its side, and is not served any more.
+/// What else it sends is kept.
+async fn unless_left<S: AsyncRead + Unpin>(
+    mut answering: Pin<&mut impl Future<Output = bool>>,
+    io: &mut Reads<S>,
+    early: &mut Vec<u8>,
+) -> io::Result<Option<bool>> {
+    poll_fn(|context| {
+        if let Poll::Ready(is_last) = answering.as_mut().poll(context) {
+            return Poll::Ready(Ok(Some(is_last)));
+        }
+        if early.is_empty() && ready!(poll_read_buf(Pin::new(&mut *io), context, early))? == 0 {
+            return Poll::Ready(Ok(None));
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// A deadline that is mostly moved on before it is over: the timer stays where it is until then.
@@ -170,32 +239,61 @@ impl Timer {
 
 /// What the bytes of a connection begin with.
 #[derive(Debug)]
-enum Looked<'a> {
+pub(super) enum Looked<'a> {
     /// A request that is answered here.
     Whole(Request<'a>),
     /// Perhaps the beginning of one.
-    Part { is_head_whole: bool },
+    Part(Missing),
     /// Something else.
     Other,
 }
 
+/// What is missing of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    All,
+    /// Some of its head.
+    Head,
+    /// Some of its body; it has so many bytes in all.
+    Body(usize),
+}
+
+impl Missing {
+    /// Whether it may be here, with what came behind the bytes that are known. To look at all of a
+    /// head again for each of its bytes would cost the square of them.
+    fn may_be_in(self, bytes: &[u8], known: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Head => {
+                let came = bytes.get(known..).unwrap_or_default();
+                bytes.len() >= REQUEST_BYTES_MAX || came.contains(&b'\n')
+            }
+            Self::Body(count) => bytes.len() >= count,
+        }
+    }
+}
+
 /// A publish.
 #[derive(Debug)]
-struct Request<'a> {
+pub(super) struct Request<'a> {
     bearer: &'a str,
     content_type: Option<&'a str>,
     /// Fields that the handler reads itself; mostly none.
     headers: HeaderMap,
-    body: &'a [u8],
+    pub(super) body: &'a [u8],
     /// Bytes of all of it.
-    count: usize,
+    pub(super) count: usize,
 }
 
 impl<'a> Request<'a> {
-    fn look(bytes: &'a [u8]) -> Looked<'a> {
+    pub(super) fn look(bytes: &'a [u8]) -> Looked<'a> {
         if !bytes.starts_with(FIRST_LINE) {
             let is_part = FIRST_LINE.starts_with(bytes);
-            return if is_part { Looked::Part { is_head_whole: false } } else { Looked::Other };
+            return match bytes {
+                [] => Looked::Part(Missing::All),
+                _ if is_part => Looked::Part(Missing::Head),
+                _ => Looked::Other,
+            };
         }
         let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
         let mut head = httparse::Request::new(&mut []);
@@ -204,7 +302,7 @@ impl<'a> Request<'a> {
                 Self::of(head.headers, bytes, count).unwrap_or(Looked::Other)
             }
             Ok(httparse::Status::Partial) if bytes.len() < REQUEST_BYTES_MAX => {
-                Looked::Part { is_head_whole: false }
+                Looked::Part(Missing::Head)
             }
             _ => Looked::Other,
         }
@@ -254,14 +352,13 @@ impl<'a> Request<'a> {
         let count = head_count.checked_add(length).filter(|count| *count <= REQUEST_BYTES_MAX)?;
         Some(match bytes.get(head_count..count) {
             Some(body) => Looked::Whole(Self { bearer, content_type, headers, body, count }),
-            None => Looked::Part { is_head_whole: true },
+            None => Looked::Part(Missing::Body(count)),
         })
     }
 
     /// Writes its answer; true: the connection ends with it.
     async fn answer(&self, app: &App, shutdown: &CancellationToken, out: &mut Vec<u8>) -> bool {
-        let (id, observed) = (problem::new_id(), Observed::publish());
-        let span = || problem::span(&id, "POST", "/v1/events");
+        let (id, observed) = (request::new_id(), Observed::publish());
         // Pinned where they are made: moved into all that is around them, they are copied each time.
         let work = pin!(async {
             let grant = match authenticate_bearer(app, self.bearer).await {
@@ -276,13 +373,18 @@ impl<'a> Request<'a> {
             };
             pin!(events::publish_body(app, &grant, asked, body)).await
         });
-        let work = problem::answer_panics(work, span, Answer::from);
-        // Nothing is logged of most of them, and a span takes a tenth of what they do.
-        let around = if tracing::enabled!(Level::DEBUG) { span() } else { Span::none() };
-        let answer = problem::within(id.clone(), work.instrument(around.clone())).await;
-        let status = answer.status();
-        let around = if around.is_none() && status.is_server_error() { span() } else { around };
-        around.in_scope(|| observed.answered(status, false, app.hub.metrics()));
+        let work = async {
+            let answer = problem::answer_panics(work, Answer::from).await;
+            observed.answered(answer.status(), false, app.hub.metrics());
+            answer
+        };
+        // Whatever crate or module is asked for its details, what it says belongs to a request.
+        let answer = if LevelFilter::current() >= LevelFilter::DEBUG {
+            let work = work.instrument(request::publish_span(&id));
+            request::within(id.clone(), work).await
+        } else {
+            request::within_publish(id.clone(), work).await
+        };
         let is_last = app.hub.is_leaving() || shutdown.is_cancelled();
         write(out, answer, &id, app.hub.clock().now(), is_last);
         is_last
@@ -302,7 +404,9 @@ fn write(out: &mut Vec<u8>, answer: Answer, id: &str, now: Timestamp, is_last: b
     if is_last {
         put(&[b"\r\nconnection: close"]);
     }
-    let date = HttpDate::from(SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs()));
+    // There are four digits for the year.
+    let now = Duration::from_secs(now.as_secs().min(SECONDS_MAX));
+    let date = HttpDate::from(SystemTime::UNIX_EPOCH + now);
     // Writing to memory does not fail.
     let _ = write!(out, "\r\ncontent-length: {}\r\ndate: {date}\r\n\r\n", body.len());
     out.extend_from_slice(body.as_bytes());
@@ -318,11 +422,15 @@ mod tests {
         task::JoinHandle,
     };
 
-    use super::{super::socket::detect, *};
+    use super::{
+        super::{fuzzing::request_head, socket::detect},
+        *,
+    };
     use crate::{
         Hub,
-        auth::{ApiKey, AuthSettings, Authenticator},
+        auth::{ApiKey, AuthSettings, Authenticator, Grant},
         http::HttpSettings,
+        model::Tenant,
     };
 
     const EVENT: &str = r#"{"topic":"a","type":"t","data":1}"#;
@@ -425,8 +533,13 @@ mod tests {
         let head = whole.len() - EVENT.len();
         for count in 0..whole.len() {
             let looked = Request::look(&whole.as_bytes()[..count]);
-            let Looked::Part { is_head_whole } = looked else { panic!("{count}: {looked:?}") };
-            assert_eq!(is_head_whole, count >= head, "{count}");
+            let Looked::Part(missing) = looked else { panic!("{count}: {looked:?}") };
+            let expected = match count {
+                0 => Missing::All,
+                _ if count < head => Missing::Head,
+                _ => Missing::Body(whole.len()),
+            };
+            assert_eq!(missing, expected, "{count}");
         }
         let Looked::Whole(request) = Request::look(whole.as_bytes()) else { panic!() };
         assert_eq!((request.count, request.body), (whole.len(), EVENT.as_bytes()));
@@ -438,23 +551,10 @@ mod tests {
         fn no_bytes_are_taken_for_a_request_that_others_would_read_otherwise(
             place in 0_usize..400, count in 0_usize..40, put in "[ -~\r\n]{0,40}",
         ) {
-            let good = request("k", "User-Agent: a\r\nAccept: b\r\n", EVENT);
-            let mut bytes = good.clone();
+            let mut bytes = request("k", "User-Agent: a\r\nAccept: b\r\n", EVENT);
             let place = place.min(bytes.len());
-            bytes.replace_range(place..(place + count).min(good.len()), &put);
-            if let Looked::Whole(found) = Request::look(bytes.as_bytes()) {
-                let (head, rest) = bytes.split_once("\r\n\r\n").unwrap();
-                let lengths: Vec<&str> = head
-                    .lines()
-                    .filter_map(|line| line.split_once(':'))
-                    .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-                    .map(|(_, value)| value.trim())
-                    .collect();
-                prop_assert_eq!(lengths, [found.body.len().to_string()]);
-                prop_assert!(rest.as_bytes().starts_with(found.body));
-                prop_assert_eq!(found.count, head.len() + 4 + found.body.len());
-                prop_assert!(!head.to_ascii_lowercase().contains("\ntransfer-encoding:"));
-            }
+            bytes.replace_range(place..(place + count).min(bytes.len()), &put);
+            request_head(bytes.as_bytes());
         }
     }
 
@@ -538,7 +638,7 @@ mod tests {
             connected.send(&both).await;
             connected.answer().await;
             let next = connected.serving.await.unwrap().unwrap();
-            let Next::Hyper(bytes) = next else { panic!("{next:?}") };
+            let Next::Hyper { bytes, .. } = next else { panic!("{next:?}") };
             assert_eq!(bytes, other);
         }
     }
@@ -555,10 +655,40 @@ mod tests {
                 connected.client.shutdown().await.unwrap();
             }
             let next = connected.serving.await.unwrap().unwrap();
-            let Next::Hyper(bytes) = next else { panic!("{next:?}") };
+            let Next::Hyper { bytes, .. } = next else { panic!("{next:?}") };
             assert_eq!(bytes, part);
             assert_eq!(begun.elapsed(), if is_late { BODY_GRACE } else { Duration::ZERO });
         }
+    }
+
+    /// What is read of a head goes on with the time that it has begun.
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_turns_out_to_be_another_has_what_is_left_of_its_time() {
+        let mut connected = Connected::new();
+        connected.send("POST /v1/ev").await;
+        let begun = Instant::now();
+        tokio::time::sleep(LIMIT / 2).await;
+        connected.send("erything HTTP/1.1\r\n").await;
+        let next = connected.serving.await.unwrap().unwrap();
+        let Next::Hyper { begun: Some(since), .. } = next else { panic!("{next:?}") };
+        assert_eq!(since, begun);
+    }
+
+    /// Broken on purpose, it failed: with nothing read while a request is answered.
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_is_not_served_any_more() {
+        let mut connected = Connected::new();
+        let of = |tenant| Grant::of_patterns(Tenant::parse(tenant).unwrap(), "other", &[], &[]);
+        let (quotas, hub) = (connected.hub.quotas(), &connected.hub);
+        // All of it, and one beyond: the request waits for room.
+        let _room = quotas.room(&of("a"), hub.settings().publish_waiting_bytes_max).await;
+        let _more = quotas.room(&of("b"), 1).await;
+        connected.send(&connected.request()).await;
+        tokio::task::yield_now().await;
+        let begun = Instant::now();
+        connected.client.shutdown().await.unwrap();
+        assert!(matches!(connected.serving.await.unwrap(), Ok(Next::End)));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

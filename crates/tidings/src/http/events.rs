@@ -35,6 +35,7 @@ use crate::{
     model::{Topic, TopicHash, json::escape_into},
     publish::{Publish, Published, unanswered},
     quota::Waiting,
+    request,
     settings::Settings,
     sse::GoAway,
 };
@@ -445,11 +446,12 @@ impl IntoResponse for Answer {
 /// A stream of events in, a stream of results out, a line each. Whatever but its client ends it is
 /// said in its last line; lines after the last result were not read.
 fn publish_stream(app: Arc<App>, publisher: Publisher, body: Body) -> Response {
-    let (request_id, bounds) = (problem::request_id(), bounds(&app.hub));
+    let (request_id, bounds) = (request::id(), bounds(&app.hub));
     let lines = Lines::new(body, bounds.event_bytes_max + LINE_OVERHEAD);
     let stream = stream::unfold(Some((lines, app, publisher)), move |state| {
         let request_id = request_id.clone();
-        problem::within(request_id, async move {
+        // After its handler has returned, and its span with it.
+        request::within_publish(request_id, async move {
             let (mut lines, app, mut publisher) = state?;
             let admitted = async {
                 let idle_max = app.hub.settings().publish_idle_max;

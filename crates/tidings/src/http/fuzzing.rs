@@ -6,7 +6,11 @@ use axum::{body::Body, http::HeaderMap};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, stream};
 
-use super::{events::Lines, follow, query as parameters};
+use super::{
+    direct::{Looked, Request},
+    events::Lines,
+    follow, query as parameters,
+};
 use crate::{
     error::Problem,
     fuzzing::check_event,
@@ -56,6 +60,27 @@ pub fn cloudevents(input: &[u8]) {
     match ingest::cloudevents_batch(input, BOUNDS, None) {
         Ok(drafts) => drafts.events.into_iter().for_each(check),
         Err(problem) => check_refusal(&problem),
+    }
+}
+
+/// A request's head: what is answered without hyper is what hyper would have read.
+pub fn request_head(input: &[u8]) {
+    let Looked::Whole(request) = Request::look(input) else { return };
+    let mut fields = [httparse::EMPTY_HEADER; 100];
+    let mut head = httparse::Request::new(&mut fields);
+    let parsed = head.parse(input).expect("it was parsed");
+    assert_eq!(parsed.unwrap() + request.body.len(), request.count);
+    assert_eq!((head.method, head.path, head.version), (Some("POST"), Some("/v1/events"), Some(1)));
+    let all = |name: &str| {
+        let fields = head.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+        fields.map(|field| field.value).collect::<Vec<_>>()
+    };
+    let length = |text| str::from_utf8(text).ok()?.parse::<usize>().ok();
+    let lengths: Vec<_> = all("content-length").into_iter().map(length).collect();
+    assert_eq!(lengths, [Some(request.body.len())]);
+    assert_eq!(all("authorization").len(), 1);
+    for name in ["transfer-encoding", "expect", "upgrade", "origin", "cookie", "content-encoding"] {
+        assert!(all(name).is_empty(), "{name}");
     }
 }
 

@@ -11,7 +11,10 @@ use axum::{
 };
 use tokio::time::Instant;
 
-use crate::metrics::{Metrics, RequestLabel};
+use crate::{
+    metrics::{Metrics, RequestLabel},
+    request,
+};
 
 /// A request that is being answered.
 pub(super) struct Observed {
@@ -49,7 +52,9 @@ impl Observed {
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         // Probes come every second while the hub is not ready, which was logged where it began.
         if status.is_server_error() && !self.is_probe {
-            tracing::warn!(status = status.as_u16(), took_us, "request failed");
+            request::logged(|| {
+                tracing::warn!(status = status.as_u16(), took_us, "request failed");
+            });
         } else {
             tracing::debug!(status = status.as_u16(), took_us, is_stream, "request answered");
         }

@@ -11,24 +11,18 @@ use axum::{
 use futures_util::FutureExt as _;
 use tracing::Instrument as _;
 
-use crate::error::{ErrorCode, Problem};
+use crate::{
+    error::{ErrorCode, Problem},
+    request,
+};
 
 /// The request's id, in the answer and in the log. Never taken from the caller.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-tokio::task_local! {
-    static REQUEST: String;
-}
-
-/// The id of the request that is being answered.
-pub(super) fn request_id() -> String {
-    REQUEST.try_with(Clone::clone).unwrap_or_default()
-}
-
 /// The problem as its JSON object, with the request's id.
 pub(super) fn to_json(problem: &Problem) -> serde_json::Value {
     let mut json = problem.to_json();
-    json.insert("request_id".to_owned(), request_id().into());
+    json.insert("request_id".to_owned(), request::id().into());
     serde_json::Value::Object(json)
 }
 
@@ -71,7 +65,7 @@ pub(super) fn head(problem: &Problem) -> (StatusCode, HeaderMap) {
 
 /// The whole HTTP/1.1 answer, for a connection that has no other way to refuse, and then ends.
 pub(super) fn raw(problem: &Problem) -> String {
-    let id = new_id();
+    let id = request::new_id();
     let mut body = problem.to_json();
     body.insert("request_id".to_owned(), id.clone().into());
     let body = serde_json::Value::Object(body).to_string();
@@ -97,9 +91,9 @@ pub(super) struct Named {
 }
 
 impl Named {
-    pub(super) fn of(request: &Request) -> Self {
-        let id = new_id();
-        let span = span(&id, request.method().as_str(), request.uri().path());
+    pub(super) fn of(asked: &Request) -> Self {
+        let id = request::new_id();
+        let span = request::span(&id, asked.method().as_str(), asked.uri().path());
         Self { id, span }
     }
 
@@ -109,8 +103,8 @@ impl Named {
         answer: impl Future<Output = Response>,
     ) -> impl Future<Output = Response> {
         let value = HeaderValue::from_str(&self.id).ok();
-        let answered = answer_panics(answer, tracing::Span::current, Problem::into_response);
-        REQUEST.scope(self.id, answered.instrument(self.span)).map(|mut response| {
+        let answered = answer_panics(answer, Problem::into_response);
+        request::within(self.id, answered.instrument(self.span)).map(|mut response| {
             if let Some(value) = value {
                 response.headers_mut().insert(REQUEST_ID, value);
             }
@@ -119,32 +113,16 @@ impl Named {
     }
 }
 
-/// A new request's id.
-pub(super) fn new_id() -> String {
-    uuid::Uuid::now_v7().simple().to_string()
-}
-
-/// What is logged of a request is within this.
-pub(super) fn span(id: &str, method: &str, path: &str) -> tracing::Span {
-    tracing::info_span!("request", request_id = id, method, path)
-}
-
-/// A handler that panics is answered for, and its panic logged within a span.
+/// A handler that panics is answered for.
 pub(super) async fn answer_panics<T>(
     answer: impl Future<Output = T>,
-    span: impl FnOnce() -> tracing::Span,
     refused: impl FnOnce(Problem) -> T,
 ) -> T {
     AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
-        span().in_scope(|| tracing::error!("a handler panicked"));
+        request::logged(|| tracing::error!("a handler panicked"));
         let detail = "the hub failed; its log has this request's id";
         refused(Problem::new(ErrorCode::Internal, detail))
     })
-}
-
-/// Goes on with a request's work under its id, after its handler has returned.
-pub(super) async fn within<T>(id: String, work: impl Future<Output = T>) -> T {
-    REQUEST.scope(id, work).await
 }
 
 #[cfg(test)]
@@ -157,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    async fn answer(handler: fn() -> Response) -> (StatusCode, http::HeaderMap, serde_json::Value) {
+    async fn answer(handler: fn() -> Response) -> (StatusCode, HeaderMap, serde_json::Value) {
         let app = Router::new().route("/", get(async move || handler()));
         let app = app.layer(middleware::from_fn(identify));
         // An id of the caller's own is not taken.

@@ -320,8 +320,16 @@ impl Heads {
 }
 
 impl<T> Reads<T> {
-    /// Asks for HTTP/1 heads in time.
-    pub(super) fn hurried(self, requests: Requests, head_max: Duration) -> Self {
+    /// Asks for HTTP/1 heads in time; a part of the first may have come at this moment.
+    pub(super) fn hurried(
+        self,
+        requests: Requests,
+        head_max: Duration,
+        begun: Option<Instant>,
+    ) -> Self {
+        if let Some(begun) = begun {
+            requests.set(Phase::Head(begun + head_max));
+        }
         Self { heads: Some(Heads { requests, head_max, timer: None }), ..self }
     }
 
@@ -509,7 +517,7 @@ mod tests {
         let (mut client, server) = duplex(64);
         let requests = Requests::new();
         let server = Reads { io: server, first: Bytes::new(), heads: None, instead: Bytes::new() };
-        let mut server = server.hurried(requests.clone(), LIMIT);
+        let mut server = server.hurried(requests.clone(), LIMIT, None);
         let mut bytes = [0; 64];
         for _ in 0..2 {
             // Ten times the limit between requests, and while one is answered.

@@ -250,20 +250,25 @@ impl Transport {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let mut begun = None;
         if let Some(app) = &service.app {
             // In a box: a reader's connection is soon done with it.
             let publishing = direct::serve(&mut stream, app, &self.settings, &self.shutdown);
             match Box::pin(publishing).await? {
                 Next::End => return Ok(None),
-                Next::Hyper(bytes) => stream = stream.reread(&bytes),
+                Next::Hyper { bytes, begun: since } => {
+                    (stream, begun) = (stream.reread(&bytes), since);
+                }
             }
         }
-        self.by_hyper(stream, peer, &service.router).await
+        self.by_hyper(stream, begun, peer, &service.router).await
     }
 
+    /// Serves requests by hyper; a part of the first may have come at this moment.
     async fn by_hyper<S>(
         &self,
         stream: Reads<S>,
+        begun: Option<Instant>,
         peer: Peer,
         app: &Router,
     ) -> Result<Option<Left<S>>, Failure>
@@ -274,7 +279,7 @@ impl Transport {
         let requests = Requests::new();
         let is_last = Arc::new(AtomicBool::new(false));
         let lingers = Arc::new(AtomicBool::new(false));
-        let stream = stream.hurried(requests.clone(), self.settings.head);
+        let stream = stream.hurried(requests.clone(), self.settings.head, begun);
         let service = service_fn({
             let (requests, is_last) = (requests.clone(), Arc::clone(&is_last));
             let lingers = Arc::clone(&lingers);
@@ -308,12 +313,17 @@ impl Transport {
         let mut shutdown = pin!(self.shutdown.cancelled());
         let mut is_ending = false;
         let left = poll_fn(|context| {
+            // What has come already is answered: told to end before it has read anything, hyper
+            // would end at once.
+            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(context) {
+                return Poll::Ready(ended.map(|()| None));
+            }
             if !is_ending && shutdown.as_mut().poll(context).is_ready() {
                 is_ending = true;
                 Pin::new(&mut connection).graceful_shutdown();
-            }
-            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(context) {
-                return Poll::Ready(ended.map(|()| None));
+                if let Poll::Ready(ended) = Pin::new(&mut connection).poll(context) {
+                    return Poll::Ready(ended.map(|()| None));
+                }
             }
             requests.left().map_or(Poll::Pending, |body| Poll::Ready(Ok(Some(body))))
         });
@@ -634,9 +644,15 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
+        task::JoinHandle,
     };
 
     use super::*;
+    use crate::{
+        Hub,
+        auth::{ApiKey, AuthSettings, Authenticator},
+        http::HttpSettings,
+    };
 
     /// What a peer of this address is answered on a port with TLS.
     async fn cleartext_answer(address: &str, allow_cleartext: bool) -> String {
@@ -665,6 +681,68 @@ mod tests {
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+
+    /// A connection to a hub whose router has no routes.
+    async fn connected(shutdown: &CancellationToken) -> (TcpStream, JoinHandle<()>, String) {
+        let (key, mut entry) = ApiKey::generate();
+        entry.write = vec!["**".to_owned()];
+        let settings = AuthSettings { api_keys: vec![entry], ..AuthSettings::default() };
+        let authenticator = Arc::new(Authenticator::new(&settings).unwrap());
+        let service = Hub::builder().start().service(authenticator, &HttpSettings::default());
+        let service = Service { router: Router::new(), ..service.unwrap() };
+        let transport = Transport::new(
+            service,
+            ServeSettings::default(),
+            None,
+            shutdown.clone(),
+            TaskTracker::new(),
+            CancellationToken::new(),
+        );
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, address) = listener.accept().await.unwrap();
+        let serving = tokio::spawn(async move { transport.serve(stream, address).await });
+        (client, serving, key.expose().to_owned())
+    }
+
+    /// Broken on purpose, it failed: with everything given to hyper.
+    #[tokio::test]
+    async fn a_plain_publish_needs_no_router_and_what_follows_has_one() {
+        let (mut client, serving, key) = connected(&CancellationToken::new()).await;
+        let event = r#"{"topic":"a","type":"t"}"#;
+        let publish = format!(
+            "POST /v1/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{event}",
+            event.len()
+        );
+        let other = publish.replacen("host", "connection: close\r\nhost", 1);
+        let all = [&*publish, &publish, &other].concat();
+        client.write_all(all.as_bytes()).await.unwrap();
+        let mut answers = String::new();
+        client.read_to_string(&mut answers).await.unwrap();
+        let statuses: Vec<&str> =
+            answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+        assert_eq!(statuses, ["200", "200", "404"], "{answers}");
+        serving.await.unwrap();
+    }
+
+    /// Broken on purpose, it failed: with hyper told to end before it had read anything.
+    #[tokio::test]
+    async fn what_had_begun_when_the_server_ends_is_answered() {
+        let shutdown = CancellationToken::new();
+        let (mut client, serving, _) = connected(&shutdown).await;
+        client.write_all(b"POST /v1/events HTTP/1.1\r\nhost: a\r\n").await.unwrap();
+        // So that this much is read: the test's thread is the server's.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        shutdown.cancel();
+        client.write_all(b"x-whatever: 1\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+        serving.await.unwrap();
     }
 
     #[tokio::test]

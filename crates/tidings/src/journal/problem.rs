@@ -5,11 +5,14 @@
 use std::time::Duration;
 
 use super::{JournalError, Refusal};
-use crate::error::{ErrorCode, Problem};
+use crate::{
+    error::{ErrorCode, Problem},
+    request,
+};
 
 impl From<JournalError> for Problem {
     fn from(error: JournalError) -> Self {
-        tracing::error!(%error, "the journal did not answer");
+        request::logged(|| tracing::error!(%error, "the journal did not answer"));
         Self::new(ErrorCode::Unavailable, "the journal is unavailable, try again later")
             .after(Duration::from_secs(1))
     }

@@ -1,11 +1,15 @@
 //! Publishes that are answered from the connection's buffer, beside the same through the router.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
+use tidings::{
+    journal::{Journal, JournalSettings, embedded::EmbeddedJournal},
+    settings::{Rate, Settings},
+};
 use tokio::net::TcpStream;
 
-use super::support::{Server, raw};
+use super::support::{Log, Options, Server, problem_of, raw};
 
 /// Status, header fields and body of an answer; what differs from one to the next is left out.
 async fn asked(server: &Server, fields: &str, body: &str, is_direct: bool) -> Value {
@@ -22,16 +26,20 @@ async fn asked(server: &Server, fields: &str, body: &str, is_direct: bool) -> Va
     let (head, rest) = answers.split_once("\r\n\r\n").unwrap();
     let mut lines = head.lines();
     let status = lines.next().unwrap();
-    let mut fields: BTreeMap<&str, &str> =
-        lines.map(|line| line.split_once(": ").unwrap()).collect();
-    let length = fields["content-length"].parse().unwrap();
-    assert!(fields["date"].ends_with(" GMT"), "{head}");
-    assert!(fields["x-request-id"].len() == 32, "{head}");
-    let (body, last) = rest.split_at(length);
+    let mut fields: Vec<(&str, &str)> = lines.map(|line| line.split_once(": ").unwrap()).collect();
+    fields.sort_unstable();
+    let mut take = |name: &str| {
+        let place = fields.iter().position(|(field, _)| *field == name).unwrap();
+        fields.remove(place).1
+    };
+    assert!(take("date").ends_with(" GMT"), "{head}");
+    let request_id = take("x-request-id");
+    assert_eq!(request_id.len(), 32, "{head}");
+    let (body, last) = rest.split_at(take("content-length").parse().unwrap());
     assert!(last.starts_with("HTTP/1.1 404 "), "{last}");
     let mut body: Value = serde_json::from_str(body).unwrap();
     if let Some(id) = body.get("request_id") {
-        assert_eq!(id, fields["x-request-id"]);
+        assert_eq!(id, request_id);
         body["request_id"] = Value::Null;
     }
     for result in body["results"].as_array_mut().into_iter().flatten() {
@@ -44,9 +52,6 @@ async fn asked(server: &Server, fields: &str, body: &str, is_direct: bool) -> Va
         if let Some(error) = result.get_mut("error") {
             error["request_id"] = Value::Null;
         }
-    }
-    for name in ["date", "x-request-id", "content-length"] {
-        fields.remove(name);
     }
     json!({ "status": status, "fields": fields, "body": body })
 }
@@ -102,4 +107,63 @@ async fn a_key_for_repeats_and_a_trace_are_carried_on() {
     let mut reader = server.follow("topic=a&since=earliest").await;
     let event = reader.event().await.json();
     assert_eq!((&event["traceparent"], &event["tracestate"]), (&json!(parent), &json!("a=b")));
+}
+
+#[tokio::test]
+async fn limits_refuse_as_through_the_router() {
+    let settings = Settings {
+        publish_bytes_max: 40,
+        user_publish_rate: Rate { per_second: 1, burst: 1 },
+        ..Settings::default()
+    };
+    let server = Server::with(Options { settings, ..Options::default() }).await;
+    let fields =
+        format!("authorization: Bearer {}\r\ncontent-type: application/json\r\n", server.key);
+    let body = r#"{"topic":"a","type":"t"}"#;
+    for (body, status) in [(&*body.repeat(2), "413"), (body, "200"), (body, "429")] {
+        let mut direct = asked(&server, &fields, body, true).await;
+        assert_eq!(direct["status"].as_str().unwrap()[9..12], *status, "{direct}");
+        if status != "200" {
+            let mut routed = asked(&server, &fields, body, false).await;
+            // The time to come back shrinks meanwhile.
+            for answer in [&mut direct, &mut routed] {
+                answer["body"]["retry_after_ms"] = Value::Null;
+            }
+            assert_eq!(direct, routed);
+        }
+    }
+}
+
+/// Broken on purpose, it failed: with the journal's failure logged without its request.
+#[tokio::test]
+async fn what_is_logged_of_a_publish_has_the_id_of_its_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = EmbeddedJournal::open(directory.path(), JournalSettings::default()).unwrap();
+    let journal: Arc<dyn Journal> = journal;
+    let options = Options { journal: Some(Arc::clone(&journal)), ..Options::default() };
+    let server = Server::with(options).await;
+    let event = json!({ "topic": "a", "type": "t" }).to_string();
+    server.publish(&serde_json::from_str(&event).unwrap()).await;
+    journal.close().await;
+    let log = Log::of_this_thread(tracing::Level::INFO);
+    let mut ids = Vec::new();
+    let request = server.post("/v1/events").header("content-type", "application/json");
+    let (status, problem) = problem_of(request.body(event.clone()).send().await.unwrap()).await;
+    assert_eq!(status, 503);
+    ids.push(problem["request_id"].as_str().unwrap().to_owned());
+    let request = server.post("/v1/events").header("content-type", "application/x-ndjson");
+    let answer = request.body(event).send().await.unwrap();
+    ids.push(answer.headers()["x-request-id"].to_str().unwrap().to_owned());
+    assert!(answer.text().await.unwrap().contains("unavailable"));
+    let log = log.end();
+    for (id, what) in [
+        (&ids[0], "the journal did not answer"),
+        (&ids[0], "request failed"),
+        (&ids[1], "the journal did not answer"),
+    ] {
+        let said = log.lines().any(|line| line.contains(what) && line.contains(id.as_str()));
+        assert!(said, "{what} {id}\n{log}");
+    }
+    let of_none = |line: &&str| line.contains("did not answer") && !line.contains("request_id");
+    assert_eq!(log.lines().find(of_none), None);
 }

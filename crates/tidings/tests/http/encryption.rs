@@ -75,6 +75,13 @@ async fn http_1_and_2_are_chosen_by_alpn_and_cleartext_serves_loopback() {
         let builder = builder.no_proxy().tls_certs_only([root.clone()]);
         let client = builder.resolve("localhost", server.address).build().unwrap();
         let url = format!("https://localhost:{}/v1/events?topic=t", server.address.port());
+        for number in 0..2 {
+            let publish = client.post(url.split('?').next().unwrap()).bearer_auth(&server.key);
+            let publish = publish.header("content-type", "application/json");
+            let event = format!("{{\"topic\":\"other\",\"type\":\"x\",\"data\":{number}}}");
+            let answer = publish.body(event).send().await.unwrap();
+            assert_eq!((answer.version(), answer.status().as_u16()), (version, 200));
+        }
         let answer = client.get(url).bearer_auth(&server.key).send().await.unwrap();
         assert_eq!(answer.version(), version);
         let mut reader = Reader::of(answer);

@@ -1,6 +1,10 @@
 //! What the tests share: a server on port 0, credentials, and a reader of event streams.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Map, Value, json};
@@ -335,4 +339,43 @@ pub(crate) async fn raw(stream: &mut TcpStream, bytes: &[u8]) -> String {
     let reading = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer));
     let _ = reading.await.expect("the server closes the connection");
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// What is logged on this thread, on which server and client run.
+pub(crate) struct Log {
+    lines: Lines,
+    _guard: tracing::subscriber::DefaultGuard,
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub(crate) fn of_this_thread(level: tracing::Level) -> Self {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        Self { lines, _guard: tracing::subscriber::set_default(subscriber) }
+    }
+
+    /// All that was logged.
+    pub(crate) fn end(self) -> String {
+        String::from_utf8(self.lines.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

@@ -1,14 +1,9 @@
 //! Tickets: what uses one up, what does not, and where they are never seen.
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-};
-
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
-use super::support::{Reader, Server, json_of, problem_of, token};
+use super::support::{Log, Reader, Server, json_of, problem_of, token};
 
 async fn ticket(server: &Server, bearer: &str) -> String {
     let request = server.anonymous(Method::POST, "/v1/tickets").bearer_auth(bearer);
@@ -120,33 +115,11 @@ async fn of_two_uses_at_once_one_wins_also_as_pages() {
     }
 }
 
-/// The lines of a log.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Broken on purpose: a span with the whole address makes it fail.
 #[tokio::test]
 async fn no_log_line_and_no_answer_has_a_ticket_or_a_token() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
-        .with_writer(move || writer.clone())
-        .finish();
-    // For this thread, on which server and client run; what the client logs is its own affair.
-    let guard = tracing::subscriber::set_default(subscriber);
+    // What the client logs is its own affair.
+    let log = Log::of_this_thread(tracing::Level::TRACE);
     let server = Server::start().await;
     let bearer = token("42", 600, json!({}));
     let ticket = ticket(&server, &bearer).await;
@@ -163,8 +136,7 @@ async fn no_log_line_and_no_answer_has_a_ticket_or_a_token() {
     let wrong = server.anonymous(Method::GET, "/v1/topics").bearer_auth(format!("{bearer}x"));
     answers.push(problem_of(wrong.send().await.unwrap()).await.1);
     server.hub.shutdown().await;
-    drop(guard);
-    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let log = log.end();
     let ours: Vec<&str> = log
         .lines()
         .filter(|line| line.contains("tidings") || line.contains("hyper::proto"))
