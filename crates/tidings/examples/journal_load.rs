@@ -132,7 +132,7 @@ async fn open(place: &str) -> Arc<dyn Journal> {
         return PostgresJournal::open(options, settings).await.unwrap();
     }
     let journal = RedisJournal::open(RedisOptions::new(place), settings).await.unwrap();
-    println!("Redis acknowledges with an append-only file: {:?}", journal.durability());
+    println!("Redis acknowledges with an append-only file: {:?}", journal.durability(&topic(0)));
     journal
 }
 

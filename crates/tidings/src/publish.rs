@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     error::{ErrorCode, Problem},
     hub::Hub,
-    journal::{Append, Dedup, Outcome, Properties, judge_owner},
+    journal::{Append, Dedup, Durability, Outcome, Properties, judge_owner},
     model::{
         Class, Cursor, EventId, EventType, JsonText, NewEvent, Offset, Position, StateKey, Tenant,
         Topic, TopicKey, limits::DEDUP_WINDOW,
@@ -65,6 +65,8 @@ pub struct Published {
     pub position: Option<Position>,
     /// Whether its id was stored before; the position is the first one's.
     pub duplicate: bool,
+    /// When it is on a disk; ephemeral events never are.
+    pub durability: Durability,
 }
 
 impl Published {
@@ -153,7 +155,7 @@ impl Hub {
             judge_owner(Some(&owner), Some(&info.properties)).map_err(|r| Problem::from(&r))?;
         }
         self.topics().ephemeral(&key, Arc::new(event)).map_err(|r| Problem::from(&r))?;
-        Ok(Published { id, topic, position: None, duplicate: false })
+        Ok(Published { id, topic, position: None, duplicate: false, durability: Durability::Never })
     }
 
     async fn append(&self, group: Group) -> Vec<(usize, Result<Published, Problem>)> {
@@ -173,12 +175,14 @@ impl Hub {
                 return numbers.into_iter().map(failed).collect();
             }
         };
+        let durability = self.journal().durability(&topic);
         let answer = |((number, id), outcome): ((usize, EventId), Outcome)| {
             let published = |position, duplicate| Published {
                 id,
                 topic: topic.topic.clone(),
                 position: Some(position),
                 duplicate,
+                durability,
             };
             let answer = match outcome {
                 Outcome::Stored(position) => Ok(published(position, false)),

@@ -31,6 +31,7 @@ use crate::{
     error::{ErrorCode, Problem},
     hub::Hub,
     ingest::{self, Bounds, Draft, Drafts, Fields, Parameter, cloudevents, trace::TraceContext},
+    journal::Durability,
     metrics::Metrics,
     model::{Topic, TopicHash, json::escape_into},
     publish::{Publish, Published, unanswered},
@@ -369,7 +370,11 @@ impl Results {
             None => out.push_str("null,\"cursor\":null"),
         }
         out.push_str(",\"duplicate\":");
-        out.push_str(if published.duplicate { "true}" } else { "false}" });
+        out.push_str(if published.duplicate { "true" } else { "false" });
+        if published.position.is_some() && published.durability != Durability::Always {
+            let _ = write!(out, ",\"durability\":\"{}\"", published.durability.as_str());
+        }
+        out.push('}');
     }
 }
 

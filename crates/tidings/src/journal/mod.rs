@@ -31,6 +31,33 @@ use crate::model::{
     limits,
 };
 
+/// When what was acknowledged is on a disk. What Redis calls `appendfsync`; the other journals always
+/// wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Before it is acknowledged: `appendonly yes`, `appendfsync always`.
+    Always,
+    /// A second later, so a power cut loses that second: `appendfsync everysec`.
+    EverySecond,
+    /// When the operating system likes: `appendfsync no`.
+    Sometime,
+    /// With the next snapshot, or never: `appendonly no`.
+    Never,
+}
+
+impl Durability {
+    /// As answers and logs name it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::EverySecond => "everysec",
+            Self::Sometime => "no",
+            Self::Never => "off",
+        }
+    }
+}
+
 /// Ordered, durable histories of topics.
 #[async_trait]
 pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
@@ -122,6 +149,11 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
     /// Why the journal takes no appends to this topic now; `None` while it does.
     fn failure_of(&self, _: &TopicKey) -> Option<String> {
         self.failure()
+    }
+
+    /// When what is acknowledged of this topic is on a disk.
+    fn durability(&self, _: &TopicKey) -> Durability {
+        Durability::Always
     }
 
     /// Damaged places that were met since the start; each was logged, with its topic, once.

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use futures_util::future::try_join_all;
 
 use super::{
-    Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError, Judged, Locate,
-    Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
+    Appended, Batch, Change, DeleteIf, Due, DueKind, Durability, Head, Journal, JournalError,
+    Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
 };
 use crate::model::{Offset, Pattern, Timestamp, TopicKey};
 
@@ -171,6 +171,10 @@ impl Journal for RoutedJournal {
 
     fn failure_of(&self, topic: &TopicKey) -> Option<String> {
         self.of(topic).failure_of(topic)
+    }
+
+    fn durability(&self, topic: &TopicKey) -> Durability {
+        self.of(topic).durability(topic)
     }
 
     fn damaged_places(&self) -> usize {

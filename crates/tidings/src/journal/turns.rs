@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
-    Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError, Judged, Locate,
-    Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
+    Appended, Batch, Change, DeleteIf, Due, DueKind, Durability, Head, Journal, JournalError,
+    Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
 };
 use crate::model::{Offset, Tenant, Timestamp, TopicKey};
 
@@ -183,6 +183,10 @@ impl Journal for Turns {
 
     fn failure_of(&self, topic: &TopicKey) -> Option<String> {
         self.journal.failure_of(topic)
+    }
+
+    fn durability(&self, topic: &TopicKey) -> Durability {
+        self.journal.durability(topic)
     }
 
     fn damaged_places(&self) -> usize {

@@ -17,7 +17,10 @@ use tidings::{
     Hub,
     error::{ErrorCode, Problem},
     journal::{Dedup, Journal, JournalError, PageLimit},
-    model::{EventId, EventType, JsonText, NewEvent, Offset, Position, Tenant, Topic, TopicKey},
+    model::{
+        EventId, EventType, JsonText, NewEvent, Offset, Position, Tenant, Timestamp, Topic,
+        TopicKey,
+    },
     publish::Publish,
     subscribe::{Follow, Item, Since, States},
 };
@@ -136,6 +139,17 @@ impl Load {
         timeout(RESUMES_WITHIN, self.goes_on()).await.expect("the nodes do not resume");
     }
 
+    /// Goes on while clocks jump, each node's by itself: an hour ahead, back, and behind.
+    pub(crate) async fn goes_on_while_clocks_jump(&self) {
+        const HOUR_MS: i64 = 3_600_000;
+        for off_ms in [HOUR_MS, -HOUR_MS, 0] {
+            for number in 0..NODES {
+                self.nodes.set_clock(number, off_ms);
+                self.goes_on().await;
+            }
+        }
+    }
+
     /// Waits until each publisher was refused once more.
     pub(crate) async fn is_refused(&self) {
         let refused = counts(&self.shared.refused);
@@ -189,6 +203,7 @@ impl Load {
 /// Everything that a topic holds.
 async fn hold(journal: &dyn Journal, topic: &str) -> Held {
     let (mut events, mut after) = (Vec::new(), Offset::ZERO);
+    let mut recorded_at = Timestamp::default();
     loop {
         let page = match journal.read(&key(topic), after, PageLimit::default()).await {
             Ok(page) => page,
@@ -201,6 +216,10 @@ async fn hold(journal: &dyn Journal, topic: &str) -> Held {
         let epoch = page.head.epoch;
         if page.events.is_empty() {
             return Held { epoch, events };
+        }
+        for event in &page.events {
+            assert!(recorded_at <= event.recorded_at, "{topic} went back in time: {event:?}");
+            recorded_at = event.recorded_at;
         }
         events.extend(page.events.iter().map(|event| {
             let at = Position { epoch, offset: event.offset, fingerprint: event.fingerprint };

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,8 +16,9 @@ use tidings::{
     Hub,
     auth::Secret,
     bus::{Announcement, Bus, Codec, Heard},
+    clock::{Clock, SystemClock},
     journal::Journal,
-    model::TopicKey,
+    model::{Timestamp, TopicKey},
     settings::Settings,
 };
 use tokio::{
@@ -41,8 +42,22 @@ pub(crate) struct Nodes {
     nodes: Vec<Node>,
 }
 
+/// A node's clock: the machine's, and as far off as it was told.
+#[derive(Debug, Default)]
+struct Jumping {
+    off_ms: AtomicI64,
+}
+
+impl Clock for Jumping {
+    fn now(&self) -> Timestamp {
+        let off = self.off_ms.load(Ordering::SeqCst);
+        Timestamp::from_millis(SystemClock.now().as_millis().saturating_add_signed(off))
+    }
+}
+
 struct Node {
     hub: Hub,
+    clock: Arc<Jumping>,
     /// Where everything of it runs; `None` once it was killed.
     runtime: Mutex<Option<Runtime>>,
     handle: Handle,
@@ -67,12 +82,14 @@ impl Nodes {
             let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
             let runtime = runtime.unwrap();
             let (opening, settings) = (open(), settings.clone());
+            let clock = Arc::<Jumping>::default();
+            let told = Arc::clone(&clock);
             let starting = runtime.spawn(async move {
                 let (journal, bus) = opening.await;
-                Hub::builder().journal(journal).bus(bus).settings(settings).start()
+                Hub::builder().journal(journal).bus(bus).settings(settings).clock(told).start()
             });
             let (hub, handle) = (starting.await.unwrap(), runtime.handle().clone());
-            nodes.push(Node { hub, runtime: Mutex::new(Some(runtime)), handle });
+            nodes.push(Node { hub, clock, runtime: Mutex::new(Some(runtime)), handle });
         }
         Arc::new(Self { nodes })
     }
@@ -96,6 +113,11 @@ impl Nodes {
         let places = (0..NODES).map(|ahead| (number + ahead) % NODES);
         let node = places.map(|place| &self.nodes[place]).find(|node| node.is_alive()).unwrap();
         node.handle.spawn(work(node.hub.clone()))
+    }
+
+    /// Sets a node's clock so many milliseconds ahead of the machine's, or behind it.
+    pub(crate) fn set_clock(&self, number: usize, off_ms: i64) {
+        self.nodes[number].clock.off_ms.store(off_ms, Ordering::SeqCst);
     }
 
     /// Ends a node as `kill -9` does: nothing of it is asked or told.

@@ -175,3 +175,13 @@ async fn a_node_on_postgres_that_dies_costs_its_readers_and_publishers_nothing()
     load.goes_on().await;
     check(load, &options).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_jump_cost_readers_and_publishers_nothing() {
+    let server = Postgres::shared().unwrap();
+    let options = options(server.url());
+    let nodes = nodes(&options).await;
+    let load = Load::start(&nodes, &TOPICS).await;
+    load.goes_on_while_clocks_jump().await;
+    check(load, &options).await;
+}

@@ -148,6 +148,16 @@ async fn a_node_that_dies_costs_its_readers_and_publishers_nothing() {
     check(load, &redis, Losses::None).await;
 }
 
+/// Broken on purpose: without the look at `written_at` in append.lua, topics go back in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_jump_cost_readers_and_publishers_nothing() {
+    let redis = Redis::start().unwrap();
+    let nodes = nodes(&redis).await;
+    let load = Load::start(&nodes, &TOPICS).await;
+    load.goes_on_while_clocks_jump().await;
+    check(load, &redis, Losses::None).await;
+}
+
 /// Sentinel promotes a replica that knows nothing of the last events. Some were acknowledged and
 /// are gone: every reader is told so, and goes on with what the replica has.
 ///

@@ -5,9 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::{Body, Method};
 use serde_json::{Value, json};
+use tidings::journal::{
+    JournalSettings,
+    redis::{RedisJournal, RedisOptions},
+};
+use tidings_services::Redis;
 use tokio::sync::mpsc;
 
-use super::support::{Server, json_of, problem_of, token};
+use super::support::{Options, Server, json_of, problem_of, token};
 
 /// The events of a topic from its beginning, without what the hub adds by itself.
 async fn held(server: &Server, topic: &str) -> Vec<Value> {
@@ -527,4 +532,24 @@ async fn events_carry_the_trace_that_their_request_belongs_to() {
         publish(malformed, plain, json!([event("c")])).await;
     }
     assert!(held(&server, "c").await.iter().all(|event| event.get("traceparent").is_none()));
+}
+
+#[tokio::test]
+async fn a_result_says_when_the_journals_server_acknowledges_before_its_disk_has_it() {
+    for (argument, said) in [
+        (["--appendfsync", "always"], Value::Null),
+        (["--appendfsync", "everysec"], json!("everysec")),
+        (["--appendfsync", "no"], json!("no")),
+        (["--appendonly", "no"], json!("off")),
+    ] {
+        let redis = Redis::start_with(&argument).unwrap();
+        let options = RedisOptions::new(redis.url());
+        let journal = RedisJournal::open(options, JournalSettings::default()).await.unwrap();
+        let server = Server::with(Options { journal: Some(journal), ..Options::default() }).await;
+        let event = json!({ "topic": "a", "type": "t", "id": "1" });
+        let ephemeral = json!({ "topic": "a", "type": "t", "class": "ephemeral" });
+        let results = server.publish(&json!([event, event, ephemeral])).await;
+        let levels: Vec<_> = results.iter().map(|result| &result["durability"]).collect();
+        assert_eq!(levels, [&said, &said, &Value::Null], "{argument:?}");
+    }
 }

@@ -8,8 +8,9 @@ use std::{path::Path, sync::Arc, time::Duration};
 use futures_util::future::{join, join_all};
 use tidings::{
     journal::{
-        Append, Appended, Batch, Dedup, Journal, JournalError, JournalSettings, Outcome, PageLimit,
-        redis::{Durability, RedisJournal, RedisOptions},
+        Append, Appended, Batch, Dedup, Durability, Journal, JournalError, JournalSettings,
+        Outcome, PageLimit,
+        redis::{RedisJournal, RedisOptions},
     },
     model::{
         Epoch, EventId, EventType, JsonText, NewEvent, Offset, Position, StateKey, Tenant,
@@ -76,7 +77,7 @@ async fn no_acknowledged_event_is_lost_or_doubled_by_kill_9_of_redis() {
     let mut redis = Redis::start().unwrap();
     let options = options(&redis);
     let journal = open(&options).await;
-    assert_eq!(journal.durability(), Some(Durability::Always));
+    assert_eq!(journal.durability(&topic("any")), Durability::Always);
     let stop = tokio_util::sync::CancellationToken::new();
     let writers = join_all((0..8).map(async |writer| {
         let topic = topic(&format!("t/{}", writer % 3));

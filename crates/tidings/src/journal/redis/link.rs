@@ -26,9 +26,12 @@ use super::{
     keys::{GROUPS, Keys},
     options::{Endpoint, RedisOptions},
     script::Script,
-    server::{Durability, Server},
+    server::Server,
 };
-use crate::{journal::JournalError, model::Epoch};
+use crate::{
+    journal::{Durability, JournalError},
+    model::Epoch,
+};
 
 /// How often the server is asked whether it is there …
 const PROBE_EVERY: Duration = Duration::from_millis(500);

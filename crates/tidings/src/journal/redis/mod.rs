@@ -17,9 +17,9 @@ use self::{
     script::Script,
 };
 use super::{
-    Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError, JournalSettings,
-    Judged, Locate, Page, PageLimit, Refusal, Retention, StateQuery, TopicInfo, TopicQuery,
-    page::Paging,
+    Appended, Batch, Change, DeleteIf, Due, DueKind, Durability, Head, Journal, JournalError,
+    JournalSettings, Judged, Locate, Page, PageLimit, Refusal, Retention, StateQuery, TopicInfo,
+    TopicQuery, page::Paging,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -35,8 +35,8 @@ mod options;
 mod script;
 mod server;
 
+pub use self::options::RedisOptions;
 pub(crate) use self::{keys::Keys, options::Endpoint};
-pub use self::{options::RedisOptions, server::Durability};
 
 /// How often a batch is made again because its topic's time had moved on. Only hubs whose clocks
 /// differ make it happen at all.
@@ -77,12 +77,6 @@ impl RedisJournal {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, JournalError> {
         Ok(Arc::new(Self { link: Link::open(options).await?, settings, clock }))
-    }
-
-    /// How durable the server keeps what it acknowledges; `None` while it does not answer.
-    #[must_use]
-    pub fn durability(&self) -> Option<Durability> {
-        self.link.durability()
     }
 
     async fn call(
@@ -332,6 +326,11 @@ impl Journal for RedisJournal {
 
     fn failure(&self) -> Option<String> {
         self.link.failure()
+    }
+
+    fn durability(&self, _: &TopicKey) -> Durability {
+        // What is not known is not promised.
+        self.link.durability().unwrap_or(Durability::Never)
     }
 
     async fn close(&self) {

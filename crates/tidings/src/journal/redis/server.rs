@@ -3,7 +3,7 @@
 use redis::{RedisError, aio::MultiplexedConnection};
 
 use super::options::RedisOptions;
-use crate::journal::JournalError;
+use crate::journal::{Durability, JournalError};
 
 /// Earlier ones have no flags on scripts.
 const MAJOR_MIN: u32 = 7;
@@ -22,31 +22,7 @@ pub(super) struct Server {
     pub(super) durability: Durability,
 }
 
-/// When what was acknowledged is on the server's disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// Before it is acknowledged: `appendonly yes`, `appendfsync always`.
-    Always,
-    /// A second later, so a power cut loses that second: `appendfsync everysec`.
-    EverySecond,
-    /// When the operating system likes: `appendfsync no`.
-    Sometime,
-    /// With the next snapshot, or never: `appendonly no`.
-    Never,
-}
-
 impl Durability {
-    /// As metrics and logs name it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Always => "always",
-            Self::EverySecond => "everysec",
-            Self::Sometime => "no",
-            Self::Never => "off",
-        }
-    }
-
     /// Warns of less than the best.
     pub(super) fn say(self, server: &str) {
         let level = self.as_str();
