@@ -13,7 +13,7 @@ use tidings::error::ErrorCode;
 /// The library's modules, each list below the next. A module may use its own list and those before.
 const LAYERS: &[&[&str]] = &[
     &["model"],
-    &["clock", "error", "metrics", "spans"],
+    &["clock", "error", "metrics", "request", "spans"],
     &["sse"],
     &["journal", "bus", "auth", "ring", "settings", "quota", "amqp"],
     &["topic_task"],
@@ -38,7 +38,8 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Crates that only the module `http` names.
-const HTTP_ONLY: &[&str] = &["axum", "hyper", "hyper_util", "tower", "tower_service"];
+const HTTP_ONLY: &[&str] =
+    &["axum", "httparse", "httpdate", "hyper", "hyper_util", "tower", "tower_service"];
 
 /// Words that are not in the model, and why.
 const NOT_IN_MODEL: &[(&str, &str)] = &[
