@@ -33,6 +33,8 @@ const ROUNDS: usize = 30;
 const TOPICS: [&str; 3] = ["load/a", "load/b", "load/c"];
 const PUBLISHERS: usize = 4;
 const READERS: usize = 4;
+/// Far longer than anything here may take: a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 /// The hub's process, and what its one line of JSON says.
 struct Hub {
@@ -145,7 +147,8 @@ async fn reader(url: String, token: String, shared: Arc<Shared>) -> History {
         if !last_id.is_empty() {
             request = request.header("last-event-id", &last_id);
         }
-        let Ok(answer) = request.send().await else {
+        let answer = timeout(PATIENCE, request.send()).await.expect("a reader is not answered");
+        let Ok(answer) = answer else {
             tokio::task::yield_now().await;
             continue;
         };
@@ -157,13 +160,18 @@ async fn reader(url: String, token: String, shared: Arc<Shared>) -> History {
         assert_eq!(answer.status(), 200);
         let mut stream = answer.bytes_stream();
         let mut buffer = Vec::new();
+        let mut came_at = Instant::now();
         loop {
             // Looks now and then whether it is done, also when nothing comes.
             let piece = timeout(Duration::from_millis(200), stream.next()).await;
             match piece {
-                Ok(Some(Ok(bytes))) => buffer.extend_from_slice(&bytes),
+                Ok(Some(Ok(bytes))) => {
+                    buffer.extend_from_slice(&bytes);
+                    came_at = Instant::now();
+                }
                 Ok(_) => break,
-                Err(_) => {}
+                // Heartbeats come more often.
+                Err(_) => assert!(came_at.elapsed() < PATIENCE, "silent behind {last_id}"),
             }
             while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
                 let block: Vec<u8> = buffer.drain(..end + 2).collect();
@@ -217,7 +225,7 @@ async fn everything_arrived(
     shared.complete.store(true, Ordering::SeqCst);
     let acked = shared.acked.lock().unwrap().clone();
     for reader in readers {
-        let seen = timeout(Duration::from_secs(60), reader).await.unwrap().unwrap();
+        let seen = timeout(2 * PATIENCE, reader).await.unwrap().unwrap();
         for (place, id) in &acked {
             assert_eq!(seen.get(place), Some(id), "{place:?}");
         }
