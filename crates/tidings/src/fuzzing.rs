@@ -46,8 +46,8 @@ pub const TARGETS: &[Target] = &[
     ("json_body", json_body),
     ("ndjson", ndjson),
     ("query", query),
-    ("request_head", request_head),
     ("record", stored_record),
+    ("request_head", request_head),
     ("token", token),
     ("topic", topic),
 ];

@@ -6,7 +6,7 @@
 
 use tracing::Span;
 
-/// What the id of a request is called in the log.
+/// The request that is being answered.
 #[derive(Debug, Clone)]
 struct Request {
     id: String,

@@ -211,31 +211,60 @@ fn message(
     seen.insert((topic, offset), event["id"].as_str().unwrap().to_owned());
 }
 
-/// Ends the load, checks that every reader saw what was acknowledged, once and in its place, and
-/// returns how many events that were.
-async fn everything_arrived(
-    shared: &Shared,
+/// Publishers and readers at work.
+struct Load {
+    shared: Arc<Shared>,
     publishers: Vec<JoinHandle<()>>,
     readers: Vec<JoinHandle<History>>,
-) -> usize {
-    shared.stop.store(true, Ordering::SeqCst);
-    for publisher in publishers {
-        publisher.await.unwrap();
+}
+
+impl Load {
+    /// Starts them: publishers with a key, readers with a token.
+    fn start(url: &str, key: &str, token: &str, readers: usize) -> Self {
+        let shared = Arc::<Shared>::default();
+        let publisher = |number| {
+            tokio::spawn(publisher(number, url.to_owned(), key.to_owned(), Arc::clone(&shared)))
+        };
+        let reader =
+            |_| tokio::spawn(reader(url.to_owned(), token.to_owned(), Arc::clone(&shared)));
+        let publishers = (0..PUBLISHERS).map(publisher).collect();
+        let readers = (0..readers).map(reader).collect();
+        Self { shared, publishers, readers }
     }
-    shared.complete.store(true, Ordering::SeqCst);
-    let acked = shared.acked.lock().unwrap().clone();
-    for reader in readers {
-        let seen = timeout(2 * PATIENCE, reader).await.unwrap().unwrap();
-        for (place, id) in &acked {
-            assert_eq!(seen.get(place), Some(id), "{place:?}");
+
+    /// Waits until so many more were acknowledged.
+    async fn progress(&self, round: usize, more: usize, within: Duration) {
+        let acked = || self.shared.acked.lock().unwrap().len();
+        let (goal, start) = (acked() + more, Instant::now());
+        while acked() < goal {
+            assert!(start.elapsed() < within, "round {round} makes no progress");
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let mut ids: Vec<&String> = seen.values().collect();
-        ids.sort();
-        let count = ids.len();
-        ids.dedup();
-        assert_eq!(ids.len(), count, "an event was stored twice");
     }
-    acked.len()
+
+    /// Ends the load, checks that every reader saw what was acknowledged, once and in its place, and
+    /// returns how many events that were.
+    async fn everything_arrived(self) -> usize {
+        let Self { shared, publishers, readers } = self;
+        shared.stop.store(true, Ordering::SeqCst);
+        for publisher in publishers {
+            publisher.await.unwrap();
+        }
+        shared.complete.store(true, Ordering::SeqCst);
+        let acked = shared.acked.lock().unwrap().clone();
+        for reader in readers {
+            let seen = timeout(2 * PATIENCE, reader).await.unwrap().unwrap();
+            for (place, id) in &acked {
+                assert_eq!(seen.get(place), Some(id), "{place:?}");
+            }
+            let mut ids: Vec<&String> = seen.values().collect();
+            ids.sort();
+            let count = ids.len();
+            ids.dedup();
+            assert_eq!(ids.len(), count, "an event was stored twice");
+        }
+        acked.len()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -246,26 +275,15 @@ async fn a_hub_that_is_killed_again_and_again_loses_doubles_and_renumbers_nothin
     let mut hub = Hub::start("127.0.0.1:0", data.path());
     let (url, key, token) = (hub.fact("url"), hub.fact("publisher_key"), hub.fact("reader_token"));
     let listen = url.strip_prefix("http://").unwrap().to_owned();
-    let shared = Arc::new(Shared::default());
-    let publishers: Vec<_> = (0..PUBLISHERS)
-        .map(|n| tokio::spawn(publisher(n, url.clone(), key.clone(), Arc::clone(&shared))))
-        .collect();
-    let readers: Vec<_> = (0..READERS)
-        .map(|_| tokio::spawn(reader(url.clone(), token.clone(), Arc::clone(&shared))))
-        .collect();
+    let load = Load::start(&url, &key, &token, READERS);
     for round in 0..ROUNDS {
         // Killed in the middle of the load, not after so long: once this round has acknowledged a
         // number of events that differs from round to round.
-        let goal = shared.acked.lock().unwrap().len() + 1 + round * 37 % 200;
-        let start = Instant::now();
-        while shared.acked.lock().unwrap().len() < goal {
-            assert!(start.elapsed() < Duration::from_secs(30), "round {round} makes no progress");
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        load.progress(round, 1 + round * 37 % 200, Duration::from_secs(30)).await;
         hub.kill();
         hub = Hub::start(&listen, data.path());
         assert_eq!(hub.fact("publisher_key"), key, "keys stay valid over restarts");
     }
-    assert!(everything_arrived(&shared, publishers, readers).await > ROUNDS * 4);
+    assert!(load.everything_arrived().await > ROUNDS * 4);
     hub.kill();
 }

@@ -9,7 +9,7 @@ use std::{
     io::{self, Write as _},
     mem::MaybeUninit,
     pin::{Pin, pin},
-    task::{Context, Poll, ready},
+    task::{Poll, ready},
     time::{Duration, SystemTime},
 };
 
@@ -18,7 +18,7 @@ use bytes::Bytes;
 use httpdate::HttpDate;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
-    time::{Instant, Sleep, sleep_until},
+    time::Instant,
 };
 use tokio_util::{io::poll_read_buf, sync::CancellationToken};
 use tracing::{Instrument as _, level_filters::LevelFilter};
@@ -31,7 +31,7 @@ use super::{
     problem,
     router::App,
     serve::ServeSettings,
-    socket::Reads,
+    socket::{Reads, Timer, late_head},
 };
 use crate::{model::Timestamp, request};
 
@@ -134,8 +134,7 @@ where
             (Came::Enough, _) => {}
             (Came::End | Came::Late, Missing::All) => break,
             (Came::Late, Missing::Head) => {
-                let late = "head did not come in time";
-                return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+                return Err(late_head());
             }
             // A head that breaks off, or a body that does or is late: the router gives that as long
             // once more, and has words.
@@ -215,26 +214,6 @@ async fn unless_left<S: AsyncRead + Unpin>(
         Poll::Pending
     })
     .await
-}
-
-/// A deadline that is mostly moved on before it is over: the timer stays where it is until then.
-#[derive(Debug, Default)]
-struct Timer(Option<Pin<Box<Sleep>>>);
-
-impl Timer {
-    fn poll_until(&mut self, ends: Instant, context: &mut Context<'_>) -> Poll<()> {
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(ends)));
-        if sleep.deadline() > ends {
-            sleep.as_mut().reset(ends);
-        }
-        loop {
-            ready!(sleep.as_mut().poll(context));
-            if sleep.deadline() >= ends {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(ends);
-        }
-    }
 }
 
 /// What the bytes of a connection begin with.
@@ -375,7 +354,7 @@ impl<'a> Request<'a> {
         });
         let work = async {
             let answer = problem::answer_panics(work, Answer::from).await;
-            observed.answered(answer.status(), false, app.hub.metrics());
+            observed.answered(answer.status, false, app.hub.metrics());
             answer
         };
         // Whatever crate or module is asked for its details, what it says belongs to a request.
@@ -393,7 +372,7 @@ impl<'a> Request<'a> {
 
 /// Writes an answer as the router and hyper do.
 fn write(out: &mut Vec<u8>, answer: Answer, id: &str, now: Timestamp, is_last: bool) {
-    let (status, headers, body) = answer.into_parts();
+    let Answer { status, headers, body } = answer;
     let reason = status.canonical_reason().unwrap_or_default();
     let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
     put(&[b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason.as_bytes()]);

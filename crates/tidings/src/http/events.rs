@@ -93,13 +93,7 @@ pub(super) struct Asked<'a> {
     pub(super) headers: &'a HeaderMap,
 }
 
-impl Asked<'_> {
-    /// Whether its body is of this media type.
-    fn is_of(self, kind: &str) -> bool {
-        is_of(self.content_type, kind)
-    }
-}
-
+/// Whether a body of this type is of this media type.
 fn is_of(content_type: Option<&str>, kind: &str) -> bool {
     let essence = content_type.and_then(|kind| kind.split(';').next()).unwrap_or_default();
     essence.trim().eq_ignore_ascii_case(kind)
@@ -139,7 +133,7 @@ pub(super) async fn publish_body(
     let work = work.map(|answer: Result<_, Problem>| answer.unwrap_or_else(Answer::from));
     match app.hub.spans().request(|| trace.as_ref().and_then(TraceContext::span)) {
         None => work.await,
-        Some(span) => span.around(Box::pin(work), |answer| answer.status().as_u16()).await,
+        Some(span) => span.around(Box::pin(work), |answer| answer.status.as_u16()).await,
     }
 }
 
@@ -147,12 +141,12 @@ pub(super) async fn publish_body(
 fn read(asked: Asked<'_>, body: Bytes, bounds: Bounds) -> Result<Drafts, Problem> {
     let Asked { content_type, query, headers } = asked;
     let single = |event| Drafts { is_single: true, events: vec![event] };
-    if asked.is_of("application/cloudevents+json") {
+    if is_of(content_type, "application/cloudevents+json") {
         let topic = topic_parameter(query)?;
         let text = ingest::json_text(&body, "")?;
         return Ok(single(cloudevents::structured(text, bounds, topic.into())));
     }
-    if asked.is_of("application/cloudevents-batch+json") {
+    if is_of(content_type, "application/cloudevents-batch+json") {
         let topic = topic_parameter(query)?;
         return ingest::cloudevents_batch(&body, bounds, topic.as_ref());
     }
@@ -162,7 +156,7 @@ fn read(asked: Asked<'_>, body: Bytes, bounds: Bounds) -> Result<Drafts, Problem
     }
     let parameters = query::parameters(query, ingest::PARAMETERS)?;
     // With its type in the query, a body is data whatever its media type.
-    if asked.is_of("application/json") && parameters.is_empty() {
+    if is_of(content_type, "application/json") && parameters.is_empty() {
         return ingest::json(&body, bounds);
     }
     if parameters.is_empty() {
@@ -380,14 +374,14 @@ impl Results {
 
 /// What a request that publishes is answered, JSON.
 #[derive(Debug)]
-pub(super) enum Answer {
-    /// Something was taken: what became of each event.
-    Taken(String),
-    /// Nothing was: the first refusal's problem, and the body.
-    Refused(Box<Problem>, String),
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: String,
 }
 
 impl Answer {
+    /// 200 if anything was taken, else the first refusal's status.
     fn of(is_single: bool, results: &[Result<Published, Problem>]) -> Self {
         let refused = results.iter().all(Result::is_err);
         let first = results.iter().find_map(|result| result.as_ref().err());
@@ -397,7 +391,7 @@ impl Answer {
                 let errors = results.iter().filter_map(|result| result.as_ref().err());
                 members.insert("results".to_owned(), errors.map(refused_json).collect());
             }
-            return Self::Refused(Box::new(problem.clone()), body.to_string());
+            return Self::refused(problem, body.to_string());
         }
         let mut body = String::with_capacity(RESULT_BYTES * (1 + results.len()));
         body.push_str("{\"results\":[");
@@ -407,44 +401,27 @@ impl Answer {
             written.put(&mut body, result, None);
         }
         body.push_str("]}");
-        Self::Taken(body)
+        let mut headers = HeaderMap::with_capacity(4);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        Self { status: StatusCode::OK, headers, body }
     }
 
-    /// Its status and headers, and its body.
-    pub(super) fn into_parts(self) -> (StatusCode, HeaderMap, String) {
-        match self {
-            Self::Taken(body) => {
-                let mut headers = HeaderMap::with_capacity(4);
-                let kind = HeaderValue::from_static("application/json");
-                headers.insert(header::CONTENT_TYPE, kind);
-                headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-                (StatusCode::OK, headers, body)
-            }
-            Self::Refused(problem, body) => {
-                let (status, headers) = problem::head(&problem);
-                (status, headers, body)
-            }
-        }
-    }
-
-    pub(super) fn status(&self) -> StatusCode {
-        match self {
-            Self::Taken(_) => StatusCode::OK,
-            Self::Refused(problem, _) => problem::status(problem),
-        }
+    fn refused(problem: &Problem, body: String) -> Self {
+        let (status, headers) = problem::head(problem);
+        Self { status, headers, body }
     }
 }
 
 impl From<Problem> for Answer {
     fn from(problem: Problem) -> Self {
-        let body = problem::to_json(&problem).to_string();
-        Self::Refused(Box::new(problem), body)
+        Self::refused(&problem, problem::to_json(&problem).to_string())
     }
 }
 
 impl IntoResponse for Answer {
     fn into_response(self) -> Response {
-        self.into_parts().into_response()
+        (self.status, self.headers, self.body).into_response()
     }
 }
 

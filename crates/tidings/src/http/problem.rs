@@ -39,7 +39,7 @@ impl IntoResponse for Problem {
 }
 
 /// The status of an answer that is a problem.
-pub(super) fn status(problem: &Problem) -> StatusCode {
+fn status(problem: &Problem) -> StatusCode {
     StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
@@ -69,7 +69,7 @@ pub(super) fn raw(problem: &Problem) -> String {
     let mut body = problem.to_json();
     body.insert("request_id".to_owned(), id.clone().into());
     let body = serde_json::Value::Object(body).to_string();
-    let status = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
+    let status = status(problem);
     format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\
          x-request-id: {id}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",

@@ -16,7 +16,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http_body::Frame;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep},
+    time::{Instant, Sleep, sleep_until},
 };
 
 use super::problem::raw;
@@ -69,6 +69,27 @@ pub(super) async fn detect<T: AsyncRead + Unpin>(
     Ok((protocol, Reads { io, first: first.freeze(), heads: None, instead: Bytes::new() }))
 }
 
+/// A deadline that is mostly moved on before it is over: the timer, made when it is first waited for,
+/// stays where it is until then.
+#[derive(Debug, Default)]
+pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    pub(super) fn poll_until(&mut self, ends: Instant, context: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(ends)));
+        if sleep.deadline() > ends {
+            sleep.as_mut().reset(ends);
+        }
+        loop {
+            ready!(sleep.as_mut().poll(context));
+            if sleep.deadline() >= ends {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(ends);
+        }
+    }
+}
+
 /// A connection that fails once a write has made no progress for so long.
 #[derive(Debug)]
 pub(super) struct Stalling<T> {
@@ -76,14 +97,14 @@ pub(super) struct Stalling<T> {
     stall_max: Duration,
     /// What is done to the socket then.
     on_stall: fn(&T),
-    /// Made at the first stall; most connections never have one.
-    timer: Option<Pin<Box<Sleep>>>,
-    is_stalled: bool,
+    timer: Timer,
+    /// When the stall that goes on is over.
+    stalls_until: Option<Instant>,
 }
 
 impl<T> Stalling<T> {
     pub(super) const fn new(io: T, stall_max: Duration, on_stall: fn(&T)) -> Self {
-        Self { io, stall_max, on_stall, timer: None, is_stalled: false }
+        Self { io, stall_max, on_stall, timer: Timer(None), stalls_until: None }
     }
 
     fn progress(
@@ -92,16 +113,11 @@ impl<T> Stalling<T> {
         written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         if written.is_ready() {
-            self.is_stalled = false;
+            self.stalls_until = None;
             return written;
         }
-        let ends = Instant::now() + self.stall_max;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
-        if !self.is_stalled {
-            self.is_stalled = true;
-            timer.as_mut().reset(ends);
-        }
-        ready!(timer.as_mut().poll(context));
+        let ends = *self.stalls_until.get_or_insert_with(|| Instant::now() + self.stall_max);
+        ready!(self.timer.poll_until(ends, context));
         (self.on_stall)(&self.io);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "client does not read")))
     }
@@ -288,7 +304,7 @@ pub(super) struct Reads<T> {
 struct Heads {
     requests: Requests,
     head_max: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
 }
 
 impl Heads {
@@ -304,19 +320,18 @@ impl Heads {
                 self.requests.set(Phase::Head(Instant::now() + self.head_max));
             }
             (Phase::Head(ends), true) => {
-                let timer =
-                    self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
-                if timer.deadline() != ends {
-                    timer.as_mut().reset(ends);
-                }
-                ready!(timer.as_mut().poll(context));
-                let late = io::Error::new(io::ErrorKind::TimedOut, "head did not come in time");
-                return Poll::Ready(Err(late));
+                ready!(self.timer.poll_until(ends, context));
+                return Poll::Ready(Err(late_head()));
             }
             _ => {}
         }
         polled
     }
+}
+
+/// What a connection ends with whose head does not come in time.
+pub(super) fn late_head() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "head did not come in time")
 }
 
 impl<T> Reads<T> {
@@ -330,7 +345,7 @@ impl<T> Reads<T> {
         if let Some(begun) = begun {
             requests.set(Phase::Head(begun + head_max));
         }
-        Self { heads: Some(Heads { requests, head_max, timer: None }), ..self }
+        Self { heads: Some(Heads { requests, head_max, timer: Timer::default() }), ..self }
     }
 
     /// Goes on behind what hyper wrote; it had read some bytes that it made no request of.

@@ -313,17 +313,17 @@ impl Transport {
         let mut shutdown = pin!(self.shutdown.cancelled());
         let mut is_ending = false;
         let left = poll_fn(|context| {
-            // What has come already is answered: told to end before it has read anything, hyper
-            // would end at once.
-            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(context) {
-                return Poll::Ready(ended.map(|()| None));
-            }
-            if !is_ending && shutdown.as_mut().poll(context).is_ready() {
-                is_ending = true;
-                Pin::new(&mut connection).graceful_shutdown();
+            loop {
                 if let Poll::Ready(ended) = Pin::new(&mut connection).poll(context) {
                     return Poll::Ready(ended.map(|()| None));
                 }
+                // Behind that, so that what has come already is answered: told to end before it has
+                // read anything, hyper would end at once.
+                if is_ending || shutdown.as_mut().poll(context).is_pending() {
+                    break;
+                }
+                is_ending = true;
+                Pin::new(&mut connection).graceful_shutdown();
             }
             requests.left().map_or(Poll::Pending, |body| Poll::Ready(Ok(Some(body))))
         });
