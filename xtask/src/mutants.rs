@@ -76,16 +76,20 @@ fn copy_layers(copy: &Path, has_embedded: bool) -> std::io::Result<()> {
     }
     fs::create_dir_all(to.join("src"))?;
     let whole = fs::read_to_string(root().join("Cargo.toml"))?;
-    let is_ours = |line: &str| line.contains("path = \"") || line.starts_with("default-members");
+    let is_left_out = |line: &str| {
+        (line.contains("path = \"") && !line.starts_with(SLICE))
+            || line.starts_with("default-members")
+    };
     let workspace: String = whole
         .lines()
         .map(|line| if line.starts_with("members") { MEMBERS } else { line })
-        .filter(|line| !is_ours(line))
+        .filter(|line| !is_left_out(line))
         .map(|line| format!("{line}\n"))
         .collect();
     fs::write(copy.join("Cargo.toml"), workspace)?;
     fs::copy(root().join("Cargo.lock"), copy.join("Cargo.lock"))?;
     fs::write(to.join("Cargo.toml"), manifest(&fs::read_to_string(from.join("Cargo.toml"))?))?;
+    copy_all(&root().join("crates/slice"), &copy.join("crates/slice"))?;
     let mut lib =
         "//! The lower layers.\n#![allow(dead_code, unused_imports, missing_docs)]\n".to_owned();
     for layer in LAYERS {
@@ -108,11 +112,15 @@ fn copy_layers(copy: &Path, has_embedded: bool) -> std::io::Result<()> {
 fn manifest(whole: &str) -> String {
     let sections = whole.split_inclusive("\n\n");
     let kept = sections.filter(|section| !section.starts_with("[[example]]"));
-    let lines = kept.flat_map(str::lines).filter(|line| !line.starts_with("tidings"));
+    let lines = kept
+        .flat_map(str::lines)
+        .filter(|line| !line.starts_with("tidings") || line.starts_with(SLICE));
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-const MEMBERS: &str = "members = [\"crates/tidings\"]";
+const MEMBERS: &str = "members = [\"crates/slice\", \"crates/tidings\"]";
+/// The one other crate of this repository that the library needs.
+const SLICE: &str = "tidings-slice";
 
 /// Copies a file or a folder, if it is there.
 fn copy_all(from: &Path, to: &Path) -> std::io::Result<()> {

@@ -64,7 +64,7 @@ pub(crate) async fn run(args: &DevArgs) -> Result<Exit, Failure> {
     let credentials = Credentials::load_or_create(&args.data)?;
     let config = credentials.config(args);
     let admin_listen = (args.listen.ip(), 0).into();
-    let listeners = Listeners::bind(args.listen, admin_listen).await?;
+    let listeners = Listeners::bind(args.listen, admin_listen)?;
     let mut components = Components::start(&config).await?;
     components.service = components.service.merge(live::router());
     // As many as there may be, without a word: nobody asked for the default.

@@ -145,6 +145,11 @@ struct Slot {
 impl Writer {
     /// Works until it is closed or nobody can ask any more.
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        // Whoever publishes waits until this thread has been given the processor twice: to begin a
+        // commit, and when the disk has it (docs/adr/0012).
+        if let Err(error) = tidings_slice::ask(tidings_slice::SHORTEST) {
+            tracing::debug!(%error, "the journal's writer has no short slices");
+        }
         while let Some(first) = requests.blocking_recv() {
             let mut commit = Commit::new(&self.store);
             let mut next = Some(first);
