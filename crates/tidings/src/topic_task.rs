@@ -332,7 +332,7 @@ impl Topics {
     /// that has readers.
     fn retire(&self, live: &Live, commands: &mut mpsc::Receiver<Queued>) -> bool {
         let mut shard = self.shard(&live.topic);
-        if !commands.is_empty() || live.is_hinted() {
+        if !commands.is_empty() || live.is_to_look() {
             return false;
         }
         commands.close();
@@ -376,11 +376,11 @@ async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<
                     return;
                 }
                 was_idle = false;
-                serve_all(&shared, &live, &mut queue).await;
+                guarded(&shared, &live, serve(&shared, &live, &mut queue)).await;
             }
             () = live.hinted.notified() => {
                 was_idle = false;
-                look(&shared, &live).await;
+                guarded(&shared, &live, look(&shared, &live)).await;
             }
             // After closing, what was sent before is still received: the loop ends at 0.
             () = &mut stopped, if !is_stopping => {
@@ -388,6 +388,9 @@ async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<
                 commands.close();
             }
             () = &mut idle => {
+                if live.in_doubt.load(Ordering::Relaxed) {
+                    guarded(&shared, &live, look(&shared, &live)).await;
+                }
                 if was_idle && topics.retire(&live, &mut commands) {
                     // Sent in the last moment: another task has the topic's readers by now.
                     while let Some(command) = commands.recv().await {
@@ -403,17 +406,13 @@ async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<
     }
 }
 
-/// Serves the queue, and goes on with the next although this one met a defect: the topic's readers
-/// are here, and nobody else would wake them.
-async fn serve_all(shared: &Shared, live: &Arc<Live>, queue: &mut Vec<Queued>) {
-    let served = AssertUnwindSafe(serve(shared, live, queue)).catch_unwind().await;
-    if served.is_ok() {
-        return;
+/// Works for a topic, and goes on with the next although this met a defect: the topic's readers are
+/// here, and nobody else would wake them.
+async fn guarded(shared: &Shared, live: &Arc<Live>, work: impl Future<Output = ()>) {
+    if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+        tracing::error!("a topic's task panicked; it goes on from what the journal holds");
+        live.ask_anew(&*shared.journal).await;
     }
-    // Who waited for an answer was told that there is none when the commands were dropped.
-    queue.clear();
-    tracing::error!("a topic's task panicked; it goes on from what the journal holds");
-    live.ask_anew(&*shared.journal).await;
 }
 
 /// Does what is queued, joining neighbouring appends into one commit.
@@ -451,9 +450,13 @@ async fn serve(shared: &Shared, live: &Arc<Live>, queue: &mut Vec<Queued>) {
             Command::SetProperties { change, reply } => {
                 pending.commit(shared, live).await;
                 let set = shared.journal.set_properties(&live.topic, change).await;
-                if let Ok(Ok(info)) = &set {
-                    live.refresh(info.clone());
-                    shared.announce_change(live);
+                match &set {
+                    Ok(Ok(info)) => {
+                        live.refresh(info.clone());
+                        shared.announce_change(live);
+                    }
+                    Ok(Err(_)) => {}
+                    Err(_) => live.doubt(),
                 }
                 // A caller that went away does not need the answer.
                 let _ = reply.send(set);
@@ -472,7 +475,8 @@ async fn delete(
     live: &Arc<Live>,
     condition: DeleteIf,
 ) -> Result<Judged<bool>, JournalError> {
-    let deleted = shared.journal.delete(&live.topic, condition).await?;
+    let deleted = shared.journal.delete(&live.topic, condition).await;
+    let deleted = deleted.inspect_err(|_| live.doubt())?;
     live.ask_anew(&*shared.journal).await;
     shared.announce_change(live);
     Ok(deleted)
@@ -490,9 +494,12 @@ async fn look(shared: &Shared, live: &Arc<Live>) {
         }
         Ok::<(), JournalError>(())
     };
-    if let Err(error) = looked.await {
-        // The relay compares all topics now and then, and hints again.
-        tracing::debug!(%error, "a topic could not be looked at");
+    match looked.await {
+        Ok(()) => live.in_doubt.store(false, Ordering::Relaxed),
+        Err(error) => {
+            tracing::debug!(%error, "a topic could not be looked at");
+            live.doubt();
+        }
     }
 }
 
@@ -584,6 +591,8 @@ impl Pending {
             }
             Err(error) => {
                 tracing::error!(%error, "append failed");
+                // Said by a server whose answer was lost, it may be stored all the same.
+                live.doubt();
                 for Asked { reply, .. } in asked {
                     let _ = reply.send(Err(error.clone()));
                 }

@@ -16,7 +16,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{History, Hub, client, message};
+use super::{History, Hub, Whereabouts, client, message};
 
 /// The longest that anything may take; nothing is judged by it.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -169,14 +169,14 @@ impl Client {
         let mut answer = timeout(WAIT_MAX, request.send()).await.unwrap().unwrap();
         assert_eq!(answer.status(), 200);
         let (mut buffer, mut last_id) = (Vec::new(), String::new());
-        let (mut seen, mut newest) = (History::new(), std::collections::HashMap::new());
+        let (mut seen, mut at) = (History::new(), Whereabouts::default());
         while !self.acked.keys().all(|place| seen.contains_key(place)) {
             let piece = answer.chunk().await.unwrap();
             buffer.extend_from_slice(&piece.expect("the stream goes on"));
             while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
                 let block: Vec<u8> = buffer.drain(..end + 2).collect();
-                let block = String::from_utf8(block).unwrap();
-                message(&block, &mut last_id, &mut seen, &mut newest);
+                at.block = String::from_utf8(block).unwrap();
+                message(&mut at, &mut last_id, &mut seen);
             }
         }
         for (place, id) in &self.acked {

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, future::join_all};
 use serde_json::{Value, json};
 use tokio::{
     task::JoinHandle,
@@ -134,11 +134,27 @@ async fn publisher(number: usize, url: String, key: String, shared: Arc<Shared>)
     }
 }
 
+/// Where a reader is, for whoever wants to know why it lacks something.
+#[derive(Debug, Default)]
+struct Whereabouts {
+    connections: usize,
+    /// What it was answered last.
+    answer: String,
+    /// What it was told last, and when its last event came.
+    block: String,
+    event_at: Option<Instant>,
+    newest: HashMap<String, u64>,
+}
+
 /// Follows all topics, resuming by the last id, until it has seen everything acknowledged.
-async fn reader(url: String, token: String, shared: Arc<Shared>) -> History {
+async fn reader(
+    url: String,
+    token: String,
+    shared: Arc<Shared>,
+    at: Arc<Mutex<Whereabouts>>,
+) -> History {
     let client = client();
     let mut seen = History::new();
-    let mut newest: HashMap<String, u64> = HashMap::new();
     let mut last_id = String::new();
     let query = TOPICS.map(|topic| format!("topic={topic}")).join("&");
     loop {
@@ -148,10 +164,19 @@ async fn reader(url: String, token: String, shared: Arc<Shared>) -> History {
             request = request.header("last-event-id", &last_id);
         }
         let answer = timeout(PATIENCE, request.send()).await.expect("a reader is not answered");
-        let Ok(answer) = answer else {
-            tokio::task::yield_now().await;
-            continue;
+        let answered = |answer: String| {
+            let mut at = at.lock().unwrap();
+            (at.connections, at.answer) = (at.connections + 1, answer);
         };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                answered(error.to_string());
+                tokio::task::yield_now().await;
+                continue;
+            }
+        };
+        answered(answer.status().to_string());
         if answer.status() == 503 {
             // It is being drained.
             tokio::task::yield_now().await;
@@ -175,7 +200,9 @@ async fn reader(url: String, token: String, shared: Arc<Shared>) -> History {
             }
             while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
                 let block: Vec<u8> = buffer.drain(..end + 2).collect();
-                message(&String::from_utf8(block).unwrap(), &mut last_id, &mut seen, &mut newest);
+                let mut at = at.lock().unwrap();
+                at.block = String::from_utf8(block).unwrap();
+                message(&mut at, &mut last_id, &mut seen);
             }
             if shared.complete.load(Ordering::SeqCst)
                 && shared.acked.lock().unwrap().keys().all(|place| seen.contains_key(place))
@@ -186,12 +213,8 @@ async fn reader(url: String, token: String, shared: Arc<Shared>) -> History {
     }
 }
 
-fn message(
-    block: &str,
-    last_id: &mut String,
-    seen: &mut History,
-    newest: &mut HashMap<String, u64>,
-) {
+fn message(at: &mut Whereabouts, last_id: &mut String, seen: &mut History) {
+    let block = &at.block;
     assert!(!block.contains("tidings.gap"), "{block}");
     let mut data = None;
     for line in block.lines() {
@@ -206,7 +229,8 @@ fn message(
     let topic = event["topic"].as_str().unwrap().to_owned();
     let position = event["position"].as_str().unwrap();
     let offset: u64 = position.split_once('-').unwrap().1.parse().unwrap();
-    let before = newest.insert(topic.clone(), offset).unwrap_or(0);
+    let before = at.newest.insert(topic.clone(), offset).unwrap_or(0);
+    at.event_at = Some(Instant::now());
     assert_eq!(offset, before + 1, "{topic} goes from {before} to {offset}");
     seen.insert((topic, offset), event["id"].as_str().unwrap().to_owned());
 }
@@ -215,7 +239,7 @@ fn message(
 struct Load {
     shared: Arc<Shared>,
     publishers: Vec<JoinHandle<()>>,
-    readers: Vec<JoinHandle<History>>,
+    readers: Vec<(JoinHandle<History>, Arc<Mutex<Whereabouts>>)>,
 }
 
 impl Load {
@@ -225,8 +249,11 @@ impl Load {
         let publisher = |number| {
             tokio::spawn(publisher(number, url.to_owned(), key.to_owned(), Arc::clone(&shared)))
         };
-        let reader =
-            |_| tokio::spawn(reader(url.to_owned(), token.to_owned(), Arc::clone(&shared)));
+        let reader = |_| {
+            let (at, shared) = (Arc::default(), Arc::clone(&shared));
+            let reader = reader(url.to_owned(), token.to_owned(), shared, Arc::clone(&at));
+            (tokio::spawn(reader), at)
+        };
         let publishers = (0..PUBLISHERS).map(publisher).collect();
         let readers = (0..readers).map(reader).collect();
         Self { shared, publishers, readers }
@@ -252,8 +279,11 @@ impl Load {
         }
         shared.complete.store(true, Ordering::SeqCst);
         let acked = shared.acked.lock().unwrap().clone();
-        for reader in readers {
-            let seen = timeout(2 * PATIENCE, reader).await.unwrap().unwrap();
+        let (readers, whereabouts): (Vec<_>, Vec<_>) = readers.into_iter().unzip();
+        let all = timeout(2 * PATIENCE, join_all(readers)).await;
+        let all = all.unwrap_or_else(|_| panic!("readers lack events: {whereabouts:#?}"));
+        for seen in all {
+            let seen = seen.unwrap();
             for (place, id) in &acked {
                 assert_eq!(seen.get(place), Some(id), "{place:?}");
             }

@@ -179,7 +179,9 @@ impl Reader {
         found: &mut Found<'_>,
     ) -> Result<bool, JournalError> {
         let live = Arc::clone(&self.registration.live);
-        let page = match self.page.take() {
+        // An empty page of the start does not say that there is nothing now.
+        let kept = self.page.take().filter(|page| !page.frames.is_empty());
+        let page = match kept {
             Some(page) => page,
             None => {
                 let asked_at = Instant::now();

@@ -46,6 +46,9 @@ pub(crate) struct Live {
     pub(super) hinted: Notify,
     /// They may have changed its properties, too.
     pub(super) hinted_change: AtomicBool,
+    /// More may have been stored or changed than the journal said: the task is to look when it has
+    /// nothing else to do.
+    pub(super) in_doubt: AtomicBool,
     /// The bus brings what other nodes say of the topic.
     pub(super) followed: AtomicBool,
     replays: Replays,
@@ -162,6 +165,7 @@ impl Live {
             grown: AtomicU64::default(),
             hinted: Notify::new(),
             hinted_change: AtomicBool::default(),
+            in_doubt: AtomicBool::default(),
             followed: AtomicBool::default(),
             replays: Replays::default(),
             state: Mutex::new(state),
@@ -462,13 +466,19 @@ impl Live {
         self.hinted.notify_one();
     }
 
-    /// Whether its task was asked to and has not begun.
-    pub(super) fn is_hinted(&self) -> bool {
+    /// Says that more may have been stored or changed than the journal said.
+    pub(super) fn doubt(&self) {
+        self.hinted_change.store(true, Ordering::Release);
+        self.in_doubt.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether its task was asked to and has not begun, or has to for its readers.
+    pub(super) fn is_to_look(&self) -> bool {
         let is_hinted = self.hinted.notified().now_or_never().is_some();
         if is_hinted {
             self.hinted.notify_one();
         }
-        is_hinted
+        is_hinted || (self.in_doubt.load(Ordering::Relaxed) && self.is_read())
     }
 
     /// Where the topic ends, as far as this node knows.

@@ -7,13 +7,11 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use futures_util::{
-    FutureExt as _,
-    future::{BoxFuture, Shared, WeakShared},
-};
+use futures_util::FutureExt as _;
+use tokio::sync::OnceCell;
 
 use crate::{
     journal::{JournalError, Page, PageLimit},
@@ -51,8 +49,9 @@ impl Replay {
     }
 }
 
-/// The reading of one page, for all who wait for it.
-type Reading = BoxFuture<'static, Result<Arc<Replay>, JournalError>>;
+/// The reading of one page, for all who wait for it: one of them reads, and if it leaves before it is
+/// done, the next begins anew.
+type Reading = OnceCell<Result<Arc<Replay>, JournalError>>;
 
 /// The readings of one topic that go on.
 #[derive(Debug, Default)]
@@ -62,7 +61,7 @@ pub(super) struct Replays {
 }
 
 /// What follows which offset, and how much.
-type GoingOn = (Offset, PageLimit, WeakShared<Reading>);
+type GoingOn = (Offset, PageLimit, Weak<Reading>);
 
 impl Replays {
     /// The page behind a position: one that is being read, if it serves, or another one.
@@ -73,21 +72,19 @@ impl Replays {
         read: impl FnOnce() -> R,
     ) -> Result<Arc<Replay>, JournalError>
     where
-        R: Future<Output = Result<Arc<Replay>, JournalError>> + Send + 'static,
+        R: Future<Output = Result<Arc<Replay>, JournalError>>,
     {
+        let mut read = Some(read);
         if let Some(reading) = self.join(at.offset, limit) {
-            let page = reading.await?;
-            if page.serves(at) {
+            let page = reading.get_or_init(|| whole(read.take())).await.clone()?;
+            let is_own = read.is_none();
+            if is_own || page.serves(at) {
                 return Ok(page);
             }
         }
-        // A defect is told to all who wait; a future that panicked would take them with it.
-        let failed = || JournalError::Unavailable("reading a page failed".to_owned());
-        let reading = AssertUnwindSafe(read()).catch_unwind();
-        let reading = reading.map(move |page| page.unwrap_or_else(|_| Err(failed())));
-        let reading = reading.boxed().shared();
+        let reading = Arc::new(Reading::new());
         self.begin(at.offset, limit, &reading);
-        reading.await
+        reading.get_or_init(|| whole(read.take())).await.clone()
     }
 
     /// Says that the history is not what it was: who asks from now on has it read anew.
@@ -99,24 +96,43 @@ impl Replays {
         self.going_on.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, after: Offset, limit: PageLimit) -> Option<Shared<Reading>> {
+    fn join(&self, after: Offset, limit: PageLimit) -> Option<Arc<Reading>> {
         let same = |reading: &&GoingOn| (reading.0, reading.1) == (after, limit);
         self.going_on().iter().filter(same).find_map(|(.., reading)| is_going_on(reading))
     }
 
-    fn begin(&self, after: Offset, limit: PageLimit, reading: &Shared<Reading>) {
+    fn begin(&self, after: Offset, limit: PageLimit, reading: &Arc<Reading>) {
         let mut going_on = self.going_on();
         going_on.retain(|(.., reading)| is_going_on(reading).is_some());
-        going_on.extend(reading.downgrade().map(|reading| (after, limit, reading)));
+        going_on.push((after, limit, Arc::downgrade(reading)));
     }
 }
 
-fn is_going_on(reading: &WeakShared<Reading>) -> Option<Shared<Reading>> {
-    reading.upgrade().filter(|reading| reading.peek().is_none())
+fn is_going_on(reading: &Weak<Reading>) -> Option<Arc<Reading>> {
+    reading.upgrade().filter(|reading| !reading.initialized())
+}
+
+/// What is read. A defect is an error for all who wait: each of them would meet it.
+async fn whole<R>(read: Option<impl FnOnce() -> R>) -> Result<Arc<Replay>, JournalError>
+where
+    R: Future<Output = Result<Arc<Replay>, JournalError>>,
+{
+    let failed = || Err(JournalError::Unavailable("reading a page failed".to_owned()));
+    let Some(read) = read else { return failed() };
+    AssertUnwindSafe(read()).catch_unwind().await.unwrap_or_else(|_| failed())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        future::poll_fn,
+        sync::{
+            Barrier,
+            atomic::{AtomicBool, Ordering},
+        },
+        task::{Context, Poll, Wake, Waker},
+    };
+
     use futures_util::future::join;
     use tokio::sync::oneshot;
 
@@ -154,8 +170,8 @@ mod tests {
         Ok(Arc::new(Replay::of(&(&topic).into(), &page)))
     }
 
-    fn own() -> Reading {
-        async { page(EPOCH, 2, 5) }.boxed()
+    async fn own() -> Result<Arc<Replay>, JournalError> {
+        page(EPOCH, 2, 5)
     }
 
     /// What a reader at a position gets that asks while `read` goes on: where its page ends, and
@@ -240,9 +256,60 @@ mod tests {
         assert!(replays.page(at(2, 2), LIMIT, own).await.is_ok());
     }
 
+    /// Whether it was called since it was asked last.
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Broken on purpose, it failed: with the reading in a `Shared` of futures-util 0.3.34, which
+    /// wakes nobody when the one leaves that it had woken (futures-rs #2706).
+    #[test]
+    fn who_waits_is_woken_although_the_one_left_who_was_to_go_on() {
+        let replays = Replays::default();
+        let (meeting, is_met) = (Arc::new(Barrier::new(2)), Arc::<AtomicBool>::default());
+        let read = || {
+            let (meeting, is_met) = (Arc::clone(&meeting), Arc::clone(&is_met));
+            let polled = move |context: &mut Context<'_>| -> Poll<Result<_, _>> {
+                if is_met.swap(false, Ordering::SeqCst) {
+                    // It gets on, and the other one asks for it while it is polled.
+                    context.waker().wake_by_ref();
+                    meeting.wait();
+                    meeting.wait();
+                }
+                Poll::Pending
+            };
+            poll_fn(polled)
+        };
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut first = Box::pin(replays.page(at(2, 2), LIMIT, read));
+        let mut second = Box::pin(replays.page(at(2, 2), LIMIT, own));
+        let mut ask = || second.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
+        let mut go_on =
+            || first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+        assert!(go_on() && ask());
+        is_met.store(true, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                meeting.wait();
+                assert!(ask());
+                woken.0.store(false, Ordering::SeqCst);
+                meeting.wait();
+            });
+            assert!(go_on());
+        });
+        drop(first);
+        assert!(woken.0.load(Ordering::SeqCst));
+    }
+
     /// Broken on purpose, it failed: with the reading kept by the table as well.
     #[tokio::test]
-    async fn a_reading_ends_with_those_who_wait_and_goes_on_with_any_of_them() {
+    async fn a_reading_ends_with_who_reads_and_the_next_who_waits_begins_anew() {
         let replays = Replays::default();
         let (release, held) = oneshot::channel();
         let read = || held.then(|_| async { page(EPOCH, 2, 3) }).boxed();
@@ -251,8 +318,8 @@ mod tests {
         let mut second = Box::pin(replays.page(at(2, 2), LIMIT, own));
         assert!(second.as_mut().now_or_never().is_none());
         drop(first);
-        release.send(()).unwrap();
-        assert_eq!(second.await.unwrap().next.offset, Offset(3));
+        assert!(release.send(()).is_err());
+        assert_eq!(second.await.unwrap().next.offset, Offset(5));
 
         let (release, held) = oneshot::channel::<()>();
         let read = || held.then(|_| async { page(EPOCH, 2, 3) }).boxed();

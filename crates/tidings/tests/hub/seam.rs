@@ -13,7 +13,7 @@ use tidings::{
     model::Class,
     publish::Publish,
     settings::Settings,
-    subscribe::{Filter, Follow, Item, Since},
+    subscribe::{Filter, Follow, Item, Since, States},
 };
 
 use crate::support::{
@@ -44,6 +44,53 @@ async fn a_defect_met_by_an_append_neither_hangs_its_topic_nor_loses_its_readers
     assert_eq!(refused.code, ErrorCode::Unavailable);
     publish(&hub, "a", log(2)).await;
     assert_eq!(take(&mut reader, 1).await, [event("log", 1, 2)]);
+}
+
+/// Broken on purpose: in `topic_task::run`, do not look at a topic in doubt when it is idle.
+#[tokio::test(start_paused = true)]
+async fn what_was_stored_without_an_answer_is_delivered() {
+    let (hub, journal, _) = hub();
+    publish(&hub, "a", log(1)).await;
+    let mut reader = follow(&hub, earliest()).await;
+    assert_eq!(catch_up(&mut reader).await, [event("log", 1, 1)]);
+    journal.lose_answer();
+    let second = Publish::new(topic("a"), log(2));
+    let refused = hub.publish_one(&tenant(), second).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unavailable);
+    let told = tokio::time::timeout(Duration::from_secs(60), take(&mut reader, 1)).await.unwrap();
+    assert_eq!(told, [event("log", 2, 2)]);
+}
+
+/// Broken on purpose: in `topic_task::run`, call `look` without catching its panic.
+#[tokio::test(start_paused = true)]
+async fn a_defect_met_while_looking_neither_hangs_the_topic_nor_loses_its_readers() {
+    let (hub, journal, _) = hub();
+    publish(&hub, "a", log(1)).await;
+    let mut reader = follow(&hub, earliest()).await;
+    assert_eq!(catch_up(&mut reader).await, [event("log", 1, 1)]);
+    journal.lose_answer();
+    journal.at(Seam::BeforeRead, || async { panic!("a defect, on purpose") });
+    let second = Publish::new(topic("a"), log(2));
+    hub.publish_one(&tenant(), second).await.unwrap_err();
+    let told = tokio::time::timeout(Duration::from_secs(60), take(&mut reader, 1)).await.unwrap();
+    assert_eq!(told, [event("log", 2, 2)]);
+    publish(&hub, "a", log(3)).await;
+    assert_eq!(take(&mut reader, 1).await, [event("log", 3, 3)]);
+}
+
+/// Broken on purpose: in `TopicReader::replay`, take the page of the start although it is empty.
+#[tokio::test(start_paused = true)]
+async fn an_empty_page_of_the_start_does_not_say_that_there_is_nothing() {
+    let (hub, _, _) = hub();
+    publish(&hub, "a", log(1)).await;
+    let latest = Follow { since: Some(Since::Latest(0)), states: States::Skip, ..earliest() };
+    let mut reader = follow(&hub, latest).await;
+    // More than the ring holds, before the reader looks for the first time.
+    for number in 2..=4 {
+        publish(&hub, "a", log(number)).await;
+    }
+    let told = tokio::time::timeout(Duration::from_secs(60), take(&mut reader, 3)).await.unwrap();
+    assert_eq!(told, (2..=4).map(|n| event("log", n, n)).collect::<Vec<_>>());
 }
 
 /// Broken on purpose: in `Live::ask_anew`, leave out `forget`.

@@ -136,6 +136,7 @@ type Act = Box<dyn FnMut() -> BoxFuture<'static, ()> + Send>;
 pub(crate) struct SeamJournal {
     inner: Arc<dyn Journal>,
     fails_describe: AtomicBool,
+    loses_answer: AtomicBool,
     before_append: Mutex<Option<Act>>,
     before_read: Mutex<Option<Act>>,
     after_read: Mutex<Option<Act>>,
@@ -166,6 +167,7 @@ impl SeamJournal {
         Arc::new(Self {
             inner,
             fails_describe: AtomicBool::new(false),
+            loses_answer: AtomicBool::new(false),
             before_append: Mutex::default(),
             before_read: Mutex::default(),
             after_read: Mutex::default(),
@@ -199,6 +201,11 @@ impl SeamJournal {
         self.fails_describe.store(true, Ordering::SeqCst);
     }
 
+    /// Appends the next time without saying so, as a server does whose connection breaks.
+    pub(crate) fn lose_answer(&self) {
+        self.loses_answer.store(true, Ordering::SeqCst);
+    }
+
     pub(crate) fn is_done(&self, seam: Seam) -> bool {
         self.slot(seam).lock().unwrap().is_none()
     }
@@ -219,7 +226,11 @@ impl SeamJournal {
 impl Journal for SeamJournal {
     async fn append(&self, topic: &TopicKey, batch: Batch) -> Result<Appended, JournalError> {
         self.act(Seam::BeforeAppend, topic).await;
-        self.inner.append(topic, batch).await
+        let appended = self.inner.append(topic, batch).await;
+        if !topic.tenant.is_reserved() && self.loses_answer.swap(false, Ordering::SeqCst) {
+            return down();
+        }
+        appended
     }
 
     async fn read(

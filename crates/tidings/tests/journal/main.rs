@@ -11,3 +11,4 @@ mod redis;
 mod redis_bus;
 mod redis_faults;
 mod tools;
+mod whole;

@@ -22,8 +22,11 @@
 //! Numbers are big endian, so that bytes sort as numbers do. Names are interned as topic ids, a
 //! fresh one for each incarnation, so that a deleted topic's bytes can never be read as another's.
 
+use std::sync::Arc;
+
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
+use super::snapshot::Committing;
 use crate::{
     journal::{DueKind, Head, JournalError, Properties, TopicInfo, topic_epoch},
     model::{Fingerprint, Offset, Position, StateKey, Tenant, Timestamp, Topic, TopicKey},
@@ -48,6 +51,7 @@ pub(super) struct Store {
     pub(super) due: Keyspace,
     pub(super) floors: Keyspace,
     pub(super) meta: Keyspace,
+    pub(super) committing: Arc<Committing>,
 }
 
 impl Store {
@@ -68,6 +72,7 @@ impl Store {
             due: open("due", CHURNING_MEMTABLE_BYTES)?,
             floors: open("floors", CHURNING_MEMTABLE_BYTES)?,
             meta: open("meta", CHURNING_MEMTABLE_BYTES)?,
+            committing: Arc::default(),
             db,
         })
     }
@@ -87,7 +92,7 @@ impl Store {
     pub(super) const KEYSPACES: usize = 9;
 
     pub(super) fn keyspaces(&self) -> [&Keyspace; Self::KEYSPACES] {
-        let Self { db: _, topics, log, states, places, marks, dedup, due, floors, meta } = self;
+        let Self { topics, log, states, places, marks, dedup, due, floors, meta, .. } = self;
         [topics, log, states, places, marks, dedup, due, floors, meta]
     }
 }

@@ -14,6 +14,7 @@ mod progress;
 mod reads;
 mod reclaim;
 mod repair;
+mod snapshot;
 mod store;
 mod tables;
 mod transfer;

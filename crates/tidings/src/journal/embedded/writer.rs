@@ -267,7 +267,8 @@ impl Writer {
     }
 
     fn persist(&self, batch: fjall::OwnedWriteBatch, size: Size) -> Result<(), JournalError> {
-        let _running = self.progress.begin();
+        let _progress = self.progress.begin();
+        let _running = self.store.begin_commit(self.meta.commits);
         let begun = Instant::now();
         match batch.durability(Some(PersistMode::SyncData)).commit() {
             Ok(()) => {
