@@ -31,8 +31,9 @@ const ADMIN_CONNECTIONS: usize = 256;
 const CONNECTIONS_SHARE: f64 = 0.9;
 
 /// Connections that may wait to be accepted. The kernel holds it down (`net.core.somaxconn`, 4 096
-/// where nothing else is set). Who finds no room tries again after 1 s, 2, 4 and so on: with the
-/// usual 1 024, of 5 000 readers that came back at once the last were in after 4 to 68 s.
+/// where nothing else is set). Who finds no room tries again after 1 s, 2, 4 and so on: with the 128
+/// that are usual, of 5 000 readers that came back at once the last were in after up to 160 s and more
+/// (docs/adr/0014).
 const BACKLOG: u32 = 65_535;
 
 /// How much of it the last spans may take: a collector that is away must not look like a journal
@@ -250,7 +251,7 @@ mod tests {
         assert_eq!(end(pending(), ready(()), window).await.unwrap(), Exit::Ok);
     }
 
-    /// Broken on purpose, it failed: with the usual 1 024.
+    /// Broken on purpose, it failed: with 1 024, and 128 are usual.
     #[tokio::test]
     async fn more_than_the_usual_number_may_come_at_once() {
         let kernels = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();

@@ -388,8 +388,8 @@ async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<
                 commands.close();
             }
             () = &mut idle => {
-                if live.in_doubt.load(Ordering::Relaxed) {
-                    guarded(&shared, &live, look(&shared, &live)).await;
+                if live.is_in_doubt() {
+                    guarded(&shared, &live, look_in_doubt(&shared, &live)).await;
                 }
                 if was_idle && topics.retire(&live, &mut commands) {
                     // Sent in the last moment: another task has the topic's readers by now.
@@ -482,6 +482,20 @@ async fn delete(
     Ok(deleted)
 }
 
+/// Looks whether more was stored or changed than the journal said.
+async fn look_in_doubt(shared: &Shared, live: &Arc<Live>) {
+    // Taken back if it is not known after all.
+    live.looked();
+    match shared.journal.describe(&live.topic).await {
+        // Mostly so, and not in the line of those who wait for pages.
+        Ok(info) if live.agrees(&info) == (true, true) => {}
+        _ => {
+            live.hinted_change.store(true, Ordering::Release);
+            look(shared, live).await;
+        }
+    }
+}
+
 /// Looks what other nodes did to the topic.
 async fn look(shared: &Shared, live: &Arc<Live>) {
     let looked = async {
@@ -494,12 +508,10 @@ async fn look(shared: &Shared, live: &Arc<Live>) {
         }
         Ok::<(), JournalError>(())
     };
-    match looked.await {
-        Ok(()) => live.in_doubt.store(false, Ordering::Relaxed),
-        Err(error) => {
-            tracing::debug!(%error, "a topic could not be looked at");
-            live.doubt();
-        }
+    if let Err(error) = looked.await {
+        // The relay, if there is one, compares all topics now and then, and hints again.
+        tracing::debug!(%error, "a topic could not be looked at");
+        live.doubt();
     }
 }
 

@@ -95,7 +95,7 @@ pub(crate) async fn collect(
             }
         }
     };
-    let in_time = tokio::time::timeout(Duration::from_secs(20), reading).await;
+    let in_time = tokio::time::timeout(Duration::from_secs(60), reading).await;
     assert!(in_time.is_ok(), "the reader waits for ever, after {all:?}");
     all
 }
@@ -136,7 +136,7 @@ type Act = Box<dyn FnMut() -> BoxFuture<'static, ()> + Send>;
 pub(crate) struct SeamJournal {
     inner: Arc<dyn Journal>,
     fails_describe: AtomicBool,
-    loses_answer: AtomicBool,
+    stores_unsaid: Mutex<Option<Duration>>,
     before_append: Mutex<Option<Act>>,
     before_read: Mutex<Option<Act>>,
     after_read: Mutex<Option<Act>>,
@@ -167,7 +167,7 @@ impl SeamJournal {
         Arc::new(Self {
             inner,
             fails_describe: AtomicBool::new(false),
-            loses_answer: AtomicBool::new(false),
+            stores_unsaid: Mutex::default(),
             before_append: Mutex::default(),
             before_read: Mutex::default(),
             after_read: Mutex::default(),
@@ -201,9 +201,10 @@ impl SeamJournal {
         self.fails_describe.store(true, Ordering::SeqCst);
     }
 
-    /// Appends the next time without saying so, as a server does whose connection breaks.
-    pub(crate) fn lose_answer(&self) {
-        self.loses_answer.store(true, Ordering::SeqCst);
+    /// Appends the next time without saying so, and so much later, as a server does whose connection
+    /// breaks.
+    pub(crate) fn store_unsaid(&self, later: Duration) {
+        *self.stores_unsaid.lock().unwrap() = Some(later);
     }
 
     pub(crate) fn is_done(&self, seam: Seam) -> bool {
@@ -226,11 +227,18 @@ impl SeamJournal {
 impl Journal for SeamJournal {
     async fn append(&self, topic: &TopicKey, batch: Batch) -> Result<Appended, JournalError> {
         self.act(Seam::BeforeAppend, topic).await;
-        let appended = self.inner.append(topic, batch).await;
-        if !topic.tenant.is_reserved() && self.loses_answer.swap(false, Ordering::SeqCst) {
-            return down();
+        if topic.tenant.is_reserved() {
+            return self.inner.append(topic, batch).await;
         }
-        appended
+        let Some(later) = self.stores_unsaid.lock().unwrap().take() else {
+            return self.inner.append(topic, batch).await;
+        };
+        let (inner, topic) = (Arc::clone(&self.inner), topic.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(later).await;
+            inner.append(&topic, batch).await.unwrap();
+        });
+        down()
     }
 
     async fn read(

@@ -92,7 +92,19 @@ impl Store {
     pub(super) const KEYSPACES: usize = 9;
 
     pub(super) fn keyspaces(&self) -> [&Keyspace; Self::KEYSPACES] {
-        let Self { topics, log, states, places, marks, dedup, due, floors, meta, .. } = self;
+        let Self {
+            topics,
+            log,
+            states,
+            places,
+            marks,
+            dedup,
+            due,
+            floors,
+            meta,
+            db: _,
+            committing: _,
+        } = self;
         [topics, log, states, places, marks, dedup, due, floors, meta]
     }
 }

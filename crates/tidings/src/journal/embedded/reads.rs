@@ -43,7 +43,7 @@ type EventIter<'a> = Box<dyn Iterator<Item = Result<Event, JournalError>> + 'a>;
 
 impl Reader {
     fn view<'a>(&'a self, topic: &'a TopicKey) -> Result<View<'a>, JournalError> {
-        let snapshot = self.store.snapshot()?;
+        let snapshot = self.store.snapshot();
         let record = match get(&snapshot, &self.store.topics, topic_key(topic))? {
             Some(bytes) => {
                 TopicRecord::read(&bytes).ok_or_else(|| damaged(topic, "its record is damaged"))?
@@ -172,7 +172,7 @@ impl Reader {
         limit: usize,
     ) -> Result<Vec<Due>, JournalError> {
         let start = self.due_start.look(kind);
-        let snapshot = self.store.snapshot()?;
+        let snapshot = self.store.snapshot();
         let range = due_begin(kind, start.at)..due_end(kind, now);
         let mut due = Vec::new();
         if start.at > now {
@@ -218,7 +218,7 @@ impl Reader {
     }
 
     pub(super) fn topics(&self, query: &TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
-        let snapshot = self.store.snapshot()?;
+        let snapshot = self.store.snapshot();
         let prefix = query.tenant.as_ref().map(|tenant| topic_prefix(tenant, &query.prefix));
         let prefix = prefix.unwrap_or_default();
         let start = match &query.after {

@@ -268,7 +268,7 @@ impl Writer {
 
     fn persist(&self, batch: fjall::OwnedWriteBatch, size: Size) -> Result<(), JournalError> {
         let _progress = self.progress.begin();
-        let _running = self.store.begin_commit(self.meta.commits);
+        let _running = self.store.begin_commit();
         let begun = Instant::now();
         match batch.durability(Some(PersistMode::SyncData)).commit() {
             Ok(()) => {
