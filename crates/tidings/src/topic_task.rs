@@ -3,6 +3,7 @@
 //! The rule: a frame enters the ring after the journal has its event, in offset order. What was
 //! queued while the last append ran is appended together, so a busy topic needs few commits.
 
+mod doubt;
 mod live;
 mod replay;
 mod waker;
@@ -388,7 +389,7 @@ async fn run(topics: Arc<Topics>, live: Arc<Live>, mut commands: mpsc::Receiver<
                 commands.close();
             }
             () = &mut idle => {
-                if live.is_in_doubt() {
+                if live.doubt.is_left() {
                     guarded(&shared, &live, look_in_doubt(&shared, &live)).await;
                 }
                 if was_idle && topics.retire(&live, &mut commands) {
@@ -456,7 +457,7 @@ async fn serve(shared: &Shared, live: &Arc<Live>, queue: &mut Vec<Queued>) {
                         shared.announce_change(live);
                     }
                     Ok(Err(_)) => {}
-                    Err(_) => live.doubt(),
+                    Err(_) => live.doubt.begin(),
                 }
                 // A caller that went away does not need the answer.
                 let _ = reply.send(set);
@@ -476,7 +477,7 @@ async fn delete(
     condition: DeleteIf,
 ) -> Result<Judged<bool>, JournalError> {
     let deleted = shared.journal.delete(&live.topic, condition).await;
-    let deleted = deleted.inspect_err(|_| live.doubt())?;
+    let deleted = deleted.inspect_err(|_| live.doubt.begin())?;
     live.ask_anew(&*shared.journal).await;
     shared.announce_change(live);
     Ok(deleted)
@@ -485,7 +486,7 @@ async fn delete(
 /// Looks whether more was stored or changed than the journal said.
 async fn look_in_doubt(shared: &Shared, live: &Arc<Live>) {
     // Taken back if it is not known after all.
-    live.looked();
+    live.doubt.look();
     match shared.journal.describe(&live.topic).await {
         // Mostly so, and not in the line of those who wait for pages.
         Ok(info) if live.agrees(&info) == (true, true) => {}
@@ -511,7 +512,7 @@ async fn look(shared: &Shared, live: &Arc<Live>) {
     if let Err(error) = looked.await {
         // The relay, if there is one, compares all topics now and then, and hints again.
         tracing::debug!(%error, "a topic could not be looked at");
-        live.doubt();
+        live.doubt.begin();
     }
 }
 
@@ -604,7 +605,7 @@ impl Pending {
             Err(error) => {
                 tracing::error!(%error, "append failed");
                 // Said by a server whose answer was lost, it may be stored all the same.
-                live.doubt();
+                live.doubt.begin();
                 for Asked { reply, .. } in asked {
                     let _ = reply.send(Err(error.clone()));
                 }

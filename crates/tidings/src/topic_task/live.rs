@@ -7,7 +7,7 @@
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use futures_util::FutureExt as _;
@@ -15,6 +15,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Topics,
+    doubt::Doubt,
     replay::{Replay, Replays},
     waker::Waker,
 };
@@ -29,10 +30,6 @@ use crate::{
 /// publishes next: a thousand are several milliseconds, in which nothing would be appended and no
 /// two events share a write.
 const WAKE_AT_ONCE: usize = 64;
-/// How often a topic is looked at of which the journal did not say what was stored: what a server was
-/// asked for may come behind the first look. A look is at most [`TOPIC_IDLE`] away, the second as much
-/// again, which is more than the time that any journal gives its server.
-const DOUBTFUL_LOOKS: u8 = 2;
 
 /// What a topic's readers share: its ring and where it stands.
 #[derive(Debug)]
@@ -50,8 +47,8 @@ pub(crate) struct Live {
     pub(super) hinted: Notify,
     /// They may have changed its properties, too.
     pub(super) hinted_change: AtomicBool,
-    /// More may have been stored or changed than the journal said: so often the task is to look.
-    in_doubt: AtomicU8,
+    /// Whether the task is to look for what the journal did not say.
+    pub(super) doubt: Doubt,
     /// The bus brings what other nodes say of the topic.
     pub(super) followed: AtomicBool,
     replays: Replays,
@@ -168,7 +165,7 @@ impl Live {
             grown: AtomicU64::default(),
             hinted: Notify::new(),
             hinted_change: AtomicBool::default(),
-            in_doubt: AtomicU8::default(),
+            doubt: Doubt::default(),
             followed: AtomicBool::default(),
             replays: Replays::default(),
             state: Mutex::new(state),
@@ -469,29 +466,13 @@ impl Live {
         self.hinted.notify_one();
     }
 
-    /// Says that more may have been stored or changed than the journal said, or may yet be.
-    pub(super) fn doubt(&self) {
-        self.in_doubt.store(DOUBTFUL_LOOKS, Ordering::Relaxed);
-    }
-
-    /// Whether that is to be looked at.
-    pub(super) fn is_in_doubt(&self) -> bool {
-        self.in_doubt.load(Ordering::Relaxed) > 0
-    }
-
-    /// Says that it was looked at. Only the topic's task does, and doubts.
-    pub(super) fn looked(&self) {
-        let left = self.in_doubt.load(Ordering::Relaxed).saturating_sub(1);
-        self.in_doubt.store(left, Ordering::Relaxed);
-    }
-
     /// Whether its task was asked to and has not begun, or has to for its readers.
     pub(super) fn is_to_look(&self) -> bool {
         let is_hinted = self.hinted.notified().now_or_never().is_some();
         if is_hinted {
             self.hinted.notify_one();
         }
-        is_hinted || (self.is_in_doubt() && self.is_read())
+        is_hinted || (self.doubt.is_left() && self.is_read())
     }
 
     /// Where the topic ends, as far as this node knows.
