@@ -32,8 +32,8 @@ const CONNECTIONS_SHARE: f64 = 0.9;
 
 /// Connections that may wait to be accepted. The kernel holds it down (`net.core.somaxconn`, 4 096
 /// where nothing else is set). Who finds no room tries again after 1 s, 2, 4 and so on: with the 128
-/// that are usual, of 5 000 readers that came back at once the last were in after up to 160 s and more
-/// (docs/adr/0014).
+/// that are usual, of 5 000 readers that came back at once the last were in after 4 s, or after more
+/// than 160 (docs/adr/0014).
 const BACKLOG: u32 = 65_535;
 
 /// How much of it the last spans may take: a collector that is away must not look like a journal
