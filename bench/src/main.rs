@@ -27,7 +27,10 @@ mod server;
 
 use std::{env, fs::File, path::PathBuf, process::ExitCode, time::Duration};
 
-use tokio::{task::spawn_local, time::Instant};
+use tokio::{
+    task::{JoinError, spawn_local},
+    time::Instant,
+};
 
 use crate::{
     figure::{Figure, median},
@@ -174,14 +177,18 @@ async fn compare(
     let mut measured: Vec<(Kind, Vec<Vec<Figure>>)> =
         kinds.iter().map(|kind| (*kind, Vec::new())).collect();
     let mut servers_cpu = 0.0;
+    let mut failed: Vec<(String, String)> = Vec::new();
     for _ in 0..rounds {
         for (kind, results) in &mut measured {
             let before = machine::cpu_of_ended_children();
             let measuring = scenario.measure(*kind, load);
             let figures = match *kind {
                 // Somebody else's server may fail: it has no row then, and the others go on.
-                Kind::Peer(peer) => spawn_local(measuring).await.unwrap_or_else(|_| {
-                    println!("{} failed in {}", peer.name, scenario.name);
+                Kind::Peer(peer) => spawn_local(measuring).await.unwrap_or_else(|error| {
+                    let what = reason(error);
+                    println!("{} failed in {}: {what}", peer.name, scenario.name);
+                    failed.retain(|(name, _)| name != peer.name);
+                    failed.push((peer.name.to_owned(), what));
                     Vec::new()
                 }),
                 _ => measuring.await,
@@ -197,9 +204,26 @@ async fn compare(
         .map(|(kind, rounds)| Measured { kind, figures: middle(&rounds) })
         .filter(|measured| !measured.figures.is_empty())
         .collect();
-    let run = report::judge(scenario, &measured, others);
+    failed.retain(|(name, _)| !measured.iter().any(|measured| measured.kind.name() == name));
+    let run = report::judge(scenario, &measured, failed, others);
     report::print(scenario, load.n, &measured, &run);
     run
+}
+
+/// What somebody else's server did that ended its measurement, in one line.
+fn reason(error: JoinError) -> String {
+    let panic = error.into_panic();
+    let said = panic.downcast_ref::<String>().map(String::as_str);
+    let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+    // An answer that was no success ends the assertion's text: its first line, and its body, perhaps
+    // between the sizes of its chunks.
+    let mut lines = said.lines().map(str::trim).filter(|line| line.len() > 4);
+    let status = said.lines().find_map(|line| Some(&line[line.find("HTTP/1.1 ")?..]));
+    match (status, lines.next_back()) {
+        (Some(status), Some(last)) => format!("`{status}`, `{last}`"),
+        (None, Some(last)) => last.to_owned(),
+        _ => "it ended its measurement".to_owned(),
+    }
 }
 
 /// Of each figure, the middle of its rounds.

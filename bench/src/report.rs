@@ -52,6 +52,9 @@ pub(crate) struct Run {
     others: f64,
     rows: Vec<Row>,
     servers: Vec<(String, Vec<(String, String)>)>,
+    /// Servers without figures, and what they did instead.
+    #[serde(default)]
+    failed: Vec<(String, String)>,
 }
 
 /// Everything that the page tells.
@@ -92,7 +95,12 @@ impl Results {
 }
 
 /// Judges what was measured by the scenario's bars.
-pub(crate) fn judge(scenario: &Scenario, measured: &[Measured], others: f64) -> Run {
+pub(crate) fn judge(
+    scenario: &Scenario,
+    measured: &[Measured],
+    failed: Vec<(String, String)>,
+    others: f64,
+) -> Run {
     let of = |kind: Kind| measured.iter().find(|measured| measured.kind == kind);
     let floor = scenario.floors.first().and_then(|kind| of(*kind));
     let mut rows = Vec::new();
@@ -126,6 +134,7 @@ pub(crate) fn judge(scenario: &Scenario, measured: &[Measured], others: f64) -> 
         others,
         rows,
         servers: servers.collect(),
+        failed,
     }
 }
 
@@ -239,6 +248,9 @@ impl Results {
         for (scenario, run) in runs() {
             page.push_str(&format!("\n### `{}`: {}\n\n", scenario.name, scenario.title));
             page.push_str(&servers_table(&run.servers));
+            for (server, what) in &run.failed {
+                page.push_str(&format!("\n{server} has no figures: {what}\n"));
+            }
             let Run { date, commit, command, machine, others, .. } = run;
             page.push_str(&format!("\n{date}, `{commit}`, `{command}`; {machine}"));
             if *others > 0.1 {

@@ -25,6 +25,9 @@ use crate::{
 
 /// Readers have no end within a run: the year 2100.
 const TOKEN_EXPIRES: u64 = 4_102_444_800;
+/// How long a server that has come to rest does nothing, and how long it may take to get there.
+const SETTLED_FOR: Duration = Duration::from_secs(2);
+const SETTLE_MAX: Duration = Duration::from_secs(120);
 
 /// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +135,20 @@ impl Server {
         self.started_in = begun.elapsed();
         self.child = child;
         self.target.address = address;
+    }
+
+    /// Waits until it does nothing by itself any more: until it has had less than a fiftieth of its
+    /// processor for a while.
+    pub(crate) async fn settle(&self) {
+        let begun = Instant::now();
+        loop {
+            let before = self.cpu_seconds();
+            tokio::time::sleep(SETTLED_FOR).await;
+            if self.cpu_seconds() - before < SETTLED_FOR.as_secs_f64() / 50.0 {
+                return;
+            }
+            assert!(begun.elapsed() < SETTLE_MAX, "{} does not come to rest", self.kind.name());
+        }
     }
 
     /// Seconds of CPU so far.

@@ -25,8 +25,10 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
 async fn run(kind: Kind, load: Load, topics: usize, active: usize) -> Vec<Figure> {
     let mut server = Server::start(kind, Setup::default());
     create_topics(&server.target, topics).await;
-    // What creating them has put into memory is not what having them costs.
+    // What creating them has put into memory, and merging it on the disk, is not what having them
+    // costs.
     server.restart();
+    server.settle().await;
     let target = &server.target;
     // Spread over all of them: neighbours in the store would be cheaper.
     let topic = |number: usize| number * (topics / active);
