@@ -71,8 +71,14 @@ impl Hub {
         Ok(())
     }
 
-    /// When the first event of the topic's log was recorded that is still held.
+    /// When the first event was recorded that the topic still holds.
     async fn oldest(&self, info: &TopicInfo) -> Result<Option<Timestamp>, JournalError> {
+        if info.head.earliest == info.head.tail {
+            return Ok(None);
+        }
+        if info.oldest_at != Timestamp::default() {
+            return Ok(Some(info.oldest_at));
+        }
         let first = PageLimit { events: 1, bytes: 0 };
         let page = self.journal().read(&info.topic, info.head.floor().offset, first).await?;
         Ok(page.events.first().map(|event| event.recorded_at))
@@ -95,34 +101,37 @@ impl Hub {
 
     /// Applies a topic's retention and ttl, and returns when its oldest event was recorded.
     async fn retain_and_date(&self, info: &TopicInfo) -> Result<Option<Timestamp>, JournalError> {
-        self.retain(info).await?;
+        if self.retain(info).await? {
+            return self.oldest(&self.journal().describe(&info.topic).await?).await;
+        }
         self.oldest(info).await
     }
 
     async fn retain_now(&self, topic: &TopicKey) -> Result<(), JournalError> {
         let info = self.journal().describe(topic).await?;
-        self.retain(&info).await
+        self.retain(&info).await.map(drop)
     }
 
-    async fn retain(&self, info: &TopicInfo) -> Result<(), JournalError> {
+    /// Returns whether the topic has changed since.
+    async fn retain(&self, info: &TopicInfo) -> Result<bool, JournalError> {
         let now = self.clock().now();
         let ttl = info.properties.ttl.filter(|ttl| info.written_at.plus(*ttl) <= now);
         if ttl.is_some() {
             // Written or given other properties since: it is looked at anew next time.
             let unchanged = DeleteIf::Unchanged(Box::new(info.clone()));
-            return self.topics().delete(&info.topic, unchanged).await.map(drop);
+            return self.topics().delete(&info.topic, unchanged).await.map(|_| true);
         }
         let retention = info.properties.retention.unwrap_or(self.settings().retention);
-        if info.head.earliest == info.head.tail || !exceeds(info, &retention) {
-            return Ok(());
+        if info.head.earliest == info.head.tail || !exceeds(info, &retention, now) {
+            return Ok(false);
         }
-        self.trim(&info.topic, &retention).await.map(drop)
+        self.trim(&info.topic, &retention).await.map(|head| head != info.head)
     }
 }
 
-/// Whether trimming may find something: age is not known without looking.
-fn exceeds(info: &TopicInfo, retention: &Retention) -> bool {
-    retention.age.is_some()
+/// Whether trimming may find something.
+fn exceeds(info: &TopicInfo, retention: &Retention, now: Timestamp) -> bool {
+    retention.age.is_some_and(|age| info.oldest_at.plus(age) <= now)
         || retention.events.is_some_and(|most| info.events > most)
         || retention.bytes.is_some_and(|most| info.bytes > most)
 }

@@ -143,6 +143,7 @@ macro_rules! journal_contract {
             trimming_by_count_removes_the_oldest_and_never_more,
             trimming_by_age_removes_what_is_older_and_never_more,
             trimming_by_bytes_removes_the_oldest_and_never_more,
+            who_says_when_the_oldest_was_recorded_is_right,
             trimming_spares_states_and_takes_tombstones,
             a_flood_of_states_evicts_no_log_event,
             earliest_never_goes_back,

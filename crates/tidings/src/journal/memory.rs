@@ -347,12 +347,19 @@ impl Held {
             bytes: self.log_bytes,
             states: self.keys.len() as u64,
             written_at: self.recorded_at.unwrap_or(self.created_at),
+            oldest_at: self.oldest_at(),
             properties: self.properties.clone(),
         }
     }
 
     fn floor(&self) -> Offset {
         self.head.floor().offset
+    }
+
+    fn oldest_at(&self) -> Timestamp {
+        let first = &self.head.earliest;
+        let held = self.events.get(first).map(|stored| stored.event.recorded_at);
+        held.or_else(|| self.marks.get(first).map(|(_, at)| *at)).unwrap_or_default()
     }
 
     /// The fingerprint at an offset, as long as it is known.

@@ -501,6 +501,9 @@ pub struct TopicInfo {
     pub states: u64,
     /// When the last event was recorded, or the topic created.
     pub written_at: Timestamp,
+    /// When what is at `head.earliest` was recorded, so that nothing that is held is older; the
+    /// default where the journal has to look, or there is nothing.
+    pub oldest_at: Timestamp,
     /// What its creator said.
     pub properties: Properties,
 }
@@ -517,6 +520,7 @@ impl TopicInfo {
             bytes: 0,
             states: 0,
             written_at: Timestamp::default(),
+            oldest_at: Timestamp::default(),
             properties: Properties::default(),
         }
     }

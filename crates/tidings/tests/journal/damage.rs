@@ -577,7 +577,7 @@ async fn an_attempt_that_was_cut_short_is_begun_again() {
     fs::write(directory.path().join("store.new/0.jnl"), "").unwrap();
     let message = refusal(directory.path());
     assert!(message.contains("store.new"), "without `TIDINGS` it is foreign: {message}");
-    fs::write(directory.path().join("TIDINGS"), "tidings journal 2\n").unwrap();
+    fs::write(directory.path().join("TIDINGS"), "tidings journal 3\n").unwrap();
     let journal = open(directory.path()).unwrap();
     fill(&*journal).await;
     journal.close().await;

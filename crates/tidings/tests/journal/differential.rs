@@ -276,7 +276,10 @@ impl World {
     }
 
     fn info(&mut self, topic: usize, memory: &TopicInfo, other: TopicInfo) -> TopicInfo {
-        TopicInfo { head: self.head(topic, &memory.head, other.head), ..other }
+        // Not every journal knows this without looking.
+        let is_known = other.oldest_at != Timestamp::default();
+        let oldest_at = if is_known { other.oldest_at } else { memory.oldest_at };
+        TopicInfo { head: self.head(topic, &memory.head, other.head), oldest_at, ..other }
     }
 
     fn same_page(&mut self, topic: usize, memory: Page, other: Page) -> Result<(), TestCaseError> {

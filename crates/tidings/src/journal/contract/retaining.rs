@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Store, sample::*};
 use crate::{
-    journal::{Head, JournalSettings, Retention},
+    journal::{Change, Head, JournalSettings, Properties, Retention},
     model::Offset,
 };
 
@@ -57,6 +57,36 @@ pub async fn trimming_by_age_removes_what_is_older_and_never_more(
     assert_eq!(earliest(3_500).await, 4);
     assert_eq!(offsets(&read(&*store, &topic, 0).await.events), [4]);
     assert_eq!(earliest(9_000).await, 5);
+}
+
+pub async fn who_says_when_the_oldest_was_recorded_is_right(
+    factory: impl AsyncFn(JournalSettings) -> Store,
+) {
+    let store = factory(settings()).await;
+    let topic = topic("t");
+    let oldest = async |expected: u64| {
+        let known = store.describe(&topic).await.unwrap().oldest_at;
+        assert!(known == at(0) || known == at(expected), "{known:?} instead of {expected}");
+    };
+    oldest(0).await;
+    store.set_properties(&topic, Change::to(Properties::default())).await.unwrap().unwrap();
+    oldest(0).await;
+    put_at(&*store, 1_000, &topic, [state("k", "a")]).await;
+    put_at(&*store, 2_000, &topic, [log("b")]).await;
+    oldest(1_000).await;
+    // A state that is superseded leaves its place, and its time, behind.
+    put_at(&*store, 3_000, &topic, [state("k", "c"), log("d")]).await;
+    oldest(1_000).await;
+    store.trim(&topic, &keep_events(1), at(3_000)).await.unwrap();
+    oldest(3_000).await;
+    store.trim(&topic, &keep_for(500), at(3_400)).await.unwrap();
+    oldest(3_000).await;
+    put_at(&*store, 4_000, &topic, [log("e")]).await;
+    store.trim(&topic, &keep_for(500), at(4_000)).await.unwrap();
+    oldest(4_000).await;
+    store.trim(&topic, &keep_events(0), at(4_000)).await.unwrap();
+    put_at(&*store, 5_000, &topic, [log("f")]).await;
+    oldest(5_000).await;
 }
 
 pub async fn trimming_by_bytes_removes_the_oldest_and_never_more(

@@ -31,7 +31,7 @@ use std::{
 use crate::journal::JournalError;
 
 const FORMAT_FILE: &str = "TIDINGS";
-const FORMAT: &str = "tidings journal 2\n";
+const FORMAT: &str = "tidings journal 3\n";
 const VERSION: u32 = 2;
 const HIGH_WATER_FILE: &str = "commits";
 const STORE: &str = "store";

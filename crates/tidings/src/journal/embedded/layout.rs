@@ -315,6 +315,9 @@ pub(super) struct TopicRecord {
     pub(super) states: u64,
     /// When it was created, or the last event recorded.
     pub(super) written_at: Timestamp,
+    /// When what is right above the floor was recorded; the default while that is not known, or
+    /// nothing is there.
+    pub(super) oldest_at: Timestamp,
     /// Whether it ever had an event, so that `written_at` is one's time.
     pub(super) has_events: bool,
     pub(super) properties: Properties,
@@ -322,7 +325,7 @@ pub(super) struct TopicRecord {
 
 const RECORD_VERSION: u8 = 1;
 /// Bytes of a record without properties.
-const RECORD_BYTES: usize = 74;
+const RECORD_BYTES: usize = 82;
 const CLOSED: u8 = 1 << 1;
 const HAS_EVENTS: u8 = 1 << 2;
 
@@ -341,6 +344,7 @@ impl TopicRecord {
             bytes: 0,
             states: 0,
             written_at: now,
+            oldest_at: Timestamp::default(),
             has_events: false,
             properties,
         }
@@ -381,6 +385,7 @@ impl TopicRecord {
             bytes: self.bytes,
             states: self.states,
             written_at: self.written_at,
+            oldest_at: self.oldest_at,
             properties: self.properties.clone(),
         }
     }
@@ -398,6 +403,7 @@ impl TopicRecord {
         let numbers = [self.tail.0, self.floor.0, self.events, self.bytes, self.states];
         out.extend(numbers.into_iter().flat_map(u64::to_be_bytes));
         out.extend(self.written_at.as_millis().to_be_bytes());
+        out.extend(self.oldest_at.as_millis().to_be_bytes());
         if self.properties != Properties::default() {
             let properties = serde_json::to_vec(&self.properties);
             let wrong = |error| JournalError::Broken(format!("properties: {error}"));
@@ -426,6 +432,7 @@ impl TopicRecord {
         let (bytes, rest) = split_u64(rest)?;
         let (states, rest) = split_u64(rest)?;
         let (written_at, rest) = split_u64(rest)?;
+        let (oldest_at, rest) = split_u64(rest)?;
         let properties = if rest.is_empty() {
             Properties::default()
         } else {
@@ -444,6 +451,7 @@ impl TopicRecord {
             bytes,
             states,
             written_at: Timestamp::from_millis(written_at),
+            oldest_at: Timestamp::from_millis(oldest_at),
             has_events: flags & HAS_EVENTS != 0,
             properties,
         })
@@ -467,6 +475,7 @@ mod tests {
             closed: true,
             tail: Offset(9),
             floor: Offset(3),
+            oldest_at: Timestamp::from_millis(4),
             ..TopicRecord::new(7, 2, Timestamp::from_millis(5), properties)
         };
         let bytes = record.write().unwrap();

@@ -160,6 +160,7 @@ impl Mender<'_> {
                 self.changed()?;
             }
         }
+        record.oldest_at = Timestamp::default();
         self.batch.insert(&self.store.topics, topic_key(topic), record.write()?);
         self.changed()
     }

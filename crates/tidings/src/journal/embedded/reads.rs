@@ -501,13 +501,16 @@ impl View<'_> {
                 floor.fingerprint = fingerprint;
             }
         }
-        if floor.offset == self.record.floor {
+        let oldest_at = self.first_time(floor.offset, Offset(u64::MAX))?.map(|(_, at)| at);
+        let is_known = oldest_at.is_none_or(|at| at == self.record.oldest_at);
+        if floor.offset == self.record.floor && is_known {
             return Ok(Err(self.head));
         }
         Ok(Ok(Trim {
             id: self.id(),
             floor: floor.offset,
             floor_fingerprint: floor.fingerprint,
+            oldest_at,
             events: self.record.events - events,
             bytes: self.record.bytes.saturating_sub(bytes),
         }))

@@ -604,7 +604,11 @@ impl Import<'_> {
     }
 
     /// The topic whose lines come, after taking an offset that must be the next or later.
-    fn take(&mut self, offset: u64) -> Result<(&TopicKey, &mut TopicRecord), String> {
+    fn take(
+        &mut self,
+        offset: u64,
+        recorded_at: Timestamp,
+    ) -> Result<(&TopicKey, &mut TopicRecord), String> {
         let (key, record, next) = self.open.as_mut().ok_or("it belongs to no topic")?;
         let offset = Offset(offset);
         let is_next = offset > record.floor && offset == (*next).max(record.floor.next());
@@ -613,6 +617,9 @@ impl Import<'_> {
             return Err(format!("offset {offset} is not the next one"));
         }
         *next = offset.next();
+        if offset == record.floor.next() {
+            record.oldest_at = recorded_at;
+        }
         Ok((key, record))
     }
 
@@ -625,7 +632,7 @@ impl Import<'_> {
             return Err("the event does not have its fingerprint: the line was changed".to_owned());
         }
         let store = self.store;
-        let (topic, record) = self.take(offset.0)?;
+        let (topic, record) = self.take(offset.0, recorded_at)?;
         let (topic, id, is_old) = (topic.clone(), record.id, offset <= record.floor);
         let state_key = body.key.clone().filter(|_| !body.delete);
         if let Some(key) = state_key {
@@ -652,12 +659,13 @@ impl Import<'_> {
 
     fn mark(&mut self, line: &MarkLine) -> Result<(), String> {
         let store = self.store;
-        let (_, record) = self.take(line.offset)?;
+        let at = Timestamp::from_millis(line.at);
+        let (_, record) = self.take(line.offset, at)?;
         if line.offset <= record.floor.0 {
             return Err("a mark cannot be older than what was trimmed".to_owned());
         }
         let key = offset_key(record.id, Offset(line.offset));
-        let mark = write_mark(Fingerprint(line.fingerprint), Timestamp::from_millis(line.at));
+        let mark = write_mark(Fingerprint(line.fingerprint), at);
         self.batch.insert(&store.marks, key, mark);
         Ok(())
     }

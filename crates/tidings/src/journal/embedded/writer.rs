@@ -82,6 +82,8 @@ pub(super) struct Trim {
     pub(super) id: u64,
     pub(super) floor: Offset,
     pub(super) floor_fingerprint: Fingerprint,
+    /// When what is right above it was recorded, if anything is.
+    pub(super) oldest_at: Option<Timestamp>,
     /// Log events and their bytes up to there.
     pub(super) events: u64,
     pub(super) bytes: u64,
@@ -468,7 +470,16 @@ impl Writer {
         self.reclaimable.add_bytes(trim.bytes);
         let record = self.record(topic, now)?;
         // Deleted, or deleted and written again, since it was looked at: then there is nothing.
-        if record.id == trim.id && !record.is_deleted && trim.floor > record.floor {
+        if record.id != trim.id || record.is_deleted {
+            return Ok(record.head(store_epoch));
+        }
+        let is_learnt = trim.floor == record.floor && trim.oldest_at.is_some();
+        if is_learnt || trim.floor > record.floor {
+            // If nothing was above it, something may be by now: then it is looked at once more.
+            record.oldest_at = trim.oldest_at.unwrap_or_default();
+            commit.dirty.insert(topic.clone(), ());
+        }
+        if trim.floor > record.floor {
             record.floor = trim.floor;
             record.floor_fingerprint = trim.floor_fingerprint;
             record.events = record.events.saturating_sub(trim.events);
@@ -476,7 +487,6 @@ impl Writer {
             let floor = trim.floor.0;
             commit.batch.insert(&store.floors, record.id.to_be_bytes(), floor.to_be_bytes());
             commit.floors.push((record.id, floor));
-            commit.dirty.insert(topic.clone(), ());
         }
         Ok(record.head(store_epoch))
     }
@@ -594,6 +604,9 @@ impl Staged<'_> {
     fn store(&mut self, record: &mut TopicRecord, append: &Append) -> Event {
         let body = &append.event;
         let (id, offset) = (record.id, record.tail);
+        if offset == record.floor.next() {
+            record.oldest_at = self.now;
+        }
         let (fingerprint, bytes) = record::encode(body, offset, self.now);
         let event = Event { offset, fingerprint, recorded_at: self.now, body: Arc::clone(body) };
         let commit = &mut *self.commit;

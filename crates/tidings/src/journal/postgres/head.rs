@@ -115,6 +115,7 @@ impl TopicRow {
             bytes: self.bytes,
             states: self.states,
             written_at: self.written_at,
+            oldest_at: Timestamp::default(),
             properties: self.properties.clone(),
         }
     }

@@ -142,6 +142,7 @@ impl Looked {
             bytes: self.bytes,
             states: self.states,
             written_at: self.written_at,
+            oldest_at: Timestamp::default(),
             properties,
         })
     }

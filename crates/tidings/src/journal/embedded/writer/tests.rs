@@ -105,7 +105,14 @@ fn a_trim_of_another_incarnation_or_of_nothing_changes_nothing() {
     apply(append(event("1")));
     let record = apply(append(event("2")));
     let floor_fingerprint = Fingerprint(7);
-    let some = Trim { id: record.id, floor: Offset(1), floor_fingerprint, events: 1, bytes: 1 };
+    let some = Trim {
+        id: record.id,
+        floor: Offset(1),
+        floor_fingerprint,
+        oldest_at: None,
+        events: 1,
+        bytes: 1,
+    };
     // It was found by reading, and meanwhile the topic was deleted and written again; or another
     // trim came first.
     for trim in [Trim { id: some.id + 1, ..some }, Trim { floor: record.floor, ..some }] {
