@@ -27,7 +27,8 @@ async fn check(load: Load, cluster: &RedisCluster, losses: Losses) {
     load.check(&*journal, losses).await;
 }
 
-/// Broken on purpose: when `ASK` is followed, keys are written at both masters, and the move fails.
+/// Broken on purpose: when `ASK` is followed, keys are written at both masters, and the move fails
+/// or loses what one of them has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_lose_and_double_nothing_while_slots_move_between_masters() {
     let cluster = RedisCluster::start().unwrap();

@@ -3,10 +3,7 @@
 //! The rule: as for one server, what was acknowledged is there, or its topic has another epoch. What
 //! fails at one master fails nothing at the others, within a bounded time, and heals by itself.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use tidings::{
     journal::{
@@ -20,7 +17,7 @@ use tidings::{
     },
 };
 use tidings_services::{Redis, RedisCluster};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::redis::{options, options_of};
 
