@@ -23,10 +23,7 @@ use super::{
     script::Script,
     topology::Topology,
 };
-use crate::{
-    journal::{Durability, JournalError},
-    model::Epoch,
-};
+use crate::journal::{Durability, JournalError};
 
 /// How often the masters are asked who has what though nobody complains: as often as a hub may be
 /// late to say that one is missing.
@@ -80,13 +77,14 @@ impl Cluster {
     pub(super) async fn open(
         options: &RedisOptions,
         topology: Topology,
+        known: Arc<Known>,
     ) -> Result<Self, JournalError> {
         let groups = vec![None; GROUPS as usize];
         let map = Map { looks: 0, masters: BTreeMap::new(), groups, down: None, is_closed: false };
         let shared = Shared {
             options: options.clone(),
             topology,
-            known: Known::new(),
+            known,
             map: watch::Sender::new(Arc::new(map)),
             wanted: Notify::new(),
         };
@@ -136,13 +134,13 @@ impl Cluster {
         script: Script,
         keys: &[String],
         fill: &(impl Fn(&mut Cmd) + Send + Sync),
-    ) -> Result<Value, JournalError> {
+    ) -> Result<(Value, Arc<str>), JournalError> {
         let mut again = self.again();
         loop {
             let map = self.shared.open_map()?;
             let failed = match map.link(by.group()) {
                 Some(link) => match link.call(by, script, keys, fill).await {
-                    Ok(value) => return Ok(value),
+                    Ok(answer) => return Ok(answer),
                     Err(Failed::Error(error)) => return Err(error),
                     Err(Failed::Elsewhere(error)) => error,
                 },
@@ -202,13 +200,6 @@ impl Cluster {
             again.wait(&map, group, error).await?;
         }
         values.into_iter().map(|value| value.ok_or_else(super::answer::unexpected)).collect()
-    }
-
-    /// Notes what a script said of a group.
-    pub(super) fn note(&self, group: u32, epoch: Epoch, count: u64) {
-        if let Some(link) = self.shared.map().link(group) {
-            link.note(group, epoch, count);
-        }
     }
 
     fn again(&self) -> Again<'_> {

@@ -5,9 +5,6 @@
 
 use std::collections::VecDeque;
 
-use futures_util::future::try_join_all;
-use redis::Value;
-
 use super::{
     answer::{Answer, Looked, state, unexpected},
     keys::{GROUPS, deletions_field, group_of, name, name_prefix, read_name},
@@ -19,6 +16,7 @@ use crate::{
     journal::{Due, DueKind, JournalError, TopicInfo, TopicQuery},
     model::{Class, Timestamp, TopicKey},
 };
+use futures_util::future::try_join_all;
 
 /// States that are fetched at once, 64 KiB each at most.
 const STATES_AT_ONCE: usize = 64;
@@ -210,12 +208,12 @@ pub(super) async fn describe(
                 cmd.arg(deletions_field(topic));
             }
         };
-        let answer: Value = links.call(By::Reading(group), Script::Look, &keys, describe).await?;
+        let (answer, run) = links.call(By::Reading(group), Script::Look, &keys, describe).await?;
         let mut answer = Answer::of(answer)?;
         let mut infos = Vec::with_capacity(some.len());
         for (place, topic) in some {
             let looked = Looked::read(&mut answer)?;
-            links.note(group, looked.group_epoch, looked.count);
+            links.note(group, looked.group_epoch, looked.count, &run);
             infos.push((*place, looked.info((*topic).clone())?));
         }
         Ok::<_, JournalError>(infos)

@@ -58,7 +58,7 @@ impl Known {
         self.all().see(group, |_| Seen::of(epoch, count, run));
     }
 
-    /// Notes what a script said.
+    /// Notes what a script said, in the run that did it.
     pub(super) fn note(&self, group: u32, epoch: Epoch, count: u64, run: &Arc<str>) {
         self.all().see(group, |seen| {
             let of_before = if seen.epoch == Some(epoch) { seen.count } else { 0 };

@@ -30,10 +30,7 @@ use super::{
     script::Script,
     server::Server,
 };
-use crate::{
-    journal::{Durability, JournalError},
-    model::Epoch,
-};
+use crate::journal::{Durability, JournalError};
 
 /// How often the server is asked whether it is there …
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -148,8 +145,9 @@ impl Link {
     pub(super) async fn open(
         options: &RedisOptions,
         endpoint: Endpoint,
+        known: Arc<Known>,
     ) -> Result<Self, JournalError> {
-        let shared = Shared::new(options, endpoint, Known::new(), Place::Alone);
+        let shared = Shared::new(options, endpoint, known, Place::Alone);
         let live = shared.connect().await?;
         live.durability.say(&shared.endpoint.to_string());
         *shared.state() = State::Live(live);
@@ -199,14 +197,15 @@ impl Link {
         self.keeper.abort();
     }
 
-    /// Runs a script: the keys, then the run of the server, then what `fill` adds.
+    /// Runs a script: the keys, then the run of the server, then what `fill` adds. Answers with the
+    /// run that did it.
     pub(super) async fn call(
         &self,
         by: By,
         script: Script,
         keys: &[String],
         fill: &(impl Fn(&mut Cmd) + Send + Sync),
-    ) -> Result<Value, Failed> {
+    ) -> Result<(Value, Arc<str>), Failed> {
         let mut second_try = false;
         loop {
             let live = self.shared.live().map_err(|error| self.shared.gone(error))?;
@@ -221,12 +220,10 @@ impl Link {
                         self.shared.replicated(&live, group).await?;
                     }
                     // What a server said that was given up since may be gone with it.
-                    let is_current = self.shared.is_current(&live);
-                    return if is_current {
-                        Ok(value)
-                    } else {
-                        Err(self.shared.no_answer().into())
-                    };
+                    if !self.shared.is_current(&live) {
+                        return Err(self.shared.no_answer().into());
+                    }
+                    return Ok((value, Arc::clone(&live.run)));
                 }
                 Err(error) => error,
             };
@@ -275,13 +272,6 @@ impl Link {
             value => Ok(Ok(value)),
         };
         values.into_iter().map(read).collect()
-    }
-
-    /// Notes what a script said of a group.
-    pub(super) fn note(&self, group: u32, epoch: Epoch, count: u64) {
-        if let Ok(live) = self.shared.live() {
-            self.shared.known.note(group, epoch, count, &live.run);
-        }
     }
 }
 

@@ -1,11 +1,14 @@
 //! Which server a call goes to: the only one, or the master that has the group.
 
+use std::sync::Arc;
+
 use redis::{Cmd, Value};
 
 use super::{
     answer::Answer,
     cluster::Cluster,
     keys::Keys,
+    known::Known,
     link::{By, Failed, Link},
     options::{Endpoint, RedisOptions},
     script::Script,
@@ -18,6 +21,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Links {
     keys: Keys,
+    known: Arc<Known>,
     servers: Servers,
 }
 
@@ -31,13 +35,14 @@ impl Links {
     /// Connects for the first time.
     pub(super) async fn open(options: &RedisOptions) -> Result<Self, JournalError> {
         options.check()?;
+        let known = Known::new();
         let servers = match Endpoint::read(options)? {
             Endpoint::Cluster(topology) => {
-                Servers::Cluster(Cluster::open(options, *topology).await?)
+                Servers::Cluster(Cluster::open(options, *topology, Arc::clone(&known)).await?)
             }
-            endpoint => Servers::One(Link::open(options, endpoint).await?),
+            endpoint => Servers::One(Link::open(options, endpoint, Arc::clone(&known)).await?),
         };
-        Ok(Self { keys: Keys::new(options.prefix.clone()), servers })
+        Ok(Self { keys: Keys::new(options.prefix.clone()), known, servers })
     }
 
     pub(super) fn keys(&self) -> &Keys {
@@ -67,13 +72,14 @@ impl Links {
     }
 
     /// Runs a script: the keys, all of one group, then the run of the server, then what `fill` adds.
+    /// Answers with the run that did it.
     pub(super) async fn call(
         &self,
         by: By,
         script: Script,
         keys: &[String],
         fill: impl Fn(&mut Cmd) + Send + Sync,
-    ) -> Result<Value, JournalError> {
+    ) -> Result<(Value, Arc<str>), JournalError> {
         match &self.servers {
             Servers::One(link) => link.call(by, script, keys, &fill).await.map_err(|failed| {
                 let (Failed::Elsewhere(error) | Failed::Error(error)) = failed;
@@ -101,11 +107,8 @@ impl Links {
         Answer::of(Value::Array(values))
     }
 
-    /// Notes what a script said of a group.
-    pub(super) fn note(&self, group: u32, epoch: Epoch, count: u64) {
-        match &self.servers {
-            Servers::One(link) => link.note(group, epoch, count),
-            Servers::Cluster(cluster) => cluster.note(group, epoch, count),
-        }
+    /// Notes what a script said of a group, in the run that did it.
+    pub(super) fn note(&self, group: u32, epoch: Epoch, count: u64, run: &Arc<str>) {
+        self.known.note(group, epoch, count, run);
     }
 }

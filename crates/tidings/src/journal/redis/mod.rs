@@ -91,29 +91,35 @@ impl RedisJournal {
         by: By,
         script: Script,
         fill: impl Fn(&mut redis::Cmd) + Send + Sync,
-    ) -> Result<Answer, JournalError> {
+    ) -> Result<(Answer, Arc<str>), JournalError> {
         let keys = [self.links.keys().topic(topic)];
         let field = deletions_field(topic);
         let answer = self.links.call(by, script, &keys, |cmd| {
             cmd.arg(&field);
             fill(cmd);
         });
-        Answer::of(answer.await?)
+        let (answer, run) = answer.await?;
+        Ok((Answer::of(answer)?, run))
     }
 
     /// Reads the head of a topic, and notes what it says of the topic's group.
-    fn looked(&self, topic: &TopicKey, answer: &mut Answer) -> Result<Looked, JournalError> {
+    fn looked(
+        &self,
+        topic: &TopicKey,
+        answer: &mut Answer,
+        run: &Arc<str>,
+    ) -> Result<Looked, JournalError> {
         let looked = Looked::read(answer)?;
-        self.links.note(group_of(topic), looked.group_epoch, looked.count);
+        self.links.note(group_of(topic), looked.group_epoch, looked.count, run);
         Ok(looked)
     }
 
     /// A topic as it is.
     async fn seen(&self, topic: &TopicKey) -> Result<Looked, JournalError> {
         let describe = |cmd: &mut redis::Cmd| _ = cmd.arg("describe").arg(deletions_field(topic));
-        let mut answer =
-            self.call(topic, By::Reading(group_of(topic)), Script::Look, describe).await?;
-        self.looked(topic, &mut answer)
+        let by = By::Reading(group_of(topic));
+        let (mut answer, run) = self.call(topic, by, Script::Look, describe).await?;
+        self.looked(topic, &mut answer, &run)
     }
 
     async fn page(
@@ -127,8 +133,8 @@ impl RedisJournal {
             cmd.arg(what).arg(after.0).arg(until.0).arg(prefix);
             cmd.arg(limit.events).arg(limit.bytes);
         });
-        let mut answer = answer.await?;
-        let head = self.looked(topic, &mut answer)?.head;
+        let (mut answer, run) = answer.await?;
+        let head = self.looked(topic, &mut answer, &run)?.head;
         let (at_after, at_until) = (answer.print_if_known()?, answer.print_if_known()?);
         let mut paging = Paging::new(*limit);
         for event in append::events(topic, answer.list()?)? {
@@ -146,8 +152,8 @@ impl RedisJournal {
         fill: impl Fn(&mut redis::Cmd) + Send + Sync,
     ) -> Result<(Looked, Changed), JournalError> {
         let group = group_of(topic);
-        let mut answer = self.call(topic, By::Changing(group), Script::Change, fill).await?;
-        let looked = self.looked(topic, &mut answer)?;
+        let (mut answer, run) = self.call(topic, By::Changing(group), Script::Change, fill).await?;
+        let looked = self.looked(topic, &mut answer, &run)?;
         let changed = match answer.number()? {
             0 => Changed::Done,
             1 => Changed::Refused(Refusal::NotOwner),
@@ -179,10 +185,11 @@ impl Journal for RedisJournal {
         for attempt in 0..LATER_MAX {
             let packed = Packed::new(topic, &batch, now)?;
             let fill = |cmd: &mut redis::Cmd| packed.fill(cmd, &self.settings);
-            let answer = self.links.call(By::Changing(group), Script::Append, &keys, fill).await?;
+            let by = By::Changing(group);
+            let (answer, run) = self.links.call(by, Script::Append, &keys, fill).await?;
             match packed.read(answer, &self.settings)? {
                 Answered::Done(looked, appended) => {
-                    self.links.note(group, looked.group_epoch, looked.count);
+                    self.links.note(group, looked.group_epoch, looked.count, &run);
                     return Ok(appended);
                 }
                 // Others, whose clocks are ahead of ours, may go on meanwhile: some way ahead of them.
@@ -230,8 +237,8 @@ impl Journal for RedisJournal {
                     Locate::Latest(_) => cmd.arg("latest").arg(before).arg(left),
                 };
             });
-            let mut answer = answer.await?;
-            self.looked(topic, &mut answer)?;
+            let (mut answer, run) = answer.await?;
+            self.looked(topic, &mut answer, &run)?;
             let offset = answer.offset()?;
             left = answer.number()?;
             if left == 0 {
