@@ -12,10 +12,13 @@ use std::{
     process::ExitCode,
 };
 
-use tidings_services::{POSTGRES_URL, Postgres, RABBITMQ_URL, REDIS_URL, RabbitMq, Redis};
+use tidings_services::{
+    POSTGRES_URL, Postgres, RABBITMQ_URL, REDIS_CLUSTER_URL, REDIS_URL, RabbitMq, Redis,
+    RedisCluster,
+};
 
 const USAGE: &str = "\
-tidings-services [redis] [postgres] [rabbitmq]
+tidings-services [redis] [redis-cluster] [postgres] [rabbitmq]
     starts these servers (all of them) and prints where they are, as variables
 tidings-services cluster [redis|postgres]
     starts three hubs on one journal (redis) behind one port, and prints where they are
@@ -25,6 +28,7 @@ tidings-services cluster [redis|postgres]
 #[derive(Debug, Default)]
 struct Servers {
     redis: Option<Redis>,
+    redis_cluster: Option<RedisCluster>,
     postgres: Option<Postgres>,
     rabbitmq: Option<RabbitMq>,
 }
@@ -37,6 +41,11 @@ impl Servers {
             let redis = Redis::start()?;
             println!("{REDIS_URL}={}", redis.url());
             servers.redis = Some(redis);
+        }
+        if wanted("redis-cluster") {
+            let cluster = RedisCluster::start()?;
+            println!("{REDIS_CLUSTER_URL}={}", cluster.url());
+            servers.redis_cluster = Some(cluster);
         }
         if wanted("postgres") {
             let postgres = Postgres::start()?;
@@ -55,7 +64,7 @@ impl Servers {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let known = |word: &&str| ["redis", "postgres", "rabbitmq"].contains(word);
+    let known = |word: &&str| ["redis", "redis-cluster", "postgres", "rabbitmq"].contains(word);
     let done = match words.as_slice() {
         ["cluster"] => cluster::run("redis"),
         ["cluster", journal @ ("redis" | "postgres")] => cluster::run(journal),

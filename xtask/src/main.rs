@@ -47,7 +47,7 @@ cargo xtask <command>
   fuzz [TARGET] [--seconds N]
                     runs the fuzz targets under libFuzzer, each for N seconds (60)
   mutants [FILE…]   changes the code in small ways and says which changes no test notices
-  services [NAME…]  starts private redis, postgres and rabbitmq and prints where they are
+  services [NAME…]  starts private redis, redis-cluster, postgres and rabbitmq and prints where they are
   cluster [JOURNAL] starts three hubs on a private redis (or postgres) behind one port
   docs              writes the pages under docs/ that are generated from the code
   docs --check      says which of them are out of date

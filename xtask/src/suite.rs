@@ -99,7 +99,7 @@ fn steps(scope: &Scope, report: &mut Report) {
 /// Starts what the tests share.
 fn servers(report: &mut Report) -> Option<services::Shared> {
     let mut started = None;
-    report.step("servers", "private Redis, PostgreSQL and RabbitMQ", || {
+    report.step("servers", "private Redis, Redis Cluster, PostgreSQL and RabbitMQ", || {
         started = Some(services::Shared::start()?);
         Ok((Count::default(), None))
     });

@@ -49,13 +49,14 @@ pub(crate) enum BusKind {
     Rabbitmq,
 }
 
-/// A Redis (7 or later) or Valkey server.
+/// A Redis (7 or later) or Valkey server, or a cluster of them.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RedisConfig {
-    /// `redis://[user:password@]host[:port][/database]`, `rediss://…` with TLS, or
+    /// `redis://[user:password@]host[:port][/database]`, `rediss://…` with TLS,
     /// `redis+sentinel://[user:password@]host:port,host:port/name` (`rediss+sentinel://…`) to ask
-    /// Sentinels where the server is.
+    /// Sentinels where the server is, or `redis+cluster://[user:password@]host:port,host:port`
+    /// (`rediss+cluster://…`) for a Redis Cluster, of which some nodes are named.
     #[schemars(extend("writeOnly" = true))]
     pub(crate) url: Option<Secret>,
     /// What the names of all keys and channels begin with. Hubs with the same one are one hub.

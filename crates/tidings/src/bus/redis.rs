@@ -2,7 +2,9 @@
 //!
 //! The rule: nothing is heard but of topics that are followed here, over one connection, whatever
 //! their number; and that connection is believed as long as this node hears itself over it. One that
-//! is silent is given up, and whoever follows is told that something may be missing.
+//! is silent is given up, and whoever follows is told that something may be missing. A cluster hands
+//! what is said at one of its nodes on to all, so one connection is enough there too
+//! (`docs/adr/0015-redis-cluster.md`), for as long as its node is with the others.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,7 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use redis::{
-    AsyncConnectionConfig, Msg, RedisError,
+    AsyncConnectionConfig, ConnectionAddr, Msg, RedisError,
     aio::{MultiplexedConnection, PubSubSink, PubSubStream},
 };
 use tokio::{
@@ -170,6 +172,8 @@ struct Connected {
     sink: PubSubSink,
     stream: PubSubStream,
     says: MultiplexedConnection,
+    /// Where they lead to.
+    server: ConnectionAddr,
 }
 
 impl Shared {
@@ -211,7 +215,8 @@ impl Shared {
         for some in all.chunks(AT_ONCE) {
             self.bounded(sink.subscribe(some)).await?;
         }
-        Ok(Connected { sink, stream, says })
+        let server = client.get_connection_info().addr().clone();
+        Ok(Connected { sink, stream, says, server })
     }
 
     /// Hears until the connection ends.
@@ -294,6 +299,20 @@ impl Shared {
     }
 }
 
+/// Waits until a node is none of the cluster's any more, or is cut off from the others: it would go
+/// on to let this node hear itself.
+async fn cut_off(endpoint: &Endpoint, server: &ConnectionAddr) -> String {
+    let mut look = interval(PROBE_EVERY);
+    // It was looked at when it was connected to.
+    look.tick().await;
+    loop {
+        look.tick().await;
+        if let Some(reason) = endpoint.doubt(server).await {
+            return reason;
+        }
+    }
+}
+
 /// Hears and says, and connects anew whenever that ends.
 async fn keep(
     shared: Arc<Shared>,
@@ -301,13 +320,14 @@ async fn keep(
     mut says: mpsc::Receiver<(String, Bytes)>,
 ) {
     loop {
-        let Connected { sink, stream, says: connection } = connected;
+        let Connected { sink, stream, says: connection, server } = connected;
         shared.ears.heard_itself();
         let reason = tokio::select! {
             reason = shared.listen(stream) => reason,
             reason = shared.subscribe(sink) => reason,
             reason = shared.speak(connection, &mut says) => reason,
             reason = shared.silence() => reason,
+            reason = cut_off(&shared.endpoint, &server) => reason,
         };
         tracing::warn!(reason, "the bus in Redis is lost");
         connected = shared.ears.again(reason, &mut says, || shared.connect()).await;

@@ -1,4 +1,4 @@
-//! Three nodes on one real server, which is broken while all of them publish and follow.
+//! Three nodes on one real server or cluster of servers, which is broken while all of them publish and follow.
 //!
 //! The rule: whatever breaks, what was acknowledged is read by every reader once and in order, or
 //! its loss is told ([`history`]); publishers are answered in time; and nobody restarts anything.
@@ -17,4 +17,5 @@ mod postgres;
 #[cfg(feature = "amqp")]
 mod rabbitmq;
 mod redis;
+mod redis_cluster;
 mod routed;

@@ -16,17 +16,22 @@ use tidings::{
     journal::{
         Append, Appended, Batch, Change, Dedup, DeleteIf, DueKind, Head, Journal, JournalSettings,
         Locate, Outcome, Page, PageLimit, Properties, Retention, StateQuery, TopicInfo, TopicQuery,
-        embedded::EmbeddedJournal, memory::MemoryJournal, postgres::PostgresJournal,
-        redis::RedisJournal,
+        embedded::EmbeddedJournal,
+        memory::MemoryJournal,
+        postgres::PostgresJournal,
+        redis::{RedisJournal, RedisOptions},
     },
     model::{
         Epoch, Event, EventId, EventType, JsonText, NewEvent, Offset, Position, StateKey, Tenant,
         Timestamp, Topic, TopicKey,
     },
 };
-use tidings_services::{Postgres, Redis};
+use tidings_services::{Postgres, Redis, RedisCluster};
 
-use crate::{postgres::fresh, redis::options};
+use crate::{
+    postgres::fresh,
+    redis::{options, options_of},
+};
 
 /// Small enough that every bound is reached within one run.
 const SETTINGS: JournalSettings = JournalSettings {
@@ -195,8 +200,19 @@ fn embedded() -> Open {
 }
 
 fn redis() -> Open {
-    let redis = Arc::new(Redis::shared().unwrap());
+    let redis = Redis::shared().unwrap();
     let options = options(&redis);
+    in_redis(redis, options)
+}
+
+fn redis_cluster() -> Open {
+    let cluster = RedisCluster::shared().unwrap();
+    let options = options_of(cluster.url());
+    in_redis(cluster, options)
+}
+
+fn in_redis(redis: impl Send + Sync + 'static, options: RedisOptions) -> Open {
+    let redis = Arc::new(redis);
     Box::new(move |clock| {
         let (redis, options) = (Arc::clone(&redis), options.clone());
         Box::pin(async move {
@@ -516,6 +532,13 @@ proptest! {
     #[test]
     fn redis_answers_as_the_memory_journal(ops in proptest::collection::vec(op(), 1..80)) {
         both_answer_the_same(redis(), ops)?;
+    }
+
+    #[test]
+    fn a_redis_cluster_answers_as_the_memory_journal(
+        ops in proptest::collection::vec(op(), 1..80),
+    ) {
+        both_answer_the_same(redis_cluster(), ops)?;
     }
 
     // Broken on purpose: with `>` for `>=` in `excess`, or without `ended` in `Rows`, it fails.

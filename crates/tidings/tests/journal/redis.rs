@@ -17,10 +17,15 @@ use tidings_services::Redis;
 
 /// Options with a prefix that no other test has, whoever shares the server.
 pub(crate) fn options(redis: &Redis) -> RedisOptions {
+    options_of(redis.url())
+}
+
+/// The same of whatever is at a URL.
+pub(crate) fn options_of(url: &str) -> RedisOptions {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let next = NEXT.fetch_add(1, Ordering::SeqCst);
     let prefix = format!("test-{}-{next}-{:08x}:", std::process::id(), getrandom::u32().unwrap());
-    RedisOptions { prefix, ..RedisOptions::new(redis.url()) }
+    RedisOptions { prefix, ..RedisOptions::new(url) }
 }
 
 async fn store(settings: JournalSettings) -> Store {

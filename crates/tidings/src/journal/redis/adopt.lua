@@ -3,12 +3,13 @@
 -- another one from now on, and readers are told.
 --
 -- KEYS[1]  the group: `<prefix>{<group>}`
--- ARGV     the server's run id, its replication id and the one before that, an epoch to take, and
---          what the caller knew: its epoch ('' if nothing), the changes that it saw, and in which run
+-- ARGV     the server's run id, its replication id and the one before that ('-' if none), an epoch to
+--          take, and what the caller knew: its epoch ('' if nothing), the changes that it saw, in
+--          which run, and whether this server was a master before it saw them
 -- Answers  the epoch, the count of changes, and whether this was another history than before
 local key = KEYS[1] .. ':g'
 local run, replication, replication_before, candidate = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local known, seen, seen_in = ARGV[5], tonumber(ARGV[6]), ARGV[7]
+local known, seen, seen_in, was_master = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8] == '1'
 
 local g = redis.call('HMGET', key, 'epoch', 'count', 'run', 'base', 'replication')
 if not g[1] then
@@ -21,7 +22,9 @@ local epoch, count, lost = g[1], tonumber(g[2]), false
 if g[3] ~= run then
   -- A promoted replica says by its earlier replication id whose it was. What it had not received
   -- yet is gone, and nothing here proves that this was nothing.
-  lost = g[5] == replication_before or g[5] == replication or count < seen
+  -- Nor that all of a group came along that another master of a cluster gave to its master.
+  local is_promoted = replication_before ~= '-' and not was_master
+  lost = g[5] == replication_before or g[5] == replication or is_promoted or count < seen
   redis.call('HSET', key, 'run', run, 'base', count, 'replication', replication)
 elseif seen_in ~= run then
   -- Somebody else looked first: the history goes on from what was there then.

@@ -5,19 +5,18 @@
 
 use std::collections::VecDeque;
 
-use futures_util::future::try_join_all;
-use redis::Value;
-
 use super::{
     answer::{Answer, Looked, state, unexpected},
     keys::{GROUPS, deletions_field, group_of, name, name_prefix, read_name},
-    link::{By, Link},
+    link::By,
+    links::Links,
     script::Script,
 };
 use crate::{
     journal::{Due, DueKind, JournalError, TopicInfo, TopicQuery},
     model::{Class, Timestamp, TopicKey},
 };
+use futures_util::future::try_join_all;
 
 /// States that are fetched at once, 64 KiB each at most.
 const STATES_AT_ONCE: usize = 64;
@@ -28,7 +27,7 @@ const NAMES_AT_ONCE: usize = 1000;
 
 /// States whose time has come, earliest first; of the same time, by topic and key.
 pub(super) async fn due(
-    link: &Link,
+    links: &Links,
     kind: DueKind,
     now: Timestamp,
     limit: usize,
@@ -41,13 +40,14 @@ pub(super) async fn due(
         DueKind::Due => "d",
     };
     let count = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut pipe = redis::pipe();
-    for group in 0..GROUPS {
-        let key = format!("{}:{index}", link.keys().group(group));
-        pipe.cmd("ZRANGEBYSCORE").arg(key).arg("-inf").arg(now.as_millis());
-        pipe.arg("WITHSCORES").arg("LIMIT").arg(0).arg(count);
-    }
-    let mut answer = link.read_many(&pipe).await?;
+    let asks = (0..GROUPS).map(|group| {
+        let key = format!("{}:{index}", links.keys().group(group));
+        let mut ask = redis::cmd("ZRANGEBYSCORE");
+        ask.arg(key).arg("-inf").arg(now.as_millis());
+        ask.arg("WITHSCORES").arg("LIMIT").arg(0).arg(count);
+        (group, ask)
+    });
+    let mut answer = links.read_many(asks.collect()).await?;
     let mut found = Vec::new();
     while answer.len() > 0 {
         let mut group = answer.list()?;
@@ -61,14 +61,16 @@ pub(super) async fn due(
     found.truncate(limit);
     let mut due = Vec::with_capacity(found.len());
     for some in found.chunks(STATES_AT_ONCE) {
-        let mut pipe = redis::pipe();
+        let mut asks = Vec::with_capacity(some.len());
         let mut topics = Vec::with_capacity(some.len());
         for (_, member) in some {
             let (topic, key) = read_name(member).ok_or_else(unexpected)?;
-            pipe.cmd("HGET").arg(format!("{}:s", link.keys().topic(&topic))).arg(key);
+            let mut ask = redis::cmd("HGET");
+            ask.arg(format!("{}:s", links.keys().topic(&topic))).arg(key);
+            asks.push((group_of(&topic), ask));
             topics.push(topic);
         }
-        let mut answer = link.read_many(&pipe).await?;
+        let mut answer = links.read_many(asks).await?;
         for topic in topics {
             // It may have been ended or replaced since the index was read.
             let Some(bytes) = answer.bytes()? else { continue };
@@ -107,7 +109,10 @@ struct Names {
 }
 
 /// Topics by ascending name.
-pub(super) async fn topics(link: &Link, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
+pub(super) async fn topics(
+    links: &Links,
+    query: TopicQuery,
+) -> Result<Vec<TopicInfo>, JournalError> {
     let TopicQuery { tenant, prefix, after, limit } = query;
     let (mut least, mut most) = (b"-".to_vec(), b"+".to_vec());
     if let Some(tenant) = &tenant {
@@ -127,7 +132,7 @@ pub(super) async fn topics(link: &Link, query: TopicQuery) -> Result<Vec<TopicIn
     let at_once = (limit / GROUPS as usize * 2 + 8).min(NAMES_AT_ONCE);
     let mut found = Vec::new();
     while found.len() < limit {
-        fetch(link, &mut groups, &least, &most, at_once).await?;
+        fetch(links, &mut groups, &least, &most, at_once).await?;
         let next = groups.iter_mut().filter(|group| !group.waiting.is_empty());
         let Some(group) = next.min_by(|a, b| a.waiting.front().cmp(&b.waiting.front())) else {
             break;
@@ -138,7 +143,7 @@ pub(super) async fn topics(link: &Link, query: TopicQuery) -> Result<Vec<TopicIn
             found.push(topic);
         }
     }
-    let mut infos = describe(link, &found).await?;
+    let mut infos = describe(links, &found).await?;
     // One that was deleted meanwhile.
     infos.retain(|info| info.exists);
     Ok(infos)
@@ -146,28 +151,30 @@ pub(super) async fn topics(link: &Link, query: TopicQuery) -> Result<Vec<TopicIn
 
 /// Fetches names of all groups that have none waiting and may have more.
 async fn fetch(
-    link: &Link,
+    links: &Links,
     groups: &mut [Names],
     least: &[u8],
     most: &[u8],
     at_once: usize,
 ) -> Result<(), JournalError> {
-    let mut pipe = redis::pipe();
+    let mut asks = Vec::new();
     let mut asked = Vec::new();
     for (number, group) in (0..GROUPS).zip(groups) {
         if group.is_whole || !group.waiting.is_empty() {
             continue;
         }
         let after = group.last.as_ref().map(|last| [b"(", last.as_slice()].concat());
-        pipe.cmd("ZRANGEBYLEX").arg(format!("{}:t", link.keys().group(number)));
-        pipe.arg(after.as_deref().unwrap_or(least)).arg(most);
-        pipe.arg("LIMIT").arg(0).arg(at_once);
+        let mut ask = redis::cmd("ZRANGEBYLEX");
+        ask.arg(format!("{}:t", links.keys().group(number)));
+        ask.arg(after.as_deref().unwrap_or(least)).arg(most);
+        ask.arg("LIMIT").arg(0).arg(at_once);
+        asks.push((number, ask));
         asked.push(group);
     }
     if asked.is_empty() {
         return Ok(());
     }
-    let mut answer = link.read_many(&pipe).await?;
+    let mut answer = links.read_many(asks).await?;
     for group in asked {
         let mut names = answer.list()?;
         group.is_whole = names.len() < at_once;
@@ -181,7 +188,7 @@ async fn fetch(
 
 /// Describes topics, in the order asked for.
 pub(super) async fn describe(
-    link: &Link,
+    links: &Links,
     topics: &[TopicKey],
 ) -> Result<Vec<TopicInfo>, JournalError> {
     let mut by_group: Vec<Vec<(usize, &TopicKey)>> = vec![Vec::new(); GROUPS as usize];
@@ -190,20 +197,23 @@ pub(super) async fn describe(
             group.push((place, topic));
         }
     }
-    let calls = by_group.iter().flat_map(|group| group.chunks(TOPICS_AT_ONCE)).map(async |some| {
-        let keys: Vec<String> = some.iter().map(|(_, topic)| link.keys().topic(topic)).collect();
+    let all = (0..GROUPS).zip(&by_group);
+    let chunks =
+        all.flat_map(|(group, all)| all.chunks(TOPICS_AT_ONCE).map(move |some| (group, some)));
+    let calls = chunks.map(async |(group, some)| {
+        let keys: Vec<String> = some.iter().map(|(_, topic)| links.keys().topic(topic)).collect();
         let describe = |cmd: &mut redis::Cmd| {
             cmd.arg("").arg("describe");
             for (_, topic) in some {
                 cmd.arg(deletions_field(topic));
             }
         };
-        let answer: Value = link.call(By::Reading, Script::Look, &keys, describe).await?;
+        let (answer, run) = links.call(By::Reading(group), Script::Look, &keys, describe).await?;
         let mut answer = Answer::of(answer)?;
         let mut infos = Vec::with_capacity(some.len());
         for (place, topic) in some {
             let looked = Looked::read(&mut answer)?;
-            link.note(group_of(topic), looked.group_epoch, looked.count);
+            links.note(group, looked.group_epoch, looked.count, &run);
             infos.push((*place, looked.info((*topic).clone())?));
         }
         Ok::<_, JournalError>(infos)

@@ -18,7 +18,10 @@
 //! | `…:i`, `…:o` | hash, list | the dedup window: ids, and the order in which they leave it |
 //! | `…:a` | channel | where a change of the topic is announced |
 //!
-//! The rule: nothing of ours expires, so an eviction policy that takes only what does spares it.
+//! The rule: nothing of ours expires, so an eviction policy that takes only what does spares it. And
+//! no key is called what a script is given as its key, `<prefix>{<group>}` or that and a topic: while
+//! a slot moves to another master of a cluster, the old one runs no script whose key it does not
+//! have, so none sees, or changes, a group of which it has a part.
 
 use crate::model::{Tenant, Topic, TopicKey};
 

@@ -1,7 +1,8 @@
-//! The link to the server: connections, their probe, and which server it is that answers.
+//! The link to a server: connections, their probe, and which server it is that answers.
 //!
 //! The rule: a server is looked at before anything is asked of it: whether it is a master that
-//! keeps what it is given, and in every group of topics whether it has the history that was known.
+//! keeps what it is given, and in every group of topics that it has whether it has the history that
+//! was known.
 //! Scripts refuse a server that nobody looked at, so one that was flushed or replaced behind an open
 //! connection is noticed by the next call. Every wait has a limit, and a server that does not
 //! answer its probe is one that is not there.
@@ -24,14 +25,12 @@ use tokio::{
 use super::{
     answer::Answer,
     keys::{GROUPS, Keys},
+    known::Known,
     options::{Endpoint, RedisOptions},
     script::Script,
     server::Server,
 };
-use crate::{
-    journal::{Durability, JournalError},
-    model::Epoch,
-};
+use crate::journal::{Durability, JournalError};
 
 /// How often the server is asked whether it is there …
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -61,8 +60,8 @@ struct Shared {
     state: Mutex<State>,
     /// Wakes the keeper when a connection was lost.
     lost: Notify,
-    /// What was seen of each group.
-    seen: Mutex<Vec<Seen>>,
+    known: Arc<Known>,
+    place: Place,
     /// How often the groups were looked at; one looks at a time, for all who wait.
     looks: AtomicU64,
     looking: tokio::sync::Mutex<()>,
@@ -75,18 +74,36 @@ enum State {
     Closed,
 }
 
-/// What this process knows of a group.
-#[derive(Debug, Clone, Default)]
-struct Seen {
-    epoch: Option<Epoch>,
-    /// Changes that it saw, and in which run of the server.
-    count: u64,
-    run: Arc<str>,
+/// What a server is among others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It has all groups.
+    Alone,
+    /// It is a master of a cluster, and says itself which groups it has.
+    InCluster,
+}
+
+/// Why a server did not do what it was asked to.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// It does not have the keys now, or not all of them. It did nothing.
+    Elsewhere(JournalError),
+    Error(JournalError),
+}
+
+impl From<JournalError> for Failed {
+    fn from(error: JournalError) -> Self {
+        Self::Error(error)
+    }
 }
 
 /// Connections to one run of one server.
 pub(super) struct Live {
     run: Arc<str>,
+    /// Of the stream of its changes, of which it was the master when it was connected to, and when
+    /// that was.
+    replication: String,
+    since: u64,
     durability: Durability,
     reads: MultiplexedConnection,
     lanes: Vec<Lane>,
@@ -109,34 +126,61 @@ struct Lane {
 /// Which connection a call takes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum By {
-    Reading,
+    /// That of reads, of a group.
+    Reading(u32),
     /// That of a group's changes.
     Changing(u32),
 }
 
+impl By {
+    pub(super) fn group(self) -> u32 {
+        match self {
+            Self::Reading(group) | Self::Changing(group) => group,
+        }
+    }
+}
+
 impl Link {
-    /// Connects for the first time.
-    pub(super) async fn open(options: RedisOptions) -> Result<Self, JournalError> {
-        options.check()?;
-        let shared = Arc::new(Shared {
-            endpoint: Endpoint::read(&options)?,
-            keys: Keys::new(options.prefix.clone()),
-            options,
-            state: Mutex::new(State::Down("Redis was not connected to yet".to_owned())),
-            lost: Notify::new(),
-            seen: Mutex::new(vec![Seen::default(); GROUPS as usize]),
-            looks: AtomicU64::new(0),
-            looking: tokio::sync::Mutex::new(()),
-        });
+    /// Connects to the only server for the first time.
+    pub(super) async fn open(
+        options: &RedisOptions,
+        endpoint: Endpoint,
+        known: Arc<Known>,
+    ) -> Result<Self, JournalError> {
+        let shared = Shared::new(options, endpoint, known, Place::Alone);
         let live = shared.connect().await?;
         live.durability.say(&shared.endpoint.to_string());
         *shared.state() = State::Live(live);
-        let keeper = tokio::spawn(keep(Arc::clone(&shared)));
-        Ok(Self { shared, keeper })
+        Ok(Self::kept(shared))
     }
 
-    pub(super) fn keys(&self) -> &Keys {
-        &self.shared.keys
+    /// Begins to connect to a master of a cluster: goes on by itself if that takes longer than a
+    /// connection may, or fails now.
+    pub(super) async fn start(
+        options: &RedisOptions,
+        endpoint: Endpoint,
+        known: Arc<Known>,
+    ) -> (Self, Result<(), JournalError>) {
+        let shared = Shared::new(options, endpoint, known, Place::InCluster);
+        let connecting = timeout(options.connect_timeout, shared.connect());
+        let connected = connecting.await.unwrap_or_else(|_| Err(shared.no_answer()));
+        let connected = match connected {
+            Ok(live) => {
+                live.durability.say(&shared.endpoint.to_string());
+                *shared.state() = State::Live(live);
+                Ok(())
+            }
+            Err(error) => {
+                *shared.state() = State::Down(shared.named(&error));
+                Err(error)
+            }
+        };
+        (Self::kept(shared), connected)
+    }
+
+    fn kept(shared: Arc<Shared>) -> Self {
+        let keeper = tokio::spawn(keep(Arc::clone(&shared)));
+        Self { shared, keeper }
     }
 
     /// How durable what the server acknowledges is; `None` while there is none.
@@ -153,17 +197,18 @@ impl Link {
         self.keeper.abort();
     }
 
-    /// Runs a script: the keys, then the run of the server, then what `fill` adds.
+    /// Runs a script: the keys, then the run of the server, then what `fill` adds. Answers with the
+    /// run that did it.
     pub(super) async fn call(
         &self,
         by: By,
         script: Script,
         keys: &[String],
-        fill: impl Fn(&mut Cmd) + Send + Sync,
-    ) -> Result<Value, JournalError> {
+        fill: &(impl Fn(&mut Cmd) + Send + Sync),
+    ) -> Result<(Value, Arc<str>), Failed> {
         let mut second_try = false;
         loop {
-            let live = self.shared.live()?;
+            let live = self.shared.live().map_err(|error| self.shared.gone(error))?;
             let looks = self.shared.looks.load(Ordering::SeqCst);
             let mut cmd = live.script(script)?;
             cmd.arg(keys.len()).arg(keys).arg(&*live.run);
@@ -175,8 +220,10 @@ impl Link {
                         self.shared.replicated(&live, group).await?;
                     }
                     // What a server said that was given up since may be gone with it.
-                    let is_current = self.shared.is_current(&live);
-                    return if is_current { Ok(value) } else { Err(self.shared.no_answer()) };
+                    if !self.shared.is_current(&live) {
+                        return Err(self.shared.no_answer().into());
+                    }
+                    return Ok((value, Arc::clone(&live.run)));
                 }
                 Err(error) => error,
             };
@@ -186,29 +233,45 @@ impl Link {
                     self.shared.bounded(load_scripts(&mut live.reads.clone())).await?;
                 }
                 Some("ADOPT") if !second_try => self.shared.adopt(&live, looks).await?,
-                _ => return Err(self.shared.failed(&live, &error)),
+                Some("ADOPT") if self.shared.place == Place::InCluster => {
+                    // The group came here after the look.
+                    return Err(Failed::Elsewhere(self.shared.unavailable(&error)));
+                }
+                _ if is_elsewhere(&error) => {
+                    return Err(Failed::Elsewhere(self.shared.unavailable(&error)));
+                }
+                _ => return Err(self.shared.failed(&live, &error).into()),
             }
             second_try = true;
         }
     }
 
-    /// Sends commands that only read, together.
-    pub(super) async fn read_many(&self, pipe: &redis::Pipeline) -> Result<Answer, JournalError> {
+    /// Sends commands that only read, together. The inner errors are of commands whose keys are not
+    /// here.
+    pub(super) async fn read_many(
+        &self,
+        pipe: &redis::Pipeline,
+    ) -> Result<Vec<Result<Value, JournalError>>, JournalError> {
         let live = self.shared.live()?;
-        let mut connection = live.connection(By::Reading);
-        let query = pipe.query_async::<Value>(&mut connection);
-        match timeout(self.shared.options.timeout, query).await {
-            Ok(Ok(value)) => Answer::of(value),
-            Ok(Err(error)) => Err(self.shared.failed(&live, &error)),
-            Err(_) => Err(self.shared.no_answer()),
-        }
-    }
-
-    /// Notes what a script said of a group.
-    pub(super) fn note(&self, group: u32, epoch: Epoch, count: u64) {
-        if let Ok(live) = self.shared.live() {
-            self.shared.note(group, epoch, count, &live.run);
-        }
+        let mut connection = live.reads.clone();
+        let count = pipe.len();
+        let query = connection.send_packed_commands(pipe, 0, count);
+        let values = match timeout(self.shared.options.timeout, query).await {
+            Ok(Ok(values)) => values,
+            Ok(Err(error)) => return Err(self.shared.failed(&live, &error)),
+            Err(_) => return Err(self.shared.no_answer()),
+        };
+        let read = |value| match value {
+            Value::ServerError(error) => {
+                let error = RedisError::from(error);
+                if is_elsewhere(&error) {
+                    return Ok(Err(self.shared.unavailable(&error)));
+                }
+                Err(self.shared.failed(&live, &error))
+            }
+            value => Ok(Ok(value)),
+        };
+        values.into_iter().map(read).collect()
     }
 }
 
@@ -225,7 +288,7 @@ impl Live {
 
     fn connection(&self, by: By) -> MultiplexedConnection {
         match by {
-            By::Reading => self.reads.clone(),
+            By::Reading(_) => self.reads.clone(),
             By::Changing(group) => {
                 self.lane(group).map_or_else(|| self.reads.clone(), |lane| lane.connection.clone())
             }
@@ -243,12 +306,27 @@ impl Live {
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new(
+        options: &RedisOptions,
+        endpoint: Endpoint,
+        known: Arc<Known>,
+        place: Place,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            endpoint,
+            keys: Keys::new(options.prefix.clone()),
+            options: options.clone(),
+            state: Mutex::new(State::Down("Redis was not connected to yet".to_owned())),
+            lost: Notify::new(),
+            known,
+            place,
+            looks: AtomicU64::new(0),
+            looking: tokio::sync::Mutex::new(()),
+        })
     }
 
-    fn seen(&self) -> MutexGuard<'_, Vec<Seen>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn live(&self) -> Result<Arc<Live>, JournalError> {
@@ -257,6 +335,15 @@ impl Shared {
             State::Down(reason) => Err(JournalError::Unavailable(reason.clone())),
             State::Closed => Err(JournalError::Unavailable("the journal was closed".to_owned())),
         }
+    }
+
+    /// Why nothing was sent: the cluster's masters are others now, or this one is not there.
+    fn gone(&self, error: JournalError) -> Failed {
+        let is_closed = matches!(*self.state(), State::Closed);
+        if is_closed && self.place == Place::InCluster {
+            return Failed::Elsewhere(error);
+        }
+        Failed::Error(error)
     }
 
     /// Sends one command; the outer error is that no answer came.
@@ -317,6 +404,24 @@ impl Shared {
         JournalError::Unavailable(format!("Redis at {}: {error}", self.endpoint))
     }
 
+    /// Why a server is not used, which the URL may be to blame for.
+    fn refusal(&self, error: &RedisError) -> JournalError {
+        match error.code() {
+            Some("MOVED" | "ASK") => JournalError::Broken(format!(
+                "Redis at {} is one master of a Redis Cluster and has some of the keys only: give \
+                 its URL as redis+cluster://host:port,host:port or rediss+cluster://…",
+                self.endpoint
+            )),
+            _ => self.unavailable(error),
+        }
+    }
+
+    /// An error with the server's name, once.
+    fn named(&self, error: &JournalError) -> String {
+        let (text, server) = (error.to_string(), self.endpoint.to_string());
+        if text.contains(&server) { text } else { format!("Redis at {server}: {text}") }
+    }
+
     fn no_answer(&self) -> JournalError {
         JournalError::Unavailable(NO_ANSWER.to_owned())
     }
@@ -365,6 +470,8 @@ impl Shared {
         let hashes = self.bounded(load_scripts(&mut reads)).await?;
         let live = Live {
             run: server.run.as_str().into(),
+            replication: server.replication.clone(),
+            since: self.known.now(),
             durability: server.durability,
             reads,
             lanes,
@@ -388,27 +495,35 @@ impl Shared {
 
     async fn look_at_groups(&self, live: &Live, server: &Server) -> Result<(), JournalError> {
         let mut pipe = redis::pipe();
-        for (group, seen) in (0..GROUPS).zip(self.seen().iter()) {
+        for (group, seen) in (0..GROUPS).zip(self.known.groups()) {
             let mut cmd = live.script(Script::Adopt)?;
             cmd.arg(1).arg(self.keys.group(group));
             cmd.arg(&server.run).arg(&server.replication).arg(&server.replication_before);
             cmd.arg(new_epoch()?);
             cmd.arg(seen.epoch.map_or_else(String::new, |epoch| epoch.0.to_string()));
             cmd.arg(seen.count).arg(&*seen.run);
+            // Whether it has been master since before the group was seen where it was then.
+            let is_known = live.replication == server.replication && live.since < seen.moment;
+            cmd.arg(u8::from(is_known));
             pipe.add_command(cmd);
         }
         let mut connection = live.reads.clone();
-        let answers = self.bounded(pipe.query_async::<Value>(&mut connection)).await?;
-        let mut answers = Answer::of(answers)?;
+        let asking = connection.send_packed_commands(&pipe, 0, GROUPS as usize);
+        let answers = self.bounded(asking).await?;
         let mut others = 0;
-        for group in 0..GROUPS {
-            let mut answer = answers.list()?;
+        for (group, answer) in (0..GROUPS).zip(answers) {
+            if let Value::ServerError(error) = answer {
+                let error = RedisError::from(error);
+                if is_elsewhere(&error) && self.place == Place::InCluster {
+                    // Another master is asked for it. If it comes here, scripts will refuse it first.
+                    continue;
+                }
+                return Err(self.refusal(&error));
+            }
+            let mut answer = Answer::of(answer)?;
             let (epoch, count) = (answer.epoch()?, answer.number()?);
             others += answer.number()?;
-            let slot = group as usize;
-            if let Some(seen) = self.seen().get_mut(slot) {
-                *seen = Seen { epoch: Some(epoch), count, run: Arc::clone(&live.run) };
-            }
+            self.known.found(group, epoch, count, &live.run);
         }
         self.looks.fetch_add(1, Ordering::SeqCst);
         if others > 0 {
@@ -417,13 +532,6 @@ impl Shared {
                 restored or a replica was promoted; topics begin another epoch");
         }
         Ok(())
-    }
-
-    fn note(&self, group: u32, epoch: Epoch, count: u64, run: &Arc<str>) {
-        if let Some(seen) = self.seen().get_mut(group as usize) {
-            let of_before = if seen.epoch == Some(epoch) { seen.count } else { 0 };
-            *seen = Seen { epoch: Some(epoch), count: count.max(of_before), run: Arc::clone(run) };
-        }
     }
 
     async fn probe(&self, live: &Live) -> Result<(), String> {
@@ -468,7 +576,7 @@ async fn keep(shared: Arc<Shared>) {
                     if matches!(*state, State::Closed) {
                         return;
                     }
-                    *state = State::Down(error.to_string());
+                    *state = State::Down(shared.named(&error));
                 }
                 sleep(retry_after).await;
                 retry_after = (retry_after * 2).min(RETRY_MAX);
@@ -477,8 +585,15 @@ async fn keep(shared: Arc<Shared>) {
     }
 }
 
+/// Whether a server says that another has the keys, or that nobody has, or that they are on their way:
+/// then it has done nothing. `ASK` too: a script touches many keys, and while a slot moves they are
+/// in two places, so nobody is asked before it has moved.
+fn is_elsewhere(error: &RedisError) -> bool {
+    matches!(error.code(), Some("MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN"))
+}
+
 /// A server that refuses our credentials will go on to.
-fn refused(error: &JournalError) -> JournalError {
+pub(super) fn refused(error: &JournalError) -> JournalError {
     let message = error.to_string();
     let says = |code: &str| message.contains(code);
     if says("NOAUTH") || says("WRONGPASS") || says("NOPERM") || says("uthentication failed") {

@@ -3,7 +3,7 @@
 //! The rule: one script does all of a change, in the order in which Redis runs scripts: judges it,
 //! assigns offsets, stores, trims what has to go and announces. What hubs know beside is never
 //! trusted: a server is looked at before it is used (`link.rs`), and a record by its checksum. See
-//! `docs/adr/0009-redis-journal.md`.
+//! `docs/adr/0009-redis-journal.md`, and for clusters `0015-redis-cluster.md`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,8 @@ use self::{
     answer::{Answer, Looked},
     append::{Answered, Packed},
     keys::{deletions_field, group_of, name},
-    link::{By, Link},
+    link::By,
+    links::Links,
     script::Script,
 };
 use super::{
@@ -28,12 +29,17 @@ use crate::{
 
 mod answer;
 mod append;
+mod cluster;
 mod indexes;
 mod keys;
+mod known;
+mod layout;
 mod link;
+mod links;
 mod options;
 mod script;
 mod server;
+mod topology;
 
 pub use self::options::RedisOptions;
 pub(crate) use self::{keys::Keys, options::Endpoint};
@@ -49,13 +55,13 @@ const LATEST_MAX: u64 = 1 << 40;
 /// A journal in Redis.
 #[derive(Debug)]
 pub struct RedisJournal {
-    link: Link,
+    links: Links,
     settings: JournalSettings,
     clock: Arc<dyn Clock>,
 }
 
 impl RedisJournal {
-    /// Connects to the server and looks at what it has.
+    /// Connects to the server, or to all masters of a cluster, and looks at what is there.
     ///
     /// # Errors
     /// [`JournalError::Unavailable`] if the server does not answer or is no master now,
@@ -76,7 +82,7 @@ impl RedisJournal {
         settings: JournalSettings,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, JournalError> {
-        Ok(Arc::new(Self { link: Link::open(options).await?, settings, clock }))
+        Ok(Arc::new(Self { links: Links::open(&options).await?, settings, clock }))
     }
 
     async fn call(
@@ -85,28 +91,35 @@ impl RedisJournal {
         by: By,
         script: Script,
         fill: impl Fn(&mut redis::Cmd) + Send + Sync,
-    ) -> Result<Answer, JournalError> {
-        let keys = [self.link.keys().topic(topic)];
+    ) -> Result<(Answer, Arc<str>), JournalError> {
+        let keys = [self.links.keys().topic(topic)];
         let field = deletions_field(topic);
-        let answer = self.link.call(by, script, &keys, |cmd| {
+        let answer = self.links.call(by, script, &keys, |cmd| {
             cmd.arg(&field);
             fill(cmd);
         });
-        Answer::of(answer.await?)
+        let (answer, run) = answer.await?;
+        Ok((Answer::of(answer)?, run))
     }
 
     /// Reads the head of a topic, and notes what it says of the topic's group.
-    fn looked(&self, topic: &TopicKey, answer: &mut Answer) -> Result<Looked, JournalError> {
+    fn looked(
+        &self,
+        topic: &TopicKey,
+        answer: &mut Answer,
+        run: &Arc<str>,
+    ) -> Result<Looked, JournalError> {
         let looked = Looked::read(answer)?;
-        self.link.note(group_of(topic), looked.group_epoch, looked.count);
+        self.links.note(group_of(topic), looked.group_epoch, looked.count, run);
         Ok(looked)
     }
 
     /// A topic as it is.
     async fn seen(&self, topic: &TopicKey) -> Result<Looked, JournalError> {
         let describe = |cmd: &mut redis::Cmd| _ = cmd.arg("describe").arg(deletions_field(topic));
-        let mut answer = self.call(topic, By::Reading, Script::Look, describe).await?;
-        self.looked(topic, &mut answer)
+        let by = By::Reading(group_of(topic));
+        let (mut answer, run) = self.call(topic, by, Script::Look, describe).await?;
+        self.looked(topic, &mut answer, &run)
     }
 
     async fn page(
@@ -116,12 +129,12 @@ impl RedisJournal {
         query: &StateQuery,
     ) -> Result<Page, JournalError> {
         let StateQuery { prefix, after, until, limit } = query;
-        let answer = self.call(topic, By::Reading, Script::Read, |cmd| {
+        let answer = self.call(topic, By::Reading(group_of(topic)), Script::Read, |cmd| {
             cmd.arg(what).arg(after.0).arg(until.0).arg(prefix);
             cmd.arg(limit.events).arg(limit.bytes);
         });
-        let mut answer = answer.await?;
-        let head = self.looked(topic, &mut answer)?.head;
+        let (mut answer, run) = answer.await?;
+        let head = self.looked(topic, &mut answer, &run)?.head;
         let (at_after, at_until) = (answer.print_if_known()?, answer.print_if_known()?);
         let mut paging = Paging::new(*limit);
         for event in append::events(topic, answer.list()?)? {
@@ -139,8 +152,8 @@ impl RedisJournal {
         fill: impl Fn(&mut redis::Cmd) + Send + Sync,
     ) -> Result<(Looked, Changed), JournalError> {
         let group = group_of(topic);
-        let mut answer = self.call(topic, By::Changing(group), Script::Change, fill).await?;
-        let looked = self.looked(topic, &mut answer)?;
+        let (mut answer, run) = self.call(topic, By::Changing(group), Script::Change, fill).await?;
+        let looked = self.looked(topic, &mut answer, &run)?;
         let changed = match answer.number()? {
             0 => Changed::Done,
             1 => Changed::Refused(Refusal::NotOwner),
@@ -167,15 +180,16 @@ enum Changed {
 impl Journal for RedisJournal {
     async fn append(&self, topic: &TopicKey, batch: Batch) -> Result<Appended, JournalError> {
         let group = group_of(topic);
-        let keys = [self.link.keys().topic(topic)];
+        let keys = [self.links.keys().topic(topic)];
         let mut now = batch.now;
         for attempt in 0..LATER_MAX {
             let packed = Packed::new(topic, &batch, now)?;
             let fill = |cmd: &mut redis::Cmd| packed.fill(cmd, &self.settings);
-            let answer = self.link.call(By::Changing(group), Script::Append, &keys, fill).await?;
+            let by = By::Changing(group);
+            let (answer, run) = self.links.call(by, Script::Append, &keys, fill).await?;
             match packed.read(answer, &self.settings)? {
                 Answered::Done(looked, appended) => {
-                    self.link.note(group, looked.group_epoch, looked.count);
+                    self.links.note(group, looked.group_epoch, looked.count, &run);
                     return Ok(appended);
                 }
                 // Others, whose clocks are ahead of ours, may go on meanwhile: some way ahead of them.
@@ -208,7 +222,7 @@ impl Journal for RedisJournal {
     }
 
     async fn describe_all(&self, topics: &[TopicKey]) -> Result<Vec<TopicInfo>, JournalError> {
-        indexes::describe(&self.link, topics).await
+        indexes::describe(&self.links, topics).await
     }
 
     async fn locate(&self, topic: &TopicKey, from: Locate) -> Result<Offset, JournalError> {
@@ -217,14 +231,14 @@ impl Journal for RedisJournal {
             left = count.min(LATEST_MAX);
         }
         loop {
-            let answer = self.call(topic, By::Reading, Script::Look, |cmd| {
+            let answer = self.call(topic, By::Reading(group_of(topic)), Script::Look, |cmd| {
                 _ = match from {
                     Locate::Since(at) => cmd.arg("since").arg(at.as_millis()),
                     Locate::Latest(_) => cmd.arg("latest").arg(before).arg(left),
                 };
             });
-            let mut answer = answer.await?;
-            self.looked(topic, &mut answer)?;
+            let (mut answer, run) = answer.await?;
+            self.looked(topic, &mut answer, &run)?;
             let offset = answer.offset()?;
             left = answer.number()?;
             if left == 0 {
@@ -317,23 +331,23 @@ impl Journal for RedisJournal {
         now: Timestamp,
         limit: usize,
     ) -> Result<Vec<Due>, JournalError> {
-        indexes::due(&self.link, kind, now, limit).await
+        indexes::due(&self.links, kind, now, limit).await
     }
 
     async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
-        indexes::topics(&self.link, query).await
+        indexes::topics(&self.links, query).await
     }
 
     fn failure(&self) -> Option<String> {
-        self.link.failure()
+        self.links.failure()
     }
 
-    fn durability(&self, _: &TopicKey) -> Durability {
+    fn durability(&self, topic: &TopicKey) -> Durability {
         // What is not known is not promised.
-        self.link.durability().unwrap_or(Durability::Never)
+        self.links.durability(group_of(topic)).unwrap_or(Durability::Never)
     }
 
     async fn close(&self) {
-        self.link.close();
+        self.links.close();
     }
 }

@@ -8,6 +8,7 @@ use redis::{
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
 
+use super::{layout::Address, topology::Topology};
 use crate::journal::JournalError;
 
 /// Bytes of a key's prefix: it is part of every key.
@@ -16,10 +17,11 @@ const PREFIX_BYTES_MAX: usize = 64;
 /// Where a Redis server is and how the journal uses it.
 #[derive(Clone)]
 pub struct RedisOptions {
-    /// `redis://[user:password@]host[:port][/database]`, `rediss://…` with TLS, or, to ask
-    /// Sentinels where the server is, `redis+sentinel://[user:password@]host:port,host:port/name`
-    /// `[/database]` (`rediss+sentinel://…` with TLS to the server and the Sentinels). User and
-    /// password are the server's.
+    /// `redis://[user:password@]host[:port][/database]`, `rediss://…` with TLS; to ask Sentinels
+    /// where the server is, `redis+sentinel://[user:password@]host:port,host:port/name`
+    /// `[/database]` (`rediss+sentinel://…` with TLS to the server and the Sentinels); for a Redis
+    /// Cluster, `redis+cluster://[user:password@]host:port,host:port` (`rediss+cluster://…`) with
+    /// some of its nodes. User and password are the servers'.
     pub url: String,
     /// What the names of all keys and channels begin with: `tidings:`. Two hubs with the same one
     /// are one hub. At most 64 bytes of `A-Z a-z 0-9 . _ : -`.
@@ -89,27 +91,44 @@ impl fmt::Debug for RedisOptions {
 pub(crate) enum Endpoint {
     Server(Box<Client>),
     Sentinels { client: Box<tokio::sync::Mutex<SentinelClient>>, named: String },
+    Cluster(Box<Topology>),
 }
 
 impl Endpoint {
     /// Reads the options' URL.
     pub(crate) fn read(options: &RedisOptions) -> Result<Self, JournalError> {
-        let read = match options.url.split_once("+sentinel://") {
-            Some((scheme @ ("redis" | "rediss"), rest)) => sentinels(options, scheme, rest),
-            _ => server(options),
+        let read = match options.url.split_once("://") {
+            Some(("redis+sentinel", rest)) => sentinels(options, "redis", rest),
+            Some(("rediss+sentinel", rest)) => sentinels(options, "rediss", rest),
+            Some(("redis+cluster", rest)) => cluster(options, "redis", rest),
+            Some(("rediss+cluster", rest)) => cluster(options, "rediss", rest),
+            _ => server(options, &options.url),
         };
         read.map_err(|error| {
-            let text = "must be redis://[user:password@]host[:port][/database], rediss://… or \
-                        redis+sentinel://[user:password@]host:port,host:port/name[/database]";
+            let text = "must be redis://[user:password@]host[:port][/database], rediss://…, \
+                        redis+sentinel://[user:password@]host:port,host:port/name[/database] or \
+                        redis+cluster://[user:password@]host:port,host:port";
             JournalError::Broken(format!("the URL of Redis {text}: {}", without_secrets(&error)))
         })
     }
 
-    /// The server that is to be connected to now.
+    /// The server that is to be connected to now; of a cluster's one that serves, by chance.
     pub(crate) async fn client(&self) -> RedisResult<Client> {
         match self {
+            Self::Cluster(topology) => topology.any(getrandom::u64().unwrap_or_default()).await,
             Self::Server(client) => Ok(Client::clone(client)),
             Self::Sentinels { client, .. } => client.lock().await.async_get_client().await,
+        }
+    }
+}
+
+impl Endpoint {
+    /// Why a server is not to be listened to any more though it answers.
+    pub(crate) async fn doubt(&self, server: &ConnectionAddr) -> Option<String> {
+        match self {
+            Self::Cluster(topology) => topology.doubt(server).await,
+            // It is alone, or whoever is to follow it says so by closing its connections.
+            Self::Server(_) | Self::Sentinels { .. } => None,
         }
     }
 }
@@ -120,6 +139,7 @@ impl fmt::Display for Endpoint {
         match self {
             Self::Server(client) => client.get_connection_info().addr().fmt(f),
             Self::Sentinels { named, .. } => write!(f, "{named} (by Sentinel)"),
+            Self::Cluster(topology) => topology.fmt(f),
         }
     }
 }
@@ -135,12 +155,38 @@ fn certificates(options: &RedisOptions) -> Option<TlsCertificates> {
     Some(TlsCertificates { client_tls: None, root_cert: Some(root_cert) })
 }
 
-fn server(options: &RedisOptions) -> RedisResult<Endpoint> {
-    let client = match certificates(options) {
-        Some(certificates) => Client::build_with_tls(options.url.as_str(), certificates)?,
-        None => Client::open(options.url.as_str())?,
-    };
-    Ok(Endpoint::Server(Box::new(client)))
+fn server(options: &RedisOptions, url: &str) -> RedisResult<Endpoint> {
+    Ok(Endpoint::Server(Box::new(client(options, url)?)))
+}
+
+fn client(options: &RedisOptions, url: &str) -> RedisResult<Client> {
+    match certificates(options) {
+        Some(certificates) => Client::build_with_tls(url, certificates),
+        None => Client::open(url),
+    }
+}
+
+fn cluster(options: &RedisOptions, scheme: &str, rest: &str) -> RedisResult<Endpoint> {
+    let wrong = |what| RedisError::from((redis::ErrorKind::InvalidClientConfig, what));
+    let (user, rest) = rest.rsplit_once('@').map_or(("", rest), |(user, rest)| (user, rest));
+    let (hosts, database) = rest.split_once('/').unwrap_or((rest, ""));
+    if !matches!(database, "" | "0") {
+        return Err(wrong("a cluster has no databases"));
+    }
+    let at = if user.is_empty() { "" } else { "@" };
+    let read = |host| client(options, &format!("{scheme}://{user}{at}{host}"));
+    let clients = hosts.split(',').map(read).collect::<RedisResult<Vec<Client>>>()?;
+    let seeds = clients.iter().map(|client| match client.get_connection_info().addr() {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            Ok(Address { host: host.clone(), port: *port })
+        }
+        _ => Err(wrong("a node of a cluster has a host and a port")),
+    });
+    let seeds = seeds.collect::<RedisResult<Vec<Address>>>()?;
+    let first = clients.first().ok_or_else(|| wrong("no node of the cluster"))?;
+    let info = first.get_connection_info().clone();
+    let topology = Topology::new(info, seeds, options.connect_timeout);
+    Ok(Endpoint::Cluster(Box::new(topology)))
 }
 
 fn sentinels(options: &RedisOptions, scheme: &str, rest: &str) -> RedisResult<Endpoint> {
@@ -194,12 +240,25 @@ mod tests {
             ("rediss://:s3cret@host", "host:6379"),
             ("redis+sentinel://u:s3cret@a:1,b:2/hub/3", "hub (by Sentinel)"),
             ("rediss+sentinel://a:1,b:2/hub", "hub (by Sentinel)"),
+            ("redis+cluster://u:s3cret@a:1,b", "a:1,b:6379 (a cluster)"),
+            ("rediss+cluster://[::1]:7000/0", "[::1]:7000 (a cluster)"),
         ] {
             let options = RedisOptions::new(url);
             assert_eq!(Endpoint::read(&options).unwrap().to_string(), named, "{url}");
             assert!(!format!("{options:?}").contains("s3cret"));
         }
-        for url in ["", "http://u:s3cret@host", "redis://", "redis+sentinel://u:s3cret@a:1", "x"] {
+        for url in [
+            "",
+            "http://u:s3cret@host",
+            "redis://",
+            "redis+sentinel://u:s3cret@a:1",
+            "redis+cluster://",
+            "redis+cluster://u:s3cret@",
+            "redis+cluster://u:s3cret@a:1,,b:2",
+            "redis+cluster://u:s3cret@a:1/3",
+            "rediss+cluster://u:s3cret@a:x",
+            "x",
+        ] {
             let Err(JournalError::Broken(message)) = Endpoint::read(&RedisOptions::new(url)) else {
                 panic!("{url} was taken for a server's")
             };

@@ -1,0 +1,114 @@
+//! Which server a call goes to: the only one, or the master that has the group.
+
+use std::sync::Arc;
+
+use redis::{Cmd, Value};
+
+use super::{
+    answer::Answer,
+    cluster::Cluster,
+    keys::Keys,
+    known::Known,
+    link::{By, Failed, Link},
+    options::{Endpoint, RedisOptions},
+    script::Script,
+};
+use crate::{
+    journal::{Durability, JournalError},
+    model::Epoch,
+};
+
+#[derive(Debug)]
+pub(super) struct Links {
+    keys: Keys,
+    known: Arc<Known>,
+    servers: Servers,
+}
+
+#[derive(Debug)]
+enum Servers {
+    One(Link),
+    Cluster(Cluster),
+}
+
+impl Links {
+    /// Connects for the first time.
+    pub(super) async fn open(options: &RedisOptions) -> Result<Self, JournalError> {
+        options.check()?;
+        let known = Known::new();
+        let servers = match Endpoint::read(options)? {
+            Endpoint::Cluster(topology) => {
+                Servers::Cluster(Cluster::open(options, *topology, Arc::clone(&known)).await?)
+            }
+            endpoint => Servers::One(Link::open(options, endpoint, Arc::clone(&known)).await?),
+        };
+        Ok(Self { keys: Keys::new(options.prefix.clone()), known, servers })
+    }
+
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// How durable what is acknowledged of a group is; `None` while nobody has it.
+    pub(super) fn durability(&self, group: u32) -> Option<Durability> {
+        match &self.servers {
+            Servers::One(link) => link.durability(),
+            Servers::Cluster(cluster) => cluster.durability(group),
+        }
+    }
+
+    pub(super) fn failure(&self) -> Option<String> {
+        match &self.servers {
+            Servers::One(link) => link.failure(),
+            Servers::Cluster(cluster) => cluster.failure(),
+        }
+    }
+
+    pub(super) fn close(&self) {
+        match &self.servers {
+            Servers::One(link) => link.close(),
+            Servers::Cluster(cluster) => cluster.close(),
+        }
+    }
+
+    /// Runs a script: the keys, all of one group, then the run of the server, then what `fill` adds.
+    /// Answers with the run that did it.
+    pub(super) async fn call(
+        &self,
+        by: By,
+        script: Script,
+        keys: &[String],
+        fill: impl Fn(&mut Cmd) + Send + Sync,
+    ) -> Result<(Value, Arc<str>), JournalError> {
+        match &self.servers {
+            Servers::One(link) => link.call(by, script, keys, &fill).await.map_err(|failed| {
+                let (Failed::Elsewhere(error) | Failed::Error(error)) = failed;
+                error
+            }),
+            Servers::Cluster(cluster) => cluster.call(by, script, keys, &fill).await,
+        }
+    }
+
+    /// Sends commands that only read, each of a group, together.
+    pub(super) async fn read_many(
+        &self,
+        commands: Vec<(u32, Cmd)>,
+    ) -> Result<Answer, JournalError> {
+        let values = match &self.servers {
+            Servers::One(link) => {
+                let mut pipe = redis::pipe();
+                for (_, command) in commands {
+                    pipe.add_command(command);
+                }
+                link.read_many(&pipe).await?.into_iter().collect::<Result<_, _>>()?
+            }
+            Servers::Cluster(cluster) => cluster.read_many(&commands).await?,
+        };
+        Answer::of(Value::Array(values))
+    }
+
+    /// Notes what a script said of a group, in the run that did it.
+    pub(super) fn note(&self, group: u32, epoch: Epoch, count: u64, run: &Arc<str>) {
+        self.known.note(group, epoch, count, run);
+    }
+}
