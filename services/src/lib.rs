@@ -15,7 +15,7 @@ mod rabbitmq;
 mod redis;
 mod small_disk;
 
-pub use postgres::{POSTGRES_URL, Postgres, SharedPostgres};
+pub use postgres::{Encryption, POSTGRES_URL, Postgres, SharedPostgres};
 pub use process::{Process, free_port, until};
 pub use rabbitmq::{RABBITMQ_URL, RabbitMq, SharedRabbitMq};
 pub use redis::{REDIS_URL, Redis};
