@@ -333,6 +333,10 @@ impl Journal for RedisJournal {
         self.link.durability().unwrap_or(Durability::Never)
     }
 
+    fn durabilities(&self) -> Vec<Durability> {
+        vec![self.link.durability().unwrap_or(Durability::Never)]
+    }
+
     async fn close(&self) {
         self.link.close();
     }
