@@ -55,7 +55,7 @@ pub(crate) fn hasty(url: &str) -> PostgresOptions {
     }
 }
 
-async fn parts(options: PostgresOptions) -> Parts {
+pub(crate) async fn parts(options: PostgresOptions) -> Parts {
     (journal(&options).await, bus(&options).await)
 }
 
