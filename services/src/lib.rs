@@ -16,7 +16,7 @@ mod redis;
 mod redis_cluster;
 mod small_disk;
 
-pub use postgres::{POSTGRES_URL, Postgres, SharedPostgres};
+pub use postgres::{Encryption, POSTGRES_URL, Postgres, SharedPostgres};
 pub use process::{Process, free_port, until};
 pub use rabbitmq::{RABBITMQ_URL, RabbitMq, SharedRabbitMq};
 pub use redis::{REDIS_URL, Redis};

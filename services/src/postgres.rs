@@ -1,4 +1,4 @@
-//! A private PostgreSQL: made, started, killed whole, paused, and gone with its owner.
+//! A private PostgreSQL: made, started, copied, promoted, killed whole, paused, and gone with its owner.
 //!
 //! The rule: it is set as one that people rely on, fsync included.
 
@@ -30,7 +30,20 @@ pub struct Postgres {
     process: Option<Process>,
     port: u16,
     programs: PathBuf,
+    /// Besides those of all: `name=value`.
+    settings: Vec<String>,
     directory: TempDir,
+}
+
+/// The TLS of a server, each part as PEM.
+#[derive(Debug, Clone, Copy)]
+pub struct Encryption<'a> {
+    /// Its certificate, and those between that and the authority.
+    pub certificates: &'a str,
+    /// The key of its certificate.
+    pub key: &'a str,
+    /// Whose certificates clients must show; `None`: they show none.
+    pub clients_authority: Option<&'a str>,
 }
 
 impl Postgres {
@@ -39,22 +52,138 @@ impl Postgres {
     /// # Errors
     /// The programs', with what they printed; the Debian package where they are not installed.
     pub fn start() -> io::Result<Self> {
+        let mut server = Self::empty()?;
+        server.make()?;
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// Starts one that takes connections by TLS and no others; `scram`, a role, by its password.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_encrypted(encryption: Encryption<'_>) -> io::Result<Self> {
+        let mut server = Self::empty()?;
+        server.make()?;
+        server.settings.push("ssl=on".to_owned());
+        server.encrypt(encryption)?;
+        let method = match encryption.clients_authority {
+            Some(_) => "cert map=anybody",
+            None => "trust",
+        };
+        let rules = format!(
+            "hostssl all scram 127.0.0.1/32 scram-sha-256\nhostssl all all 127.0.0.1/32 {method}\n"
+        );
+        server.write("pg_hba.conf", &rules)?;
+        server.write("pg_ident.conf", "anybody /^.*$ postgres\n")?;
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// Gives an encrypted one other certificates, with its next start.
+    ///
+    /// # Errors
+    /// Of the system.
+    pub fn encrypt(&mut self, encryption: Encryption<'_>) -> io::Result<()> {
+        self.write("server.crt", encryption.certificates)?;
+        self.write("server.key", encryption.key)?;
+        if let Some(authority) = encryption.clients_authority {
+            self.write("clients.crt", authority)?;
+            self.settings.push("ssl_ca_file=clients.crt".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Starts a standby of a server: a copy that follows it, and answers questions.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_standby(of: &Self) -> io::Result<Self> {
+        let mut server = Self::empty()?;
+        let port = of.port.to_string();
+        let data = server.data().display().to_string();
+        let from = ["--host", "127.0.0.1", "--port", &port, "--username", USER];
+        let how =
+            ["--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "--no-sync"];
+        server.run("pg_basebackup", &[&from[..], &how[..], &["--pgdata", &data]].concat())?;
+        server.restart()?;
+        let follows = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+        until("a standby that follows", START_MAX, || server.ask(follows).is_ok_and(|n| n == "1"))?;
+        Ok(server)
+    }
+
+    /// Lets a standby hear nothing more of its primary, for good.
+    ///
+    /// # Errors
+    /// The server's.
+    pub fn cut_off(&self) -> io::Result<()> {
+        self.ask("ALTER SYSTEM SET primary_conninfo = ''")?;
+        self.ask("SELECT pg_reload_conf()")?;
+        let hears = "SELECT count(*) FROM pg_stat_wal_receiver";
+        until("a standby without a primary", END_MAX, || self.ask(hears).is_ok_and(|n| n == "0"))
+    }
+
+    /// Makes a standby a primary, as a person or a tool for failovers does.
+    ///
+    /// # Errors
+    /// The program's, with what it printed.
+    pub fn promote(&self) -> io::Result<()> {
+        let data = self.data().display().to_string();
+        self.run("pg_ctl", &["promote", "--wait", "--timeout=60", "--pgdata", &data]).map(drop)
+    }
+
+    /// Asks for one value, or to do something, as its superuser.
+    ///
+    /// # Errors
+    /// The server's.
+    pub fn ask(&self, sql: &str) -> io::Result<String> {
+        let url = self.url();
+        let answer = self.run("psql", &["--no-psqlrc", "-qAtX", "-d", &url, "-c", sql])?;
+        Ok(answer.trim_end().to_owned())
+    }
+
+    /// One without data.
+    fn empty() -> io::Result<Self> {
         let programs = programs()?;
         let directory = tempfile::Builder::new().prefix("tidings-postgres-").tempdir()?;
         give_to_user(directory.path())?;
-        let data = directory.path().join("data");
+        Ok(Self { process: None, port: free_port()?, programs, settings: Vec::new(), directory })
+    }
+
+    fn make(&self) -> io::Result<()> {
         // The files of a test need not outlive the machine's power: what it commits is synced.
-        let arguments = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"];
-        let mut command = as_user(&programs.join("initdb"));
-        command.args(arguments).args(["--username", USER]).arg("--pgdata").arg(&data);
-        let output = command.current_dir(directory.path()).stdin(Stdio::null()).output()?;
-        if !output.status.success() {
-            let printed = String::from_utf8_lossy(&output.stderr);
-            return Err(io::Error::other(format!("initdb failed: {printed}")));
+        let how = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"];
+        let data = self.data().display().to_string();
+        let arguments = [&how[..], &["--username", USER, "--pgdata", &data]].concat();
+        self.run("initdb", &arguments).map(drop)
+    }
+
+    /// Runs one of PostgreSQL's programs and gives what it printed.
+    fn run(&self, program: &str, arguments: &[&str]) -> io::Result<String> {
+        let mut command = as_user(&self.programs.join(program));
+        let home = self.directory.path();
+        // Whatever the person who tests has for PostgreSQL at home is not read.
+        command.args(arguments).current_dir(home).env("HOME", home).stdin(Stdio::null());
+        let output = command.output()?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        let mut server = Self { process: None, port: free_port()?, programs, directory };
-        server.restart()?;
-        Ok(server)
+        let printed = String::from_utf8_lossy(&output.stderr);
+        Err(io::Error::other(format!("{program} failed: {printed}")))
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// Writes a file of its data directory, which only it may read.
+    fn write(&self, name: &str, text: &str) -> io::Result<()> {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let path = self.data().join(name);
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        give_to_user(&path)
     }
 
     /// The server that [`POSTGRES_URL`] names, or a private one.
@@ -74,7 +203,19 @@ impl Postgres {
     /// Where it is, for its superuser.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("postgres://{USER}@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://{USER}@{}/postgres", self.address())
+    }
+
+    /// Its address and port: `127.0.0.1:15432`.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The port that it listens on.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
     }
 
     /// Starts it again after [`Self::kill`], on the same files and port, and waits until it answers.
@@ -85,12 +226,13 @@ impl Postgres {
         let directory = self.directory.path();
         let log = directory.join("log");
         let socket = format!("unix_socket_directories={}", directory.display());
-        let (data, port) = (directory.join("data"), self.port.to_string());
+        let (data, port) = (self.data(), self.port.to_string());
         let (program, data) =
             (self.programs.join("postgres").display().to_string(), data.display().to_string());
         let settings = ["listen_addresses=127.0.0.1", &socket, "max_connections=400", "fsync=on"];
         let mut arguments = vec!["-D", &data, "-p", &port];
         arguments.extend(settings.iter().flat_map(|setting| ["-c", setting]));
+        arguments.extend(self.settings.iter().flat_map(|setting| ["-c", setting.as_str()]));
         let mut process = Process::start(&program, &arguments, Some(USER), &log)?;
         let mut ended = false;
         let is_ready = || {

@@ -1,5 +1,5 @@
 //! What nodes tell and ask each other besides topics: who is there, how many places holders have,
-//! and orders for a connection that is on another node.
+//! how much they publish, and orders for a connection that is on another node.
 //!
 //! The rule: who is there is a keyed state of the hub's own, which ends by itself with its node. All
 //! else is said over the bus, which may lose it: counts are said again, and whoever asked something
@@ -22,7 +22,7 @@ use crate::{
     journal::JournalError,
     model::{Class, EventType, JsonText, NewEvent, StateKey, Tenant, Topic, TopicKey},
     publish::Publish,
-    quota::{HOLD, Held},
+    quota::{HOLD, Held, SAID_EVERY as SPENT_EVERY, Spent},
     sse::GoAway,
 };
 
@@ -61,6 +61,7 @@ pub struct NodeInfo {
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Word {
     Held { counts: Vec<Held> },
+    Spent { spent: Spent },
     Order { id: u64, order: Box<Order> },
     Answer { id: u64, answer: Answer },
 }
@@ -101,6 +102,9 @@ pub(crate) async fn run(hub: Hub) {
     }
     let mut again = tokio::time::interval(SAID_EVERY);
     again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let is_alone = hub.topics().shared().bus.is_none();
+    let mut spent = tokio::time::interval(SPENT_EVERY);
+    spent.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let counts = tokio::select! {
             _ = again.tick() => {
@@ -112,6 +116,12 @@ pub(crate) async fn run(hub: Hub) {
             () = hub.quotas().elsewhere.changed() => {
                 tokio::time::sleep(GATHERED).await;
                 hub.quotas().elsewhere.unsaid()
+            }
+            _ = spent.tick(), if !is_alone => {
+                for spent in hub.quotas().say_spent() {
+                    hub.say(&Word::Spent { spent });
+                }
+                continue;
             }
         };
         for counts in counts.chunks(HELD_AT_ONCE) {
@@ -292,6 +302,7 @@ impl Hub {
     pub(crate) fn hear(&self, node: u64, event: &NewEvent) {
         match parse(event) {
             Some(Word::Held { counts }) => self.quotas().elsewhere.hear(node, &counts),
+            Some(Word::Spent { spent }) => self.quotas().hear_spent(node, &spent),
             Some(Word::Order { id, order }) => {
                 let hub = self.clone();
                 self.background(async move {
@@ -346,12 +357,14 @@ fn parse<T: DeserializeOwned>(event: &NewEvent) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::{
-        bus::local::LocalBus,
+        bus::{Bus, Heard, local::LocalBus},
         journal::{JournalSettings, memory::MemoryJournal},
         model::Pattern,
-        settings::Settings,
+        settings::{Rate, Settings},
     };
 
     /// Broken on purpose: without [`run`], each node lets a user have all of its places.
@@ -384,5 +397,105 @@ mod tests {
         assert!(take(&a).is_err());
         tokio::time::sleep(HOLD).await;
         assert!(take(&a).is_ok());
+    }
+
+    const RATE: Rate = Rate { per_second: 40, burst: 80 };
+
+    /// How many of the events were admitted that a user published at some nodes at once, as fast as
+    /// each of them let it, in each of so many seconds.
+    async fn admitted(hubs: &[Hub], seconds: usize) -> Vec<usize> {
+        let write = [Pattern::parse("a").unwrap()];
+        let grant = Grant::of_patterns(Tenant::parse("t").unwrap(), "key:w", &[], &write);
+        let mut admitted = Vec::new();
+        for _ in 0..seconds {
+            let mut count = 0;
+            for _ in 0..200 {
+                for hub in hubs {
+                    count += usize::from(hub.quotas().publish(&grant, 1).is_ok());
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            admitted.push(count);
+        }
+        admitted
+    }
+
+    fn hubs_with_rates(bus: impl Fn(Arc<LocalBus>) -> Arc<dyn Bus>) -> [Hub; 3] {
+        let journal = Arc::new(MemoryJournal::new(JournalSettings::default()));
+        let local = LocalBus::new();
+        [(); 3].map(|()| {
+            let settings = Settings { user_publish_rate: RATE, ..Settings::default() };
+            let builder = Hub::builder().journal(Arc::clone(&journal) as Arc<_>);
+            builder.bus(bus(local.join())).settings(settings).start()
+        })
+    }
+
+    /// What ADR 0016 says: three bursts, and what three nodes give in an interval, once; then the
+    /// rate.
+    ///
+    /// Broken on purpose: when nobody hears what others gave, and when each word counts whole.
+    #[tokio::test(start_paused = true)]
+    async fn a_users_rate_is_of_all_nodes() {
+        let hubs = hubs_with_rates(|bus| bus);
+        let seconds = admitted(&hubs, 60).await;
+        let all: usize = seconds.iter().sum();
+        // By each node: a burst, and the rate until others' words are here.
+        let once = 3 * 80 + 3 * 40;
+        assert!(all <= 60 * 40 + once, "{all}: {seconds:?}");
+        let late: usize = seconds.iter().skip(20).sum();
+        assert!((1_480..=1_680).contains(&late), "{late} in 40 s: {seconds:?}");
+        // A node alone has all of the rate again.
+        hubs[1].shutdown().await;
+        hubs[2].shutdown().await;
+        let alone: usize = admitted(&hubs[..1], 10).await.iter().skip(5).sum();
+        assert!((190..=205).contains(&alone), "{alone} in 5 s");
+    }
+
+    /// Of words that are lost two times of three, none is missed.
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_holds_over_a_bus_that_loses_words() {
+        let hubs = hubs_with_rates(|bus| Arc::new(Forgetful { bus, said: AtomicUsize::new(0) }));
+        let late: usize = admitted(&hubs, 60).await.iter().skip(20).sum();
+        assert!((1_480..=1_700).contains(&late), "{late} in 40 s");
+    }
+
+    /// Says one of three.
+    #[derive(Debug)]
+    struct Forgetful {
+        bus: Arc<LocalBus>,
+        said: AtomicUsize,
+    }
+
+    #[async_trait::async_trait]
+    impl Bus for Forgetful {
+        fn announce(&self, announcement: Announcement) {
+            if self.said.fetch_add(1, Ordering::SeqCst).is_multiple_of(3) {
+                self.bus.announce(announcement);
+            }
+        }
+
+        fn follow(&self, topic: &TopicKey) {
+            self.bus.follow(topic);
+        }
+
+        fn unfollow(&self, topic: &TopicKey) {
+            self.bus.unfollow(topic);
+        }
+
+        async fn heard(&self) -> Heard {
+            self.bus.heard().await
+        }
+
+        fn failure(&self) -> Option<String> {
+            self.bus.failure()
+        }
+
+        fn dropped(&self) -> u64 {
+            self.bus.dropped()
+        }
+
+        async fn close(&self) {
+            self.bus.close().await;
+        }
     }
 }

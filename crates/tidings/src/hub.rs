@@ -18,7 +18,8 @@ use crate::{
     due,
     error::Problem,
     journal::{
-        Change, DeleteIf, Journal, JournalError, Judged, StateQuery, TopicInfo, TopicQuery,
+        Change, DeleteIf, Durability, Journal, JournalError, Judged, StateQuery, TopicInfo,
+        TopicQuery,
         memory::MemoryJournal,
         turns::{TurnLimit, Turns},
     },
@@ -334,6 +335,11 @@ impl Hub {
     #[must_use]
     pub fn metrics_text(&self) -> String {
         self.metrics().ready.set(self.unready().is_none().into());
+        let promised = self.journal().durabilities();
+        for level in Durability::ALL {
+            let is_promised = promised.contains(&level);
+            self.metrics().journal_durability.set(level.as_str(), is_promised);
+        }
         self.metrics().encode()
     }
 

@@ -60,9 +60,9 @@ pub struct Settings {
     /// streams over at once. 0: without bound. Direct ones are counted where they are accepted:
     /// [`ServeSettings`](crate::http::ServeSettings).
     pub address_connections_max: usize,
-    /// Events that one user (one API key) publishes.
+    /// Events that one user (one API key) publishes, at all nodes together.
     pub user_publish_rate: Rate,
-    /// Events that one tenant publishes.
+    /// Events that one tenant publishes, at all nodes together.
     pub tenant_publish_rate: Rate,
     /// Topics that one tenant holds.
     pub tenant_topics_max: u64,

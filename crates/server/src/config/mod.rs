@@ -242,13 +242,14 @@ pub(crate) struct LimitsConfig {
     /// Streams, of publishers too, and long-polls at once of one tenant. Lower it where tenants share a hub, so that
     /// none takes all connections. 0: without bound.
     pub(crate) tenant_connections: u64,
-    /// Events a second that one user (a token's `sub`, or an API key) publishes in the long run. 0:
-    /// without bound. Requests over it are refused; a stream of NDJSON is read as fast.
+    /// Events a second that one user (a token's `sub`, or an API key) publishes in the long run, at
+    /// all nodes together. 0: without bound. Requests over it are refused; a stream of NDJSON is read
+    /// as fast.
     pub(crate) user_publish_rate: u64,
     /// Events that one user publishes at once, after a pause.
     pub(crate) user_publish_burst: u64,
-    /// Events a second that one tenant publishes in the long run. 0: without bound. Lower it where
-    /// tenants share a hub.
+    /// Events a second that one tenant publishes in the long run, at all nodes together. 0: without
+    /// bound. Lower it where tenants share a hub.
     pub(crate) tenant_publish_rate: u64,
     /// Events that one tenant publishes at once, after a pause.
     pub(crate) tenant_publish_burst: u64,

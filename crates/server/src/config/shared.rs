@@ -111,12 +111,16 @@ impl RedisConfig {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PostgresConfig {
-    /// `postgres://user:password@host:5432/database?sslmode=verify-full`. `sslmode` is `disable`,
-    /// `prefer` (the default), `require` or `verify-full`; `sslrootcert` names a PEM file of
-    /// authorities instead of the system's. Through PgBouncer: session pooling.
+    /// `postgres://user:password@host:5432/database?sslmode=verify-full`. Several hosts
+    /// (`host1:5432,host2:5432`) are a primary and its standbys: the one that takes events is found.
+    /// `sslmode` is `disable`, `prefer` (the default), `require`, `verify-ca` or `verify-full`;
+    /// `sslrootcert` names a PEM file of authorities instead of the system's, `sslcert` and `sslkey`
+    /// the hub's own certificate; see [TLS](operations.md#tls-to-it). Through PgBouncer: session
+    /// pooling.
     #[schemars(extend("writeOnly" = true))]
     pub(crate) url: Option<Secret>,
-    /// Where to LISTEN, if `postgres.url` leads through a pool that cannot: the server itself.
+    /// Where to LISTEN, if `postgres.url` leads through a pool that cannot: the server itself. A URL
+    /// of the same form, with an `sslmode` of its own.
     #[schemars(extend("writeOnly" = true))]
     pub(crate) listen_url: Option<Secret>,
     /// The schema, which the hub has to itself.

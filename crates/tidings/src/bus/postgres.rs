@@ -68,11 +68,18 @@ impl PostgresBus {
         let node = getrandom::u64().map_err(|error| {
             JournalError::Unavailable(format!("the system has no randomness: {error}"))
         })?;
-        let listen_url = options.listen_url.clone().unwrap_or_else(|| options.url.clone());
+        let says_at = Target::of(options)?;
+        let listens_at = match &options.listen_url {
+            None => says_at.clone(),
+            Some(url) => {
+                let options = PostgresOptions { url: url.clone(), ..options.clone() };
+                Target::of(&options).map_err(to_listen)?
+            }
+        };
         let (said, says) = mpsc::channel(WAITING_MAX);
         let shared = Arc::new(Shared {
-            says: Target::of(options)?,
-            listens: Target::of(&PostgresOptions { url: listen_url, ..options.clone() })?,
+            says: says_at,
+            listens: listens_at,
             channel: format!("tidings_{:08x}", crc32c::crc32c(options.schema.as_bytes())),
             codec,
             own: format!("probe {node}"),
@@ -145,6 +152,15 @@ fn read(payload: &str) -> Option<Vec<u8>> {
     }
 }
 
+/// Says which of two servers it is about.
+fn to_listen(error: impl Into<JournalError>) -> JournalError {
+    match error.into() {
+        JournalError::Unavailable(what) => JournalError::Unavailable(format!("to listen: {what}")),
+        JournalError::Broken(what) => JournalError::Broken(format!("to listen: {what}")),
+        other => other,
+    }
+}
+
 /// Connections that hear and say.
 struct Connected {
     ears: Session,
@@ -174,10 +190,10 @@ impl Shared {
         }
     }
 
-    async fn connect(self: &Arc<Self>) -> Result<Connected, Fault> {
+    async fn connect(self: &Arc<Self>) -> Result<Connected, JournalError> {
         let own = Arc::clone(self);
         let hear = move |payload: &str| own.message(payload);
-        let ears = Session::open_hearing(&self.listens, Arc::new(hear)).await?;
+        let ears = Session::open_hearing(&self.listens, Arc::new(hear)).await.map_err(to_listen)?;
         let listen = format!("LISTEN {}", self.channel);
         ears.answer(ears.client.batch_execute(&listen)).await?;
         let mouth = Session::open(&self.says).await?;
@@ -207,7 +223,7 @@ impl Shared {
 
     /// Waits until this node has not heard itself for too long.
     async fn silence(&self, ears: &Session) -> Result<(), Fault> {
-        self.ears.silence(|| ears.client.is_closed()).await;
+        self.ears.silence(|| ears.is_closed()).await;
         Err(Fault::Lost("it delivers nothing".to_owned()))
     }
 }

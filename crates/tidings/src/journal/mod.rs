@@ -46,6 +46,9 @@ pub enum Durability {
 }
 
 impl Durability {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Always, Self::EverySecond, Self::Sometime, Self::Never];
+
     /// As answers and logs name it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -154,6 +157,11 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
     /// When what is acknowledged of this topic is on a disk.
     fn durability(&self, _: &TopicKey) -> Durability {
         Durability::Always
+    }
+
+    /// The same of all topics: one level for each server that they are on.
+    fn durabilities(&self) -> Vec<Durability> {
+        vec![Durability::Always]
     }
 
     /// Damaged places that were met since the start; each was logged, with its topic, once.

@@ -177,6 +177,10 @@ impl Journal for RoutedJournal {
         self.of(topic).durability(topic)
     }
 
+    fn durabilities(&self) -> Vec<Durability> {
+        self.all().into_iter().flat_map(Journal::durabilities).collect()
+    }
+
     fn damaged_places(&self) -> usize {
         self.all().into_iter().map(Journal::damaged_places).sum()
     }

@@ -189,6 +189,10 @@ impl Journal for Turns {
         self.journal.durability(topic)
     }
 
+    fn durabilities(&self) -> Vec<Durability> {
+        self.journal.durabilities()
+    }
+
     fn damaged_places(&self) -> usize {
         self.journal.damaged_places()
     }

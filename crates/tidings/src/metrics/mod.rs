@@ -42,6 +42,13 @@ pub struct LimitLabel {
     pub limit: &'static str,
 }
 
+/// When something is on a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LevelLabel {
+    /// As answers to publishers name it.
+    pub level: &'static str,
+}
+
 /// How a client is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ConnectionLabel {
@@ -140,6 +147,7 @@ const MESSAGES: &[Label] =
     &[Label::listed("result", &["stored", "duplicate", "ephemeral", "dead", "retried"])];
 const DEAD: &[Label] =
     &[Label { name: "reason", listed: &["unmapped"], further: Some(Values::Codes) }];
+const LEVELS: &[Label] = &[Label::listed("level", &["always", "everysec", "no", "off"])];
 const SOURCE: &[Label] = &[Label::listed("source", &["ring", "journal"])];
 
 /// Declares the metrics: what each counts, its name, type, unit and labels.
@@ -271,6 +279,11 @@ metrics! {
     spans: Family<ResultLabel, Counter> = Family::default(), None, SPANS;
     /// Places of the journal that were met since the start and cannot be read.
     journal_damaged_places: Gauge = Gauge::default(), None, NONE;
+    /// 1 for the level by which a journal's server has an event on its disk when it is acknowledged,
+    /// as answers to publishers name it: `always`, before that; `everysec` and `no`, what Redis does
+    /// with its append-only file; `off`, without one, or where Redis does not say. Else 0. Of several
+    /// journals each has its level.
+    journal_durability: Levels = Levels::default(), None, LEVELS;
     /// Answering a request, streams of events excluded.
     request_duration: RequestTimes = Family::new_with_constructor(latencies as fn() -> Histogram),
         Some(Unit::Seconds), REQUEST;
@@ -346,6 +359,16 @@ impl Drop for OpenConnection {
     }
 }
 
+/// Which levels hold.
+#[derive(Debug, Clone, Default)]
+pub struct Levels(Family<LevelLabel, Gauge>);
+
+impl Levels {
+    pub(crate) fn set(&self, level: &'static str, holds: bool) {
+        self.0.get_or_create_owned(&LevelLabel { level }).set(holds.into());
+    }
+}
+
 /// How far behind readers are, by what serves them.
 #[derive(Debug, Clone)]
 pub struct ReaderLag {
@@ -379,6 +402,16 @@ impl EncodeMetric for OpenConnections {
 
     fn metric_type(&self) -> MetricType {
         self.by_label.metric_type()
+    }
+}
+
+impl EncodeMetric for Levels {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        self.0.metric_type()
     }
 }
 

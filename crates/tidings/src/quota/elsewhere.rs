@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher as _, Hash, RandomState},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -31,6 +32,8 @@ pub(crate) struct Held(u64, u32);
 #[derive(Debug)]
 pub(crate) struct Elsewhere {
     is_alone: bool,
+    /// Numbers of holders that no other node has to know.
+    own: RandomState,
     others: Mutex<HashMap<u64, Vec<Word>>>,
     mine: Mutex<Mine>,
     changed: Notify,
@@ -53,7 +56,12 @@ struct Mine {
 impl Elsewhere {
     pub(crate) fn new(is_alone: bool) -> Self {
         let (others, mine) = (Mutex::default(), Mutex::default());
-        Self { is_alone, others, mine, changed: Notify::new() }
+        Self { is_alone, own: RandomState::new(), others, mine, changed: Notify::new() }
+    }
+
+    /// A number for a holder: the same on every node, unless this one is alone.
+    pub(super) fn number(&self, holder: &(impl Holder + Hash)) -> u64 {
+        if self.is_alone { self.own.hash_one(holder) } else { digest(holder) }
     }
 
     /// How many places the holder has on other nodes.

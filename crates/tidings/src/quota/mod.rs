@@ -7,6 +7,7 @@ mod elsewhere;
 mod holdings;
 mod places;
 mod rate;
+mod spent;
 mod waiting;
 
 use std::{
@@ -27,12 +28,14 @@ use crate::{
 };
 use elsewhere::Holder;
 use holdings::{HoldingLimit, Holdings};
+use spent::{Spending, told_above};
 use waiting::{NoRoom, WaitingRoom};
 
 pub(crate) use elsewhere::{Elsewhere, HOLD, Held};
 pub(crate) use holdings::Room;
 pub(crate) use places::{Place, Places};
 pub(crate) use rate::Buckets;
+pub(crate) use spent::{SAID_EVERY, Spent};
 pub(crate) use waiting::Waiting;
 
 /// The limits' names, where one is used more than once.
@@ -110,8 +113,11 @@ pub(crate) struct Quotas {
     of_user: Arc<Places<User>>,
     of_tenant: Arc<Places<Tenant>>,
     of_address: Arc<Places<IpAddr>>,
-    user_rate: Buckets<User>,
-    tenant_rate: Buckets<Tenant>,
+    /// By the holder's number, as other nodes say it.
+    user_rate: Buckets<u64>,
+    tenant_rate: Buckets<u64>,
+    /// `None` where there are no other nodes.
+    spending: Option<Spending>,
     waiting: Arc<WaitingRoom>,
     publish_wait: Duration,
     pub(crate) elsewhere: Arc<Elsewhere>,
@@ -131,13 +137,15 @@ impl Quotas {
     pub(crate) fn new(settings: &Settings, metrics: Arc<Metrics>, is_alone: bool) -> Self {
         let places = |most: usize| if most == 0 { usize::MAX } else { most };
         let elsewhere = Arc::new(Elsewhere::new(is_alone));
+        let buckets = if is_alone { Buckets::new } else { Buckets::of_all_nodes };
         Self {
             metrics,
             of_user: Places::of_all_nodes(places(settings.user_connections_max), &elsewhere),
             of_tenant: Places::of_all_nodes(places(settings.tenant_connections_max), &elsewhere),
             of_address: Places::of_all_nodes(places(settings.address_connections_max), &elsewhere),
-            user_rate: Buckets::new(settings.user_publish_rate),
-            tenant_rate: Buckets::new(settings.tenant_publish_rate),
+            user_rate: buckets(settings.user_publish_rate),
+            tenant_rate: buckets(settings.tenant_publish_rate),
+            spending: (!is_alone).then(Spending::default),
             waiting: WaitingRoom::new(settings.publish_waiting_bytes_max),
             publish_wait: settings.publish_wait,
             elsewhere,
@@ -180,9 +188,10 @@ impl Quotas {
     /// Whether the rates leave anything, asked before a body is read.
     pub(crate) fn may_publish(&self, grant: &Grant) -> Result<(), Problem> {
         let now = Instant::now();
-        let user = self.user_rate.look(&User::of(grant), now);
+        let (user, tenant) = self.numbers(grant);
+        let user = self.user_rate.look(&user, now);
         user.map_err(|after| self.too_fast((USER_RATE, after)))?;
-        let tenant = self.tenant_rate.look(grant.tenant(), now);
+        let tenant = self.tenant_rate.look(&tenant, now);
         tenant.map_err(|after| self.too_fast((TENANT_RATE, after)))
     }
 
@@ -194,12 +203,37 @@ impl Quotas {
     }
 
     fn within_rates(&self, grant: &Grant, events: usize) -> Result<(), (&'static str, Duration)> {
-        let (user, events, now) = (User::of(grant), events as u64, Instant::now());
+        let ((user, tenant), events, now) = (self.numbers(grant), events as u64, Instant::now());
         self.user_rate.take(&user, events, now).map_err(|after| (USER_RATE, after))?;
-        self.tenant_rate.take(grant.tenant(), events, now).map_err(|after| {
+        self.tenant_rate.take(&tenant, events, now).map_err(|after| {
             self.user_rate.give_back(&user, events);
             (TENANT_RATE, after)
         })
+    }
+
+    /// The numbers of a user and of its tenant.
+    fn numbers(&self, grant: &Grant) -> (u64, u64) {
+        (self.elsewhere.number(&User::of(grant)), self.elsewhere.number(grant.tenant()))
+    }
+
+    /// What other nodes are to be told of what was published here.
+    pub(crate) fn say_spent(&self) -> Vec<Spent> {
+        let Some(spending) = &self.spending else { return Vec::new() };
+        let taken = |buckets: &Buckets<u64>| buckets.taken(told_above(buckets.rate()));
+        spending.say(taken(&self.user_rate), taken(&self.tenant_rate))
+    }
+
+    /// Takes in what another node says was published there.
+    pub(crate) fn hear_spent(&self, node: u64, word: &Spent) {
+        let Some(spending) = &self.spending else { return };
+        let [users, tenants] = spending.hear(node, word);
+        let now = Instant::now();
+        for (holder, amount) in users {
+            self.user_rate.charge(holder, amount, now);
+        }
+        for (holder, amount) in tenants {
+            self.tenant_rate.charge(holder, amount, now);
+        }
     }
 
     fn too_fast(&self, (limit, after): (&'static str, Duration)) -> Problem {

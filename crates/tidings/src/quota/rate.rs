@@ -3,6 +3,7 @@
 //! The rule: what was refused costs nothing, so a holder that keeps knocking gets in as early as one
 //! that waits. A bucket is one point in time (the generic cell rate algorithm, ITU-T I.371): when it
 //! will be full again. One that is full is the same as none and is forgotten.
+//! What a holder was given on other nodes is taken out afterwards, and beyond the bottom.
 
 use std::{
     collections::HashMap,
@@ -17,6 +18,8 @@ use crate::settings::Rate;
 
 /// Buckets below which none is looked for that is full again.
 const BUCKETS_MIN: usize = 1024;
+/// Holders whose amounts are counted for other nodes, between two times that these are told.
+const COUNTED_MAX: usize = 16 * 1024;
 
 /// Buckets of one kind, one for each holder.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub(crate) struct Buckets<K> {
 #[derive(Debug)]
 struct Full<K> {
     by_holder: HashMap<K, Instant>,
+    /// What was taken since others were told; `None` if there are none.
+    taken: Option<HashMap<K, u64>>,
     /// At so many buckets, those that are full again are forgotten.
     forget_at: usize,
 }
@@ -35,8 +40,21 @@ struct Full<K> {
 impl<K: Eq + Hash + Clone> Buckets<K> {
     /// Buckets that are all full.
     pub(crate) fn new(rate: Rate) -> Self {
-        let full = Full { by_holder: HashMap::new(), forget_at: BUCKETS_MIN };
+        Self::with(rate, None)
+    }
+
+    /// The same, of which other nodes are told.
+    pub(super) fn of_all_nodes(rate: Rate) -> Self {
+        Self::with(rate, Some(HashMap::new()))
+    }
+
+    fn with(rate: Rate, taken: Option<HashMap<K, u64>>) -> Self {
+        let full = Full { by_holder: HashMap::new(), taken, forget_at: BUCKETS_MIN };
         Self { rate, full_at: Mutex::new(full) }
+    }
+
+    pub(super) const fn rate(&self) -> Rate {
+        self.rate
     }
 
     /// Takes an amount out of the holder's bucket, or says how long it has to wait for it.
@@ -50,8 +68,29 @@ impl<K: Eq + Hash + Clone> Buckets<K> {
         let full = full_at.by_holder.get(holder).map_or(now, |at| (*at).max(now));
         self.has(full, amount, now)?;
         full_at.by_holder.insert(holder.clone(), full + self.rate.time_of(amount));
+        full_at.count(holder, amount);
         full_at.forget(now);
         Ok(())
+    }
+
+    /// Takes what the holder was given on another node, whatever is left.
+    pub(super) fn charge(&self, holder: K, amount: u64, now: Instant) {
+        if self.rate.per_second == 0 {
+            return;
+        }
+        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = full_at.by_holder.entry(holder).or_insert(now);
+        *at = (*at).max(now) + self.rate.time_of(amount);
+        full_at.forget(now);
+    }
+
+    /// What was taken since this was asked for the last time, by those who took more than so much.
+    pub(super) fn taken(&self, more_than: u64) -> HashMap<K, u64> {
+        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = full_at.taken.as_mut().map(std::mem::take).unwrap_or_default();
+        drop(full_at);
+        taken.retain(|_, amount| *amount > more_than);
+        taken
     }
 
     /// Whether something is left in the holder's bucket, or how long it has to wait for that.
@@ -75,6 +114,9 @@ impl<K: Eq + Hash + Clone> Buckets<K> {
         if let Some(at) = full_at.by_holder.get_mut(holder) {
             *at = at.checked_sub(self.rate.time_of(amount)).unwrap_or(*at);
         }
+        if let Some(taken) = full_at.taken.as_mut().and_then(|taken| taken.get_mut(holder)) {
+            *taken = taken.saturating_sub(amount);
+        }
     }
 }
 
@@ -86,7 +128,16 @@ impl Rate {
     }
 }
 
-impl<K: Eq + Hash> Full<K> {
+impl<K: Eq + Hash + Clone> Full<K> {
+    fn count(&mut self, holder: &K, amount: u64) {
+        let Some(taken) = &mut self.taken else { return };
+        if let Some(taken) = taken.get_mut(holder) {
+            *taken = taken.saturating_add(amount);
+        } else if taken.len() < COUNTED_MAX {
+            taken.insert(holder.clone(), amount);
+        }
+    }
+
     fn forget(&mut self, now: Instant) {
         if self.by_holder.len() < self.forget_at {
             return;
@@ -152,6 +203,38 @@ mod tests {
         assert_eq!(buckets.take(&"a", 20, now), Ok(()));
         buckets.give_back(&"a", 20);
         assert_eq!(buckets.take(&"a", 20, now), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_taken_elsewhere_is_paid_off() {
+        let buckets = Buckets::of_all_nodes(RATE);
+        let now = Instant::now();
+        assert_eq!(buckets.take(&"a", 15, now), Ok(()));
+        buckets.charge("a", 25, now);
+        buckets.charge("b", 5, now);
+        assert_eq!(buckets.take(&"a", 1, now), Err(secs(2.1)), "20 beyond the bottom");
+        assert_eq!(buckets.take(&"b", 16, now), Err(secs(0.1)));
+        assert_eq!(buckets.take(&"a", 1, now + secs(2.1)), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn others_are_told_what_was_taken_here_and_not_what_they_told() {
+        let buckets = Buckets::of_all_nodes(RATE);
+        let now = Instant::now();
+        assert_eq!((buckets.take(&"a", 15, now), buckets.take(&"a", 2, now)), (Ok(()), Ok(())));
+        assert!(buckets.take(&"a", 9, now).is_err());
+        buckets.give_back(&"a", 2);
+        buckets.charge("a", 5, now);
+        assert_eq!(buckets.take(&"b", 3, now), Ok(()));
+        assert_eq!(buckets.taken(3), HashMap::from([("a", 15)]), "b is far from its rate");
+        assert_eq!(buckets.taken(0), HashMap::new());
+        for holder in 0..2 * COUNTED_MAX {
+            let _given = buckets.take(&&*holder.to_string().leak(), 1, now);
+        }
+        assert_eq!(buckets.taken(0).len(), COUNTED_MAX);
+        let alone = Buckets::new(RATE);
+        assert_eq!(alone.take(&"a", 1, now), Ok(()));
+        assert_eq!(alone.taken(0), HashMap::new());
     }
 
     #[tokio::test(start_paused = true)]

@@ -47,16 +47,30 @@ pub(crate) struct Held {
     pub(crate) events: Vec<(String, Position)>,
 }
 
+impl Held {
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.events.iter().any(|(held, _)| held == id)
+    }
+}
+
 /// Whether the fault may cost events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Losses {
     /// Every topic keeps its history, and nobody is told of a gap.
     None,
-    /// Topics get other histories, which readers are told of by a gap `epoch`.
+    /// Topics get other histories, which readers are told of by a gap `epoch`, and keep what was
+    /// acknowledged.
+    Moved,
+    /// They get other histories, told, and may have lost anything.
     Told,
 }
 
 impl History {
+    /// How many events were acknowledged and are gone.
+    pub(crate) fn lost(&self, held: &BTreeMap<Name, Held>) -> usize {
+        self.acked.keys().filter(|id| !held[&self.attempted[*id]].has(id)).count()
+    }
+
     /// Everything that is not as it should be.
     pub(crate) fn violations(
         &self,
@@ -111,8 +125,10 @@ impl Check<'_> {
         for (id, at) in &self.history.acked {
             let held = &self.held[&self.history.attempted[id]];
             if at.epoch != held.epoch {
-                if self.losses == Losses::None {
-                    self.wrong("acknowledged in another history", (id, at));
+                match self.losses {
+                    Losses::None => self.wrong("acknowledged in another history", (id, at)),
+                    Losses::Moved if !held.has(id) => self.wrong("acknowledged and lost", (id, at)),
+                    Losses::Moved | Losses::Told => {}
                 }
                 continue;
             }
@@ -279,6 +295,8 @@ mod tests {
         assert_eq!(none, Vec::<String>::new());
         let silent = says(Losses::Told, |history, held| again(history, held, false));
         assert_eq!(silent, ["another history, untold"]);
+        let moved = says(Losses::Moved, |history, held| again(history, held, true));
+        assert_eq!(moved, ["acknowledged and lost"]);
         let kept = says(Losses::None, |history, held| again(history, held, true));
         assert_eq!(kept, ["a gap that is none", "acknowledged in another history"]);
     }

@@ -1,7 +1,8 @@
-//! Credentials that end on one node, and places that are counted over all of them.
+//! Credentials that end on one node, and places and rates that are counted over all of them.
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use reqwest::{Client, Response};
 use serde_json::json;
 use tidings::{
@@ -10,16 +11,19 @@ use tidings::{
     connection::{Connection, ConnectionOptions, Envelope, Format},
     http::{HttpSettings, ServeSettings, serve},
     revocation::{Revocation, Revoked},
-    settings::Settings,
+    settings::{Rate, Settings},
     subscribe::Follow,
 };
 use tidings_services::{Postgres, Redis};
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     load::{key, publish_apart, tenant},
-    nodes::{Nodes, PATIENCE, until},
+    nodes::{LOOK_AGAIN, NODES, Nodes, PATIENCE, until},
     postgres, redis,
 };
 
@@ -123,4 +127,59 @@ async fn a_users_connections_are_limited_over_all_nodes() {
     }
     drop(first);
     until("a place", async || follow(2).await.status() == 200).await;
+}
+
+/// Of a user, far below what a node gets through.
+const RATE: Rate = Rate { per_second: 20, burst: 20 };
+
+/// What ADR 0016 says, with the bus of a real server: by each node a burst, and the rate until the
+/// others' words are heard; then one rate for all of them. Each by itself would give three.
+///
+/// Broken on purpose: when nobody hears what others gave, each node gives all of the rate.
+async fn a_users_rate_is_limited_over(nodes: &Nodes) {
+    const PUBLISHED_FOR: Duration = Duration::from_secs(12);
+    let (secret, mut entry) = ApiKey::generate();
+    entry.tenant = Some("acme".to_owned());
+    entry.write = vec!["t".to_owned()];
+    let auth = AuthSettings { api_keys: vec![entry], ..AuthSettings::default() };
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder().no_proxy().build().unwrap();
+    let started = Instant::now();
+    let publishing = (0..NODES).map(async |number| {
+        let url = serve_at(nodes, number, &auth).await;
+        let url = url.split_once('?').unwrap().0;
+        let mut admitted = 0;
+        while started.elapsed() < PUBLISHED_FOR {
+            let event = json!({ "topic": "t", "type": "a.b", "class": "ephemeral" });
+            let asked = client.post(url).bearer_auth(secret.expose()).json(&event).send();
+            match timeout(PATIENCE, asked).await.unwrap().unwrap().status().as_u16() {
+                200 => admitted += 1,
+                429 => sleep(LOOK_AGAIN).await,
+                other => panic!("{other}"),
+            }
+        }
+        admitted
+    });
+    let admitted: u64 = join_all(publishing).await.into_iter().sum();
+    let seconds = started.elapsed().as_secs_f64();
+    let (rate, burst) = (RATE.per_second as f64, RATE.burst as f64);
+    // A second until words are heard, where half of one would do: this machine has other work.
+    let most = burst + rate * seconds + 2.0 * (burst + rate);
+    assert!((admitted as f64) < most, "{admitted} in {seconds} s, at most {most}");
+    assert!(admitted as f64 > rate * seconds / 2.0, "{admitted} in {seconds} s");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_users_rate_is_limited_over_all_nodes() {
+    let settings = Settings { user_publish_rate: RATE, ..Settings::default() };
+    let server = Redis::start().unwrap();
+    let options = tidings::journal::redis::RedisOptions::new(server.url());
+    let on_redis = Nodes::start_with(settings.clone(), || redis::parts(options.clone())).await;
+    let server = Postgres::shared().unwrap();
+    let options = postgres::options(server.url());
+    let on_postgres = Nodes::start_with(settings, || postgres::parts(options.clone())).await;
+    tokio::join!(
+        a_users_rate_is_limited_over(&on_redis),
+        a_users_rate_is_limited_over(&on_postgres)
+    );
 }

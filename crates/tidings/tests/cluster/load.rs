@@ -157,8 +157,9 @@ impl Load {
     }
 
     /// Ends the load: publishers finish what they began, readers read it all, and then everything
-    /// is looked at. `journal` says what there is, as nobody's cache does.
-    pub(crate) async fn check(mut self, journal: &dyn Journal, losses: Losses) {
+    /// is looked at. `journal` says what there is, as nobody's cache does. Returns how many events
+    /// were acknowledged and are gone.
+    pub(crate) async fn check(mut self, journal: &dyn Journal, losses: Losses) -> usize {
         self.shared.stop.cancel();
         for publisher in self.publishers.drain(..) {
             timeout(PATIENCE, publisher).await.expect("a publisher is not acknowledged").unwrap();
@@ -183,6 +184,7 @@ impl Load {
         for hub in self.nodes.living() {
             assert_eq!(hub.unready(), None);
         }
+        self.shared.history().lost(&held)
     }
 
     fn has_read_all(&self, held: &BTreeMap<String, Held>) -> bool {

@@ -14,6 +14,7 @@ mod identity;
 mod load;
 mod nodes;
 mod postgres;
+mod promotion;
 #[cfg(feature = "amqp")]
 mod rabbitmq;
 mod redis;

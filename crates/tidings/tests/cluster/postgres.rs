@@ -24,7 +24,7 @@ use crate::{
     nodes::{LossyBus, Nodes, Parts, codec, until},
 };
 
-const TOPICS: [&str; 3] = ["message/1", "message/2", "team/7/jobs"];
+pub(crate) const TOPICS: [&str; 3] = ["message/1", "message/2", "team/7/jobs"];
 /// Enough for an append to be given up, and for a node to say that it is not ready.
 const STATEMENT_TIMEOUT: Duration = Duration::from_millis(500);
 const APPEND_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,7 +46,7 @@ pub(crate) fn options(url: &str) -> PostgresOptions {
 }
 
 /// Options that give up early.
-fn hasty(url: &str) -> PostgresOptions {
+pub(crate) fn hasty(url: &str) -> PostgresOptions {
     PostgresOptions {
         statement_timeout: STATEMENT_TIMEOUT,
         append_timeout: APPEND_TIMEOUT,
@@ -55,7 +55,7 @@ fn hasty(url: &str) -> PostgresOptions {
     }
 }
 
-async fn parts(options: PostgresOptions) -> Parts {
+pub(crate) async fn parts(options: PostgresOptions) -> Parts {
     (journal(&options).await, bus(&options).await)
 }
 

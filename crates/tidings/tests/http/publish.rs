@@ -551,5 +551,12 @@ async fn a_result_says_when_the_journals_server_acknowledges_before_its_disk_has
         let results = server.publish(&json!([event, event, ephemeral])).await;
         let levels: Vec<_> = results.iter().map(|result| &result["durability"]).collect();
         assert_eq!(levels, [&said, &said, &Value::Null], "{argument:?}");
+        let level = said.as_str().unwrap_or("always");
+        let metrics = server.hub.metrics_text();
+        let promised = metrics
+            .lines()
+            .filter(|line| line.starts_with("tidings_journal_durability{") && line.ends_with(" 1"));
+        let expected = format!("tidings_journal_durability{{level=\"{level}\"}} 1");
+        assert_eq!(promised.collect::<Vec<_>>(), [expected], "{argument:?}");
     }
 }

@@ -7,6 +7,7 @@ mod differential;
 mod full;
 mod postgres;
 mod postgres_outbox;
+mod postgres_tls;
 mod redis;
 mod redis_bus;
 mod redis_cluster;

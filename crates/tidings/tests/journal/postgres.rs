@@ -62,7 +62,7 @@ fn shared() -> SharedPostgres {
 }
 
 /// Looks again and again without holding up the runtime.
-async fn wait_for(what: &'static str, mut holds: impl FnMut() -> bool + Send + 'static) {
+pub(crate) async fn wait_for(what: &'static str, mut holds: impl FnMut() -> bool + Send + 'static) {
     tokio::task::spawn_blocking(move || until(what, PATIENCE, &mut holds)).await.unwrap().unwrap();
 }
 

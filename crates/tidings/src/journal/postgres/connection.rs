@@ -12,7 +12,11 @@ use tokio::{
 };
 use tokio_postgres::{AsyncMessage, Client, NoTls, Statement};
 
-use super::{fault::Fault, options::Target};
+use super::{
+    fault::Fault,
+    options::Target,
+    servers::{Lineage, Server, Standing},
+};
 
 /// The oldest that is supported: older ones have no `pg_current_xact_id`, or are not mended.
 const VERSION_MIN: i32 = 140_000;
@@ -52,6 +56,8 @@ pub(crate) struct Session {
     pub(crate) client: Client,
     driver: JoinHandle<()>,
     answer_timeout: Duration,
+    standing: Standing,
+    lineage: Arc<Lineage>,
 }
 
 impl Drop for Session {
@@ -72,29 +78,65 @@ impl Session {
 
     /// As [`Self::open`]; `hear` is told the payload of each notification.
     pub(crate) async fn open_hearing(target: &Target, hear: Hear) -> Result<Self, Fault> {
-        let limit = target.connect_timeout;
-        timeout(limit, Self::connect(target, hear)).await.unwrap_or_else(|_| Err(Fault::timeout()))
+        // Whoever knows nothing yet asks all of them: one that another was promoted over may be up.
+        let asks_all = target.lineage.is_unknown();
+        let (mut found, mut faults) = (None::<Self>, Vec::new());
+        for (place, server) in target.servers.in_order() {
+            let opening = Self::connect(target, server, Arc::clone(&hear));
+            let opened = timeout(target.connect_timeout, opening).await;
+            match opened.unwrap_or_else(|_| Err(Fault::timeout())) {
+                Ok(session) => {
+                    if found.as_ref().is_none_or(Self::is_closed) {
+                        target.servers.serves(place);
+                        found = Some(session);
+                    }
+                    if !asks_all {
+                        break;
+                    }
+                }
+                Err(fault) => faults.push((server.name.as_str(), fault)),
+            }
+        }
+        found.ok_or_else(|| Fault::of_all(faults))
     }
 
-    async fn connect(target: &Target, hear: Hear) -> Result<Self, Fault> {
-        let (client, driver) = match target.config.get_ssl_mode() {
+    async fn connect(target: &Target, server: &Server, hear: Hear) -> Result<Self, Fault> {
+        let (client, driver) = match server.config.get_ssl_mode() {
             tokio_postgres::config::SslMode::Disable => {
-                let (client, connection) = target.config.connect(NoTls).await?;
+                let (client, connection) = server.config.connect(NoTls).await?;
                 (client, tokio::spawn(drive(connection, hear)))
             }
             _ => {
-                let (client, connection) = target.config.connect(target.tls.clone()).await?;
+                let (client, connection) = server.config.connect(target.tls.clone()).await?;
                 (client, tokio::spawn(drive(connection, hear)))
             }
         };
-        let answer_timeout = target.statement_timeout + ANSWER_MARGIN;
-        let session = Self { client, driver, answer_timeout };
-        session.make_safe(target).await?;
+        let mut session = Self {
+            client,
+            driver,
+            answer_timeout: target.statement_timeout + ANSWER_MARGIN,
+            standing: Standing::default(),
+            lineage: Arc::clone(&target.lineage),
+        };
+        session.standing = session.make_safe(target).await?;
+        if !session.lineage.admits(session.standing) {
+            let timeline = session.standing.timeline;
+            return Err(Fault::Lost(format!(
+                "the server is on timeline {timeline}, and another one was promoted since: make it \
+                 a standby of that one"
+            )));
+        }
         Ok(session)
     }
 
+    /// Whether it is of no more use: it ended, or another server was promoted since.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.client.is_closed() || self.lineage.has_left(self.standing)
+    }
+
     /// Sets what a role, a database or a server may have set otherwise, and looks at what cannot be.
-    async fn make_safe(&self, target: &Target) -> Result<(), Fault> {
+    /// Gives where the server is.
+    async fn make_safe(&self, target: &Target) -> Result<Standing, Fault> {
         let (statement, lock) =
             (target.statement_timeout.as_millis(), target.lock_timeout.as_millis());
         // Every question is for few rows by an index, whatever the statistics say: plans are made
@@ -117,7 +159,9 @@ impl Session {
             .query_one(
                 "SELECT current_setting('server_version_num')::integer, pg_is_in_recovery(), \
                  current_setting('server_encoding'), current_setting('fsync') = 'on', \
-                 current_setting('full_page_writes') = 'on'",
+                 current_setting('full_page_writes') = 'on', system_identifier, \
+                 CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || substr(pg_walfile_name( \
+                 pg_current_wal_lsn()), 1, 8))::bit(32)::integer END FROM pg_control_system()",
                 &[],
             )
             .await?;
@@ -140,7 +184,7 @@ impl Session {
                 "fsync or full_page_writes is off, so nothing it says is durable: turn it on";
             return Err(Fault::Broken(format!("PostgreSQL: {what}")));
         }
-        Ok(())
+        Ok(Standing { system_identifier: row.get(5), timeline: row.get(6) })
     }
 
     /// Waits for an answer as long as one can take.
@@ -197,7 +241,7 @@ impl Connection {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.session.client.is_closed()
+        self.session.is_closed()
     }
 }
 

@@ -2,8 +2,12 @@
 //!
 //! The rule: whatever may have been committed is never taken for something that was not.
 
-use tokio_postgres::error::{Error, SqlState};
+use std::io;
 
+use tokio_postgres::error::{Error, SqlState};
+use tokio_rustls::rustls;
+
+use super::tls;
 use crate::journal::JournalError;
 
 /// Why the server did not do what it was asked.
@@ -63,6 +67,21 @@ impl Fault {
         Self::Lost(what.into())
     }
 
+    /// What came of asking several servers for the one that takes events. What may pass at one of
+    /// them, may pass.
+    pub(super) fn of_all(mut faults: Vec<(&str, Self)>) -> Self {
+        if faults.len() <= 1 {
+            return faults.pop().map_or_else(Self::timeout, |(_, fault)| fault);
+        }
+        let is_broken = faults.iter().all(|(_, fault)| matches!(fault, Self::Broken(_)));
+        let each = faults.into_iter().map(|(server, fault)| {
+            let what = fault.to_string();
+            format!("{server}: {}", what.strip_prefix("PostgreSQL: ").unwrap_or(&what))
+        });
+        let what = each.collect::<Vec<_>>().join("; ");
+        if is_broken { Self::Broken(format!("PostgreSQL: {what}")) } else { Self::Lost(what) }
+    }
+
     /// No answer within the time that answers take.
     pub(super) fn timeout() -> Self {
         Self::unknown("the server did not answer in time")
@@ -85,6 +104,12 @@ impl std::fmt::Display for Fault {
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         let Some(server) = error.as_db_error() else {
+            if let Some(refused) = refused_certificate(&error) {
+                let advice = tls::advice(refused);
+                return Self::Broken(format!(
+                    "PostgreSQL: the server's certificate is refused: {refused}; {advice}"
+                ));
+            }
             let mut message = error.to_string();
             let mut source = std::error::Error::source(&error);
             while let Some(cause) = source {
@@ -109,6 +134,15 @@ impl From<Error> for Fault {
         let hint = server.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
         let message = format!("{}{hint}", server.message());
         Self::Refused { state: server.code().clone(), message }
+    }
+}
+
+/// Why the server's certificate was refused, if that is what happened.
+fn refused_certificate(error: &Error) -> Option<&rustls::CertificateError> {
+    let cause = std::error::Error::source(error)?.downcast_ref::<io::Error>()?;
+    match cause.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(refused) => Some(refused),
+        _ => None,
     }
 }
 

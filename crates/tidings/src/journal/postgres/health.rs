@@ -62,6 +62,7 @@ impl Health {
 }
 
 async fn ask(target: &Target, session: &mut Option<Session>) -> Result<(), Fault> {
+    session.take_if(|session| session.is_closed());
     let session = match session {
         Some(session) => session,
         None => session.insert(Session::open(target).await?),

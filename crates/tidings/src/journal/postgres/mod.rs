@@ -40,7 +40,9 @@ mod migrate;
 mod options;
 mod pool;
 mod reads;
+mod servers;
 mod stage;
+mod tls;
 mod writer;
 
 use commit::Failed;

@@ -1,18 +1,15 @@
-//! What an operator says about the server, and the TLS that the URL asks for.
+//! What an operator says about the server.
 //!
 //! The rule: whatever waits for the server has an end, and a password is in no message.
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
-use tokio_rustls::rustls::{
-    self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
-};
 
+use super::{
+    servers::{Lineage, Servers},
+    tls::Wanted,
+};
 use crate::journal::JournalError;
 
 /// The schema that the journal is in, unless another is named.
@@ -44,9 +41,11 @@ pub enum Migrate {
 /// Which server, and how much of it.
 #[derive(Clone)]
 pub struct PostgresOptions {
-    /// `postgres://user:password@host:5432/database?sslmode=verify-full`. `sslmode` is `disable`,
-    /// `prefer` (the default), `require` (encrypted, whoever the server is) or `verify-full`;
-    /// `sslrootcert` names a PEM file of authorities instead of the system's. Through PgBouncer:
+    /// `postgres://user:password@host:5432/database?sslmode=verify-full`, with several hosts
+    /// (`host1:5432,host2:5432`) of which the primary is found. `sslmode` is `disable`, `prefer` (the
+    /// default), `require` (encrypted, whoever the server is), `verify-ca` or `verify-full`;
+    /// `sslrootcert` names a PEM file of authorities, which are then looked at in every mode with
+    /// TLS, instead of the system's; `sslcert` and `sslkey` name this side's own. Through PgBouncer:
     /// session pooling.
     pub url: String,
     /// Where to LISTEN, if `url` leads through a pool that cannot: the server itself.
@@ -104,8 +103,9 @@ impl fmt::Debug for PostgresOptions {
 /// The options, checked.
 #[derive(Clone)]
 pub(crate) struct Target {
-    pub(crate) config: tokio_postgres::Config,
-    pub(crate) tls: MakeRustlsConnect,
+    pub(super) servers: Arc<Servers>,
+    pub(super) lineage: Arc<Lineage>,
+    pub(super) tls: MakeRustlsConnect,
     pub(crate) schema: String,
     pub(crate) connect_timeout: Duration,
     pub(crate) statement_timeout: Duration,
@@ -125,11 +125,16 @@ impl Target {
         if schema.is_empty() || schema.len() > 63 || !schema.bytes().all(is_name) {
             return Err(broken("the schema's name must be 1 to 63 of a-z 0-9 _"));
         }
-        let (url, mode, root) = split_tls(&options.url)?;
+        let is_url =
+            ["postgres://", "postgresql://"].iter().any(|start| options.url.starts_with(start));
+        if !is_url {
+            return Err(broken("the server is named by a URL: postgres://user@host/database"));
+        }
+        let (url, wanted) = Wanted::take_from(&options.url)?;
         let mut config: tokio_postgres::Config = url.parse().map_err(|error| {
             broken(&format!("the URL is not one of a PostgreSQL server: {error}"))
         })?;
-        config.ssl_mode(mode.sent());
+        config.ssl_mode(wanted.mode());
         config.connect_timeout(options.connect_timeout);
         config.tcp_user_timeout(options.statement_timeout);
         config.keepalives_idle(Duration::from_secs(30));
@@ -137,8 +142,9 @@ impl Target {
             config.application_name("tidings");
         }
         Ok(Self {
-            config,
-            tls: MakeRustlsConnect::new(tls(mode, root.as_deref())?),
+            servers: Arc::new(Servers::of(&config)?),
+            lineage: Arc::default(),
+            tls: MakeRustlsConnect::new(wanted.config()?),
             schema,
             connect_timeout: options.connect_timeout,
             statement_timeout: options.statement_timeout,
@@ -147,138 +153,13 @@ impl Target {
     }
 }
 
-fn broken(what: &str) -> JournalError {
+pub(super) fn broken(what: &str) -> JournalError {
     JournalError::Broken(format!("PostgreSQL: {what}"))
-}
-
-/// How much TLS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tls {
-    Disable,
-    Prefer,
-    Require,
-    VerifyFull,
-}
-
-impl Tls {
-    const fn sent(self) -> SslMode {
-        match self {
-            Self::Disable => SslMode::Disable,
-            Self::Prefer => SslMode::Prefer,
-            Self::Require | Self::VerifyFull => SslMode::Require,
-        }
-    }
-}
-
-/// Takes what is about certificates out of a URL, which the client library does not know.
-fn split_tls(url: &str) -> Result<(String, Tls, Option<String>), JournalError> {
-    let (base, query) = url.split_once('?').unwrap_or((url, ""));
-    let (mut mode, mut root, mut rest) = (Tls::Prefer, None, Vec::new());
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=').unwrap_or((pair, "")) {
-            ("sslmode", "disable") => mode = Tls::Disable,
-            ("sslmode", "prefer") => mode = Tls::Prefer,
-            ("sslmode", "require") => mode = Tls::Require,
-            ("sslmode", "verify-full") => mode = Tls::VerifyFull,
-            ("sslmode", other) => {
-                return Err(broken(&format!(
-                    "sslmode={other} is not known here: use disable, prefer, require or verify-full"
-                )));
-            }
-            ("sslrootcert", path) => root = Some(path.replace("%2F", "/").replace("%2f", "/")),
-            _ => rest.push(pair),
-        }
-    }
-    let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
-    Ok((url, mode, root))
-}
-
-fn tls(mode: Tls, root: Option<&str>) -> Result<ClientConfig, JournalError> {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| broken(&format!("TLS: {error}")))?;
-    if mode != Tls::VerifyFull {
-        let verifier = Arc::new(Anybody(provider));
-        return Ok(builder
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth());
-    }
-    let mut roots = RootCertStore::empty();
-    if let Some(path) = root {
-        let unreadable = |error| broken(&format!("sslrootcert {path}: {error}"));
-        for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
-            let certificate = certificate.map_err(unreadable)?;
-            roots
-                .add(certificate)
-                .map_err(|error| broken(&format!("sslrootcert {path}: {error}")))?;
-        }
-    } else {
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-    }
-    if roots.is_empty() {
-        let advice = "install the system's certificates or name a file by sslrootcert";
-        return Err(broken(&format!("sslmode=verify-full: no authorities are known: {advice}")));
-    }
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// Encrypts to whoever answers, as `sslmode=require` does everywhere: who listens learns nothing,
-/// who is in between everything.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_about_certificates_is_taken_out_of_the_url() {
-        let split = |url: &str| split_tls(url).unwrap();
-        assert_eq!(split("postgres://a@h/d"), ("postgres://a@h/d".to_owned(), Tls::Prefer, None));
-        let url = "postgres://a@h/d?sslmode=verify-full&connect_timeout=3&sslrootcert=%2Fca.pem";
-        let left = "postgres://a@h/d?connect_timeout=3".to_owned();
-        assert_eq!(split(url), (left, Tls::VerifyFull, Some("/ca.pem".to_owned())));
-        let error = split_tls("postgres://a@h/d?sslmode=verify-ca").unwrap_err();
-        assert!(error.to_string().contains("use disable, prefer"), "{error}");
-    }
 
     #[test]
     fn wrong_options_are_told_and_a_password_is_not() {
@@ -290,5 +171,8 @@ mod tests {
         assert!(!wrong(PostgresOptions::new(url)).contains("secret"));
         let url = "postgres://a@h/d?sslmode=verify-full&sslrootcert=/nowhere.pem";
         assert!(wrong(PostgresOptions::new(url)).contains("/nowhere.pem"));
+        // Its sslmode would not be seen.
+        let pairs = "host=h user=a password=secret sslmode=verify-full";
+        assert!(wrong(PostgresOptions::new(pairs)).contains("named by a URL"));
     }
 }

@@ -347,6 +347,10 @@ impl Journal for RedisJournal {
         self.links.durability(group_of(topic)).unwrap_or(Durability::Never)
     }
 
+    fn durabilities(&self) -> Vec<Durability> {
+        vec![self.link.durability().unwrap_or(Durability::Never)]
+    }
+
     async fn close(&self) {
         self.links.close();
     }
