@@ -30,7 +30,9 @@ pub(crate) const CAUGHT_UP: &str = "tidings.caught_up";
 /// What occurs once in each event: the time of sending, sixteen digits, follows it.
 const SENT: &[u8] = b"\"sent\":";
 const DIGITS: usize = 16;
-/// Makes every time sixteen digits long.
+/// What begins an event's own id, of as many digits.
+const ID: &[u8] = b"\"id\":\"";
+/// Makes every time, and every id, sixteen digits long.
 const TIME_BASE: u64 = 1_000_000_000_000_000;
 /// Longest wait for anything: past it something is wrong.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(180);
@@ -41,6 +43,8 @@ static SENT_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(SEN
 static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 thread_local! {
+    /// The last event's own id.
+    static LAST_ID: Cell<u64> = const { Cell::new(0) };
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 256 * 1024]);
 }
 
@@ -66,6 +70,8 @@ pub(crate) struct Target {
     pub(crate) dialect: Dialect,
     pub(crate) key: String,
     pub(crate) token: String,
+    /// Whether events have ids of their publisher's own, which are looked up and kept.
+    pub(crate) has_ids: bool,
 }
 
 /// Where a reader starts.
@@ -76,22 +82,23 @@ pub(crate) enum From<'a> {
     Cursor(&'a str),
 }
 
-/// An event for a topic, whose data has so many bytes.
-fn event(topic: usize, data_bytes: usize) -> String {
-    let data = data(data_bytes);
-    format!(r#"{{"topic":"bench/{topic}","type":"bench","data":{data}}}"#)
-}
-
 fn data(bytes: usize) -> String {
     let pad = "x".repeat(bytes.saturating_sub(SENT.len() + DIGITS + 11));
     format!(r#"{{"sent":{TIME_BASE},"pad":"{pad}"}}"#)
 }
 
 impl Target {
+    /// An event for a topic, whose data has so many bytes.
+    fn event(&self, topic: usize, data_bytes: usize) -> String {
+        let data = data(data_bytes);
+        let id = if self.has_ids { format!(r#""id":"{TIME_BASE}","#) } else { String::new() };
+        format!(r#"{{"topic":"bench/{topic}",{id}"type":"bench","data":{data}}}"#)
+    }
+
     /// A request that publishes one event.
     pub(crate) fn publish(&self, topic: usize, data_bytes: usize) -> Request {
         match self.dialect {
-            Dialect::Tidings => self.post("/v1/events", &event(topic, data_bytes)),
+            Dialect::Tidings => self.post("/v1/events", &self.event(topic, data_bytes)),
             Dialect::Nchan => self.post(&format!("/pub/{topic}"), &data(data_bytes)),
             Dialect::DurableStreams => self.post(&format!("/bench/{topic}"), &data(data_bytes)),
         }
@@ -106,7 +113,7 @@ impl Target {
         let dialect = self.dialect;
         let mut path = "/v1/events".to_owned();
         let events = topics.map(|topic| match dialect {
-            Dialect::Tidings => event(topic, data_bytes),
+            Dialect::Tidings => self.event(topic, data_bytes),
             Dialect::Nchan | Dialect::DurableStreams => {
                 path = format!("/bench/{topic}");
                 data(data_bytes)
@@ -126,7 +133,7 @@ impl Target {
 
     /// A line of a publisher's stream, as a chunk of its own (RFC 9112 §7.1).
     fn line(&self, topic: usize, data_bytes: usize) -> Request {
-        let line = event(topic, data_bytes) + "\n";
+        let line = self.event(topic, data_bytes) + "\n";
         Request::new(format!("{:x}\r\n{line}\r\n", line.len()))
     }
 
@@ -189,18 +196,20 @@ impl Target {
     }
 }
 
-/// A request as bytes, in which the times of sending are written anew.
+/// A request as bytes, in which the times of sending, and the ids if there are any, are written anew.
 #[derive(Debug)]
 pub(crate) struct Request {
     bytes: Vec<u8>,
     times: Vec<usize>,
+    ids: Vec<usize>,
 }
 
 impl Request {
     fn new(text: String) -> Self {
         let bytes = text.into_bytes();
         let times = SENT_FINDER.find_iter(&bytes).map(|at| at + SENT.len()).collect();
-        Self { bytes, times }
+        let ids = memmem::find_iter(&bytes, ID).map(|at| at + ID.len()).collect();
+        Self { bytes, times, ids }
     }
 
     /// The request, sent now.
@@ -211,11 +220,12 @@ impl Request {
     /// The request, as if it was sent so many nanoseconds after the clock began.
     fn stamped_at(&mut self, at: u64) -> &[u8] {
         for place in &self.times {
-            let mut rest = at;
-            for digit in self.bytes[*place + 1..*place + DIGITS].iter_mut().rev() {
-                *digit = b'0' + (rest % 10) as u8;
-                rest /= 10;
-            }
+            write_digits(&mut self.bytes[*place + 1..*place + DIGITS], at);
+        }
+        for place in &self.ids {
+            let id = LAST_ID.get() + 1;
+            LAST_ID.set(id);
+            write_digits(&mut self.bytes[*place + 1..*place + DIGITS], id);
         }
         &self.bytes
     }
@@ -227,6 +237,13 @@ impl Request {
         let forgiven = late < Duration::from_millis(2);
         let at = now() - if forgiven { 0 } else { u64::try_from(late.as_nanos()).unwrap_or(0) };
         self.stamped_at(at)
+    }
+}
+
+fn write_digits(place: &mut [u8], mut number: u64) {
+    for digit in place.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
     }
 }
 

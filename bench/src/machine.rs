@@ -3,6 +3,7 @@
 use std::{
     fs,
     process::{self, Command},
+    sync::OnceLock,
 };
 
 /// The processor that servers have to themselves, and the load generator's.
@@ -110,8 +111,13 @@ pub(crate) fn description() -> String {
     format!("{cores} × {model}, {gib:.0} GiB, Linux {kernel}, loopback")
 }
 
-/// The commit that is measured; `+` says that the tree differs from it.
+/// The commit that is measured; `+` says that the tree differed from it when this was asked first.
 pub(crate) fn commit() -> String {
+    static COMMIT: OnceLock<String> = OnceLock::new();
+    COMMIT.get_or_init(find_commit).clone()
+}
+
+fn find_commit() -> String {
     let git = |arguments: &[&str]| {
         let here = env!("CARGO_MANIFEST_DIR");
         let output = Command::new("git").args(["-C", here]).args(arguments).output().ok()?;

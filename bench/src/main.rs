@@ -50,6 +50,8 @@ cargo xtask bench [scenario…] [--short] [--peers] [--growth] [--perf] [--dry]
   --perf     says where the hub's time goes
   --dry      writes nothing: neither bench/results.json nor docs/benchmarks.md
 
+  --micro, --instructions [--update], --builds: see docs/benchmarks.md
+
 scenarios: ";
 
 /// How long each server is measured in each round.
@@ -76,9 +78,10 @@ impl Options {
                 "--growth" => options.is_growth = true,
                 "--perf" => options.has_perf = true,
                 "--dry" => options.is_dry = true,
+                "--help" | "-h" => return Err(usage()),
                 name => {
                     let found = scenario::ALL.iter().find(|scenario| scenario.name == name);
-                    options.scenarios.push(found.ok_or_else(|| usage(name))?);
+                    options.scenarios.push(found.ok_or_else(|| unknown(name))?);
                 }
             }
         }
@@ -94,9 +97,13 @@ impl Options {
     }
 }
 
-fn usage(wrong: &str) -> String {
+fn usage() -> String {
     let names: Vec<&str> = scenario::ALL.iter().map(|scenario| scenario.name).collect();
-    format!("{wrong} is neither a scenario nor an option\n\n{USAGE}{}", names.join(", "))
+    format!("{USAGE}{}", names.join(", "))
+}
+
+fn unknown(wrong: &str) -> String {
+    format!("{wrong} is neither a scenario nor an option\n\n{}", usage())
 }
 
 fn main() -> ExitCode {
@@ -228,7 +235,8 @@ fn reason(error: JoinError) -> String {
 
 /// Of each figure, the middle of its rounds.
 fn middle(rounds: &[Vec<Figure>]) -> Vec<Figure> {
-    let first = rounds.first().map(Vec::as_slice).unwrap_or_default();
+    let first =
+        rounds.iter().find(|round| !round.is_empty()).map(Vec::as_slice).unwrap_or_default();
     let of = |figure: &Figure| {
         let same = |round: &Vec<Figure>| round.iter().find(|of| of.name == figure.name).copied();
         let values = rounds.iter().filter_map(same).map(|figure| figure.value).collect();

@@ -16,9 +16,6 @@ use crate::{
     server::Kind,
 };
 
-/// Processors that others may use before the times of a run say more of them than of the hub.
-const BUSY: f64 = 0.2;
-
 /// What one server did in a scenario.
 #[derive(Debug)]
 pub(crate) struct Measured {
@@ -78,8 +75,9 @@ impl Results {
     }
 
     pub(crate) fn load() -> Self {
-        let text = fs::read_to_string(Self::file()).unwrap_or_default();
-        serde_json::from_str(&text).unwrap_or_default()
+        // A tree without results begins with none; others are not to be lost.
+        let Ok(text) = fs::read_to_string(Self::file()) else { return Self::default() };
+        serde_json::from_str(&text).expect("bench/results.json must be what this program wrote")
     }
 
     /// Writes them down, and the page from them.
@@ -114,8 +112,6 @@ pub(crate) fn judge(
             floor: beside.map_or("–".to_owned(), |floor| times(figure.value / floor.value)),
             verdict: match is_met {
                 Some(true) => "met".to_owned(),
-                // It may be slow because others took its processor.
-                Some(false) if others > BUSY => "missed on a busy machine".to_owned(),
                 Some(false) => "**missed**".to_owned(),
                 None => "not measured".to_owned(),
             },
@@ -189,7 +185,7 @@ pub(crate) fn print(scenario: &Scenario, load: usize, measured: &[Measured], run
         println!("  {bar:<34} {figure:>16}   {verdict}");
     }
     if run.others > 0.1 {
-        println!("  other programs used {:.1} processors meanwhile", run.others);
+        println!("  others used {:.1} processors meanwhile", run.others);
     }
 }
 
@@ -208,7 +204,15 @@ The server has one processor, the load generator another. The machine is shared:
 one run count, and of a server's own figures the steadiest is its CPU per delivery or event (user \
 and system, from `/proc/PID/stat`; `s/M` is seconds per million, which is microseconds each). All \
 rows but those of long scenarios are the middle of three rounds in which the servers take turns. \
-Clients read every event, and a run fails if one is missing or comes twice.
+Clients count every event, and a run fails if there are fewer or more than were published. Others \
+that used a processor meanwhile may be processes of a peer's or a shared server's own.
+
+What to know when reading it: events have ids that the hub makes, unless a row says that they are \
+their publisher's, which are looked up and kept. Limits are counted, and high. In `fanout` a \
+publisher is up to 16 events ahead, and who is behind gets several in one write, which the floor does \
+not do; in lockstep it cannot. `nodes-…` tells the CPU of the node that delivers, and a shared \
+journal's own is in no figure. Heartbeats of HTTP/2 and TLS are measured with 5 000 connections, and \
+told for 10 000. A cold start is a process's: the files are still in the kernel's memory.
 
 ```text
 cargo xtask bench                        every scenario, and this page
@@ -254,7 +258,7 @@ impl Results {
             let Run { date, commit, command, machine, others, .. } = run;
             page.push_str(&format!("\n{date}, `{commit}`, `{command}`; {machine}"));
             if *others > 0.1 {
-                page.push_str(&format!("; other programs used {others:.1} processors meanwhile"));
+                page.push_str(&format!("; others used {others:.1} processors meanwhile"));
             }
             page.push_str(".\n");
         }

@@ -96,7 +96,8 @@ impl Server {
         if kind == Kind::Hub {
             let (secret, entry) = ApiKey::generate();
             let signing = shared_secret();
-            // All load comes from one key and one token, which may do what many users may together.
+            // All load comes from one key and one token, which may do what many users may together: what
+            // they do is counted all the same.
             key = secret.expose().to_owned();
             certificate = setup.has_tls.then(|| make_certificate(directory.path()));
             let id = entry.id;
@@ -105,7 +106,8 @@ impl Server {
                 "listen = '127.0.0.1:0'\ndata = '{0}/data'\nadmin.listen = '127.0.0.1:0'\n\
                  log.format = 'json'\n\
                  [limits]\nuser_connections = 0\ntenant_connections = 0\n\
-                 user_publish_rate = 0\ntenant_publish_rate = 0\ntenant_topics = 10_000_000\n[auth]\n\
+                 user_publish_rate = 1_000_000_000\ntenant_publish_rate = 1_000_000_000\n\
+                 tenant_topics = 10_000_000\n[auth]\n\
                  jwt.keys = [{{ algorithm = 'HS256', secret = '{signing}' }}]\n\
                  api_keys = [{{ id = '{id}', sha256 = '{digest}', write = ['bench/*'] }}]\n\
                  [[access]]\ntopic = 'bench/*'\nread = true\n",
@@ -123,7 +125,7 @@ impl Server {
             Kind::Peer(peer) => peer.dialect,
             _ => Dialect::Tidings,
         };
-        let target = Target { address, dialect, key, token };
+        let target = Target { address, dialect, key, token, has_ids: false };
         Self { target, kind, certificate, started_in, setup, child, directory }
     }
 

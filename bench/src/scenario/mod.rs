@@ -143,6 +143,32 @@ pub(crate) const ALL: &[Scenario] = &[
         rounds: 3,
         bars: &[bar("events", Limit::AtLeast(200_000.0))],
     },
+    Scenario {
+        name: "publish-64-ids",
+        title: "one event a request, 64 connections, each with an id of its publisher's own",
+        of: "connections",
+        full: 64,
+        short: 64,
+        growth: [16, 64, 256],
+        grows: "CPU",
+        floors: DURABLE,
+        has_peers: false,
+        rounds: 3,
+        bars: &[],
+    },
+    Scenario {
+        name: "publish-500-ids",
+        title: "500 events a request, 8 connections, each with an id of its publisher's own",
+        of: "connections",
+        full: 8,
+        short: 8,
+        growth: [2, 8, 32],
+        grows: "CPU",
+        floors: DURABLE,
+        has_peers: false,
+        rounds: 3,
+        bars: &[],
+    },
     TOKENS,
     Scenario {
         name: "tokens-requests",
@@ -361,6 +387,10 @@ impl Scenario {
             "users" => users::measure(kind, load).await,
             "publish-64" | "publish-1" => publish::measure(kind, load).await,
             "publish-500" => publish::measure_batches(kind, load).await,
+            "publish-64-ids" => publish::measure_with_ids(kind, load, 1).await,
+            "publish-500-ids" => {
+                publish::measure_with_ids(kind, load, publish::REQUEST_EVENTS).await
+            }
             "tokens" => tokens::measure(kind, load, Form::Lines).await,
             "tokens-requests" => tokens::measure(kind, load, Form::Requests).await,
             "replay" => replay::measure(kind, load).await,

@@ -86,7 +86,7 @@ pub(super) async fn measure_publish(
     events: usize,
 ) -> Vec<Figure> {
     let services = Services::start(shared);
-    publish::run(kind, load, services.setup(), events).await
+    publish::run(kind, load, services.setup(), events, false).await
 }
 
 /// Published on one node, delivered by another: 20 events a second in each stream.

@@ -11,11 +11,16 @@ use crate::{
 pub(super) const REQUEST_EVENTS: usize = 500;
 
 pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
-    run(kind, load, Setup::default(), 1).await
+    run(kind, load, Setup::default(), 1, false).await
+}
+
+/// With ids of the publisher's own.
+pub(super) async fn measure_with_ids(kind: Kind, load: Load, events: usize) -> Vec<Figure> {
+    run(kind, load, Setup::default(), events, true).await
 }
 
 pub(super) async fn measure_batches(kind: Kind, load: Load) -> Vec<Figure> {
-    run(kind, load, Setup::default(), REQUEST_EVENTS).await
+    run(kind, load, Setup::default(), REQUEST_EVENTS, false).await
 }
 
 fn request(target: &Target, topic: usize, events: usize) -> Request {
@@ -26,8 +31,15 @@ fn request(target: &Target, topic: usize, events: usize) -> Request {
 }
 
 /// Publishes so many events a request.
-pub(super) async fn run(kind: Kind, load: Load, setup: Setup, events: usize) -> Vec<Figure> {
-    let server = Server::start(kind, setup);
+pub(super) async fn run(
+    kind: Kind,
+    load: Load,
+    setup: Setup,
+    events: usize,
+    has_ids: bool,
+) -> Vec<Figure> {
+    let mut server = Server::start(kind, setup);
+    server.target.has_ids = has_ids;
     create(&server.target, load.n).await;
     let requests = (0..load.n).map(|topic| vec![request(&server.target, topic, events)]);
     let publishing = Publishing::start(&server.target, requests).await;

@@ -79,6 +79,7 @@ pub(super) async fn run(
         published += publisher.await.unwrap();
     }
     tally.reach(published).await;
+    assert_eq!(tally.events(), published, "tokens came twice");
     readers.iter().for_each(tokio::task::JoinHandle::abort);
     let [rate, cpu] = rate_and_cpu("tokens", delivered, spent);
     let p50 = Figure::new("p50", Unit::Ms, delays.ms(500));

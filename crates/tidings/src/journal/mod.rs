@@ -159,7 +159,7 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
         Durability::Always
     }
 
-    /// The same of all topics: one level for each server that they are on.
+    /// The same of all topics: the levels of the servers that they are on.
     fn durabilities(&self) -> Vec<Durability> {
         vec![Durability::Always]
     }

@@ -148,7 +148,7 @@ impl Writer {
     /// Works until it is closed or nobody can ask any more.
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         // Whoever publishes waits until this thread has been given the processor twice: to begin a
-        // commit, and when the disk has it (docs/adr/0012).
+        // commit, and when the disk has it (docs/adr/0014).
         if let Err(error) = tidings_slice::ask(tidings_slice::SHORTEST) {
             tracing::debug!(%error, "the journal's writer has no short slices");
         }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use self::{
     answer::{Answer, Looked},
     append::{Answered, Packed},
-    keys::{deletions_field, group_of, name},
+    keys::{GROUPS, deletions_field, group_of, name},
     link::By,
     links::Links,
     script::Script,
@@ -348,7 +348,8 @@ impl Journal for RedisJournal {
     }
 
     fn durabilities(&self) -> Vec<Durability> {
-        vec![self.link.durability().unwrap_or(Durability::Never)]
+        let of = |group| self.links.durability(group).unwrap_or(Durability::Never);
+        (0..GROUPS).map(of).collect()
     }
 
     async fn close(&self) {
