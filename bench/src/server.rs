@@ -106,7 +106,7 @@ impl Server {
                 "listen = '127.0.0.1:0'\ndata = '{0}/data'\nadmin.listen = '127.0.0.1:0'\n\
                  log.format = 'json'\n\
                  [limits]\nuser_connections = 0\ntenant_connections = 0\n\
-                 user_publish_rate = 1_000_000_000\ntenant_publish_rate = 1_000_000_000\n\
+                 user_publish_rate = 100_000_000\ntenant_publish_rate = 100_000_000\n\
                  tenant_topics = 10_000_000\n[auth]\n\
                  jwt.keys = [{{ algorithm = 'HS256', secret = '{signing}' }}]\n\
                  api_keys = [{{ id = '{id}', sha256 = '{digest}', write = ['bench/*'] }}]\n\
