@@ -31,7 +31,7 @@ use cli::{Cli, Command, KeyCommand};
 use exit::{Exit, Failure};
 
 /// A publish allocates and frees some hundred times, a delivery a few: what the C library's own took
-/// for that was a fifth of all (docs/benchmarks.md).
+/// for that was a quarter of all (docs/adr/0012-what-a-publish-and-a-delivery-cost.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

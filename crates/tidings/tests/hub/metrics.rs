@@ -1,18 +1,19 @@
 //! What is counted when: latencies, lags, and why connections ended.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tidings::{
     Hub,
     clock::Clock as _,
     connection::{Connection, ConnectionOptions, Envelope, Format},
+    journal::{JournalSettings, memory::MemoryJournal},
     metrics::Metrics,
     settings::Settings,
     subscribe::{Follow, Since},
 };
 use tokio::time::advance;
 
-use crate::support::{clock, key, log, publish};
+use crate::support::{Seam, SeamJournal, clock, key, log, publish};
 
 const SSE: ConnectionOptions =
     ConnectionOptions { format: Format::Sse, envelope: Envelope::CloudEvents, expires_at: None };
@@ -123,6 +124,21 @@ async fn a_sweep_finds_the_age_of_the_oldest_event() {
     clock.set(clock.now().plus(Duration::from_secs(5)));
     hub.sweep().await.unwrap();
     assert_eq!(sample(&hub, "tidings_oldest_event_age_seconds"), Some(65.0));
+}
+
+/// Broken on purpose: with a sweep that reads the first event of each topic, it fails.
+#[tokio::test]
+async fn a_sweep_reads_no_topic_that_says_how_old_it_is() {
+    let clock = clock();
+    let memory = MemoryJournal::with_clock(JournalSettings::default(), clock.clone());
+    let journal = SeamJournal::new(Arc::new(memory));
+    let hub = Hub::builder().clock(clock.clone()).journal(Arc::clone(&journal) as Arc<_>).start();
+    publish(&hub, "t", log(1)).await;
+    clock.set(clock.now().plus(Duration::from_secs(60)));
+    journal.at(Seam::BeforeRead, || async {});
+    hub.sweep().await.unwrap();
+    assert_eq!(sample(&hub, "tidings_oldest_event_age_seconds"), Some(60.0));
+    assert!(!journal.is_done(Seam::BeforeRead));
 }
 
 #[test]

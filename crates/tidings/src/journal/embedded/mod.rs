@@ -466,6 +466,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_topic_says_when_what_it_holds_first_was_recorded() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || EmbeddedJournal::open(directory.path(), JournalSettings::default()).unwrap();
+        let topic = TopicKey::new(Tenant::parse("a").unwrap(), Topic::parse("t").unwrap());
+        let at = Timestamp::from_millis;
+        let mut journal = open();
+        for (now, kept, oldest) in [(1_000, 9, 1_000), (2_000, 9, 1_000), (3_000, 2, 2_000)] {
+            let event = Arc::new(NewEvent::new(EventType::parse("a.b").unwrap()));
+            let batch =
+                Batch { events: vec![Append::new(event)], now: at(now), ..Batch::default() };
+            journal.append(&topic, batch).await.unwrap();
+            let keep = Retention { events: Some(kept), ..Retention::UNLIMITED };
+            journal.trim(&topic, &keep, at(now)).await.unwrap();
+            assert_eq!(journal.describe(&topic).await.unwrap().oldest_at, at(oldest));
+            journal.close().await;
+            journal = open();
+            assert_eq!(journal.describe(&topic).await.unwrap().oldest_at, at(oldest));
+        }
+        journal.close().await;
+    }
+
+    #[tokio::test]
     async fn reclaiming_forgets_the_ids_that_are_not_recognised_any_more_and_no_others() {
         let settings = JournalSettings {
             dedup_window: Duration::ZERO,

@@ -122,4 +122,10 @@ fn a_trim_of_another_incarnation_or_of_nothing_changes_nothing() {
     let (reply, _) = oneshot::channel();
     let trimmed = apply(Request::Trim { topic: topic("t"), trim: some, reply });
     assert_eq!((trimmed.floor, trimmed.events), (Offset(1), record.events - 1));
+    // What is trimmed no further may be learnt of.
+    let (reply, _) = oneshot::channel();
+    let oldest_at = Some(Timestamp::from_millis(5));
+    let trim = Trim { oldest_at, events: 0, bytes: 0, ..some };
+    let learnt = apply(Request::Trim { topic: topic("t"), trim, reply });
+    assert_eq!((learnt.floor, learnt.oldest_at), (trimmed.floor, Timestamp::from_millis(5)));
 }
