@@ -716,9 +716,12 @@ async fn another_format_is_refused_by_name() {
     sound(&store).await;
     let file = store.join("TIDINGS");
     let version = fs::read_to_string(&file).unwrap();
-    for (content, says) in
-        [("tidings journal 999\n", "newer"), ("", "damaged"), ("hello", "damaged")]
-    {
+    for (content, says) in [
+        ("tidings journal 999\n", "newer"),
+        ("tidings journal 2\n", "knows version 3"),
+        ("", "damaged"),
+        ("hello", "damaged"),
+    ] {
         fs::write(&file, content).unwrap();
         let before = files(&store);
         let message = refusal(&store);

@@ -31,8 +31,9 @@ use std::{
 use crate::journal::JournalError;
 
 const FORMAT_FILE: &str = "TIDINGS";
-const FORMAT: &str = "tidings journal 3\n";
-const VERSION: u32 = 2;
+/// What begins the line of the file, before the version.
+const FORMAT: &str = "tidings journal";
+const VERSION: u32 = 3;
 const HIGH_WATER_FILE: &str = "commits";
 const STORE: &str = "store";
 const NEW_STORE: &str = "store.new";
@@ -286,10 +287,14 @@ pub(super) enum Made {
     Now,
 }
 
+fn format_line() -> String {
+    format!("{FORMAT} {VERSION}\n")
+}
+
 /// Whether the directory is marked as a journal of this version.
 fn check_format(format: &Path) -> Result<bool, JournalError> {
     match fs::read(format) {
-        Ok(text) if text == FORMAT.as_bytes() => Ok(true),
+        Ok(text) if text == format_line().as_bytes() => Ok(true),
         Ok(text) => Err(unknown(format, &text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(failed("read", format, &error)),
@@ -310,7 +315,7 @@ fn begin(path: &Path) -> Result<(), JournalError> {
             )));
         }
     }
-    let begun = replace(path, FORMAT_FILE, FORMAT.as_bytes());
+    let begun = replace(path, FORMAT_FILE, format_line().as_bytes());
     begun.map_err(|error| failed("written", &path.join(FORMAT_FILE), &error))
 }
 
@@ -364,7 +369,7 @@ pub(super) fn failed(what: &str, at: &Path, error: &io::Error) -> JournalError {
 fn unknown(file: &Path, text: &[u8]) -> JournalError {
     let file = file.display();
     let version = std::str::from_utf8(text).ok().and_then(|text| {
-        text.strip_prefix("tidings journal ")?.strip_suffix('\n')?.parse::<u32>().ok()
+        text.strip_prefix(FORMAT)?.strip_prefix(' ')?.strip_suffix('\n')?.parse::<u32>().ok()
     });
     match version {
         Some(version) => JournalError::Unusable(format!(
@@ -373,7 +378,7 @@ fn unknown(file: &Path, text: &[u8]) -> JournalError {
         )),
         None => JournalError::Broken(format!(
             "{file}: is damaged: it must hold the line `{}`; restore it from a backup",
-            FORMAT.trim_end()
+            format_line().trim_end()
         )),
     }
 }

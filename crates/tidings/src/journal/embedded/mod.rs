@@ -488,6 +488,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_damaged_state_keeps_nothing_from_being_trimmed() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = EmbeddedJournal::open(directory.path(), JournalSettings::default()).unwrap();
+        let topic = TopicKey::new(Tenant::parse("a").unwrap(), Topic::parse("t").unwrap());
+        let event = || NewEvent::new(EventType::parse("a.b").unwrap());
+        let state = event().state(StateKey::parse("k").unwrap());
+        let events = [event(), state, event()].map(|event| Append::new(Arc::new(event)));
+        let batch = Batch { events: events.to_vec(), ..Batch::default() };
+        journal.append(&topic, batch).await.unwrap();
+        let reader = journal.opened().unwrap().reader;
+        let key = layout::named_key(reader.id_of(&topic).unwrap(), "k");
+        reader.store.states.insert(key, "damaged").unwrap();
+        let one = Retention { events: Some(1), ..Retention::UNLIMITED };
+        let head = journal.trim(&topic, &one, Timestamp::default()).await.unwrap();
+        assert_eq!(head.earliest, Offset(2));
+        assert_eq!(journal.describe(&topic).await.unwrap().oldest_at, Timestamp::default());
+        drop(reader);
+        journal.close().await;
+    }
+
+    #[tokio::test]
     async fn reclaiming_forgets_the_ids_that_are_not_recognised_any_more_and_no_others() {
         let settings = JournalSettings {
             dedup_window: Duration::ZERO,

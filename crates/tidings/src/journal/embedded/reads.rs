@@ -501,7 +501,9 @@ impl View<'_> {
                 floor.fingerprint = fingerprint;
             }
         }
-        let oldest_at = self.first_time(floor.offset, Offset(u64::MAX))?.map(|(_, at)| at);
+        // Damage there keeps nothing from being trimmed: then it is not known.
+        let above = self.first_time(floor.offset, floor.offset.next()).ok().flatten();
+        let oldest_at = above.map(|(_, at)| at);
         let is_known = oldest_at.is_none_or(|at| at == self.record.oldest_at);
         if floor.offset == self.record.floor && is_known {
             return Ok(Err(self.head));

@@ -57,6 +57,13 @@ impl Wanted {
     /// Takes what is about TLS out of a URL, and gives what is left of that. The client library knows
     /// other words.
     pub(super) fn take_from(url: &str) -> Result<(String, Self), JournalError> {
+        // The client library takes what is before an `@` for user and password, whatever it holds: what
+        // is asked of TLS must not end up there.
+        if url.split_once('@').is_some_and(|(credentials, _)| credentials.contains('?')) {
+            return Err(broken(
+                "a `?` in the user's name or password, or an `@` in a parameter, is written as %3F or %40",
+            ));
+        }
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let (mut mode, mut authority) = (None, Authority::Unnamed);
         let (mut certificate, mut key, mut rest) = (None, None, Vec::new());
@@ -321,6 +328,12 @@ mod tests {
         assert!(wrong("?sslmode=verify-ca").contains("needs the file of an authority"));
         assert!(wrong("?sslmode=require&sslrootcert=system").contains("verify-full"));
         assert!(wrong("?sslcert=c").contains("together"));
+        for url in
+            ["postgres://u:a?b@h/d?sslmode=require", "postgres://h/d?sslmode=require&options=a@b"]
+        {
+            let error = Wanted::take_from(url).unwrap_err().to_string();
+            assert!(error.contains("%3F"), "{error}");
+        }
         for path in ["%", "%2", "%zz", "%ff"] {
             assert!(wrong(&format!("?sslrootcert={path}")).contains("not a path"), "{path}");
         }

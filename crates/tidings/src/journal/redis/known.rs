@@ -55,7 +55,12 @@ impl Known {
 
     /// Takes what a server was found to have.
     pub(super) fn found(&self, group: u32, epoch: Epoch, count: u64, run: &Arc<str>) {
-        self.all().see(group, |_| Seen::of(epoch, count, run));
+        self.all().see(group, |seen| {
+            // What was changed since it was asked may have been noted before its answer.
+            let is_same = seen.epoch == Some(epoch) && seen.run == *run;
+            let noted = if is_same { seen.count } else { 0 };
+            Seen::of(epoch, count.max(noted), run)
+        });
     }
 
     /// Notes what a script said, in the run that did it.

@@ -483,8 +483,12 @@ impl Shared {
 
     /// Looks at a server again that is not as it was when it was connected to, unless somebody did
     /// since it had been looked at so often.
-    async fn adopt(&self, live: &Live, looks: u64) -> Result<(), JournalError> {
+    async fn adopt(&self, live: &Arc<Live>, looks: u64) -> Result<(), JournalError> {
         let _looking = self.looking.lock().await;
+        // Whoever had the lock may have found that it does not answer: nobody waits for that again.
+        if !self.is_current(live) {
+            return Err(self.no_answer());
+        }
         if self.looks.load(Ordering::SeqCst) != looks {
             return Ok(());
         }
