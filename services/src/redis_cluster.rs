@@ -259,12 +259,25 @@ fn bound(number: u16) -> u16 {
     u16::try_from(u32::from(SLOTS) * u32::from(number) / u32::from(MASTERS)).unwrap_or(SLOTS)
 }
 
+/// How often a node is started whose ports somebody else took, who also looked for free ones.
+const STARTS_MAX: usize = 5;
+
 /// A node on its own. Its port for the others is a free one too: the one that it would take by
 /// itself may be taken.
 fn start_node(arguments: &[&str]) -> io::Result<Redis> {
-    let bus = free_port()?.to_string();
-    let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus];
-    Redis::start_with(&[&cluster[..], arguments].concat())
+    let start = || {
+        let bus = free_port()?.to_string();
+        let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+        Redis::start_with(&[&cluster[..], arguments].concat())
+    };
+    let is_taken = |error: &io::Error| error.to_string().contains("Address already in use");
+    for _ in 1..STARTS_MAX {
+        match start() {
+            Err(error) if is_taken(&error) => {}
+            started => return started,
+        }
+    }
+    start()
 }
 
 /// The port that a node talks to the others by.
