@@ -25,7 +25,7 @@ mod report;
 mod scenario;
 mod server;
 
-use std::{env, fs::File, path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, env, fs::File, path::PathBuf, process::ExitCode, time::Duration};
 
 use tokio::{
     task::{JoinError, spawn_local},
@@ -184,7 +184,7 @@ async fn compare(
     let mut measured: Vec<(Kind, Vec<Vec<Figure>>)> =
         kinds.iter().map(|kind| (*kind, Vec::new())).collect();
     let mut servers_cpu = 0.0;
-    let mut failed: Vec<(String, String)> = Vec::new();
+    let mut failed: BTreeMap<&str, String> = BTreeMap::new();
     for _ in 0..rounds {
         for (kind, results) in &mut measured {
             let before = machine::cpu_of_ended_children();
@@ -194,8 +194,7 @@ async fn compare(
                 Kind::Peer(peer) => spawn_local(measuring).await.unwrap_or_else(|error| {
                     let what = reason(error);
                     println!("{} failed in {}: {what}", peer.name, scenario.name);
-                    failed.retain(|(name, _)| name != peer.name);
-                    failed.push((peer.name.to_owned(), what));
+                    failed.insert(peer.name, what);
                     Vec::new()
                 }),
                 _ => measuring.await,
@@ -211,7 +210,9 @@ async fn compare(
         .map(|(kind, rounds)| Measured { kind, figures: middle(&rounds) })
         .filter(|measured| !measured.figures.is_empty())
         .collect();
-    failed.retain(|(name, _)| !measured.iter().any(|measured| measured.kind.name() == name));
+    // Who failed in some rounds has the figures of the others.
+    failed.retain(|name, _| !measured.iter().any(|measured| measured.kind.name() == *name));
+    let failed = failed.into_iter().map(|(name, what)| (name.to_owned(), what)).collect();
     let run = report::judge(scenario, &measured, failed, others);
     report::print(scenario, load.n, &measured, &run);
     run

@@ -101,22 +101,7 @@ pub(crate) const ALL: &[Scenario] = &[
             bar("CPU", Limit::FloorTimes(1.6)),
         ],
     },
-    Scenario {
-        name: "publish-64",
-        title: "durable publish, 64 connections, one event a request",
-        of: "connections",
-        full: 64,
-        short: 64,
-        growth: [16, 64, 256],
-        grows: "CPU",
-        floors: DURABLE,
-        has_peers: true,
-        rounds: 3,
-        bars: &[
-            bar("events", Limit::AtLeast(30_000.0)),
-            bar("events", Limit::PeerTimes("durable-streams (wal)", 1.0)),
-        ],
-    },
+    PUBLISH_64,
     Scenario {
         name: "publish-1",
         title: "durable publish, 1 connection, one event a request",
@@ -130,44 +115,19 @@ pub(crate) const ALL: &[Scenario] = &[
         rounds: 3,
         bars: &[bar("p50", Limit::AtMost(0.4))],
     },
-    Scenario {
-        name: "publish-500",
-        title: "durable publish, 500 events a request, 8 connections",
-        of: "connections",
-        full: 8,
-        short: 8,
-        growth: [2, 8, 32],
-        grows: "CPU",
-        floors: DURABLE,
-        has_peers: false,
-        rounds: 3,
-        bars: &[bar("events", Limit::AtLeast(200_000.0))],
-    },
+    PUBLISH_500,
     Scenario {
         name: "publish-64-ids",
         title: "one event a request, 64 connections, each with an id of its publisher's own",
-        of: "connections",
-        full: 64,
-        short: 64,
-        growth: [16, 64, 256],
-        grows: "CPU",
-        floors: DURABLE,
         has_peers: false,
-        rounds: 3,
         bars: &[],
+        ..PUBLISH_64
     },
     Scenario {
         name: "publish-500-ids",
         title: "500 events a request, 8 connections, each with an id of its publisher's own",
-        of: "connections",
-        full: 8,
-        short: 8,
-        growth: [2, 8, 32],
-        grows: "CPU",
-        floors: DURABLE,
-        has_peers: false,
-        rounds: 3,
         bars: &[],
+        ..PUBLISH_500
     },
     TOKENS,
     Scenario {
@@ -343,6 +303,37 @@ pub(crate) const ALL: &[Scenario] = &[
     },
 ];
 
+const PUBLISH_64: Scenario = Scenario {
+    name: "publish-64",
+    title: "durable publish, 64 connections, one event a request",
+    of: "connections",
+    full: 64,
+    short: 64,
+    growth: [16, 64, 256],
+    grows: "CPU",
+    floors: DURABLE,
+    has_peers: true,
+    rounds: 3,
+    bars: &[
+        bar("events", Limit::AtLeast(30_000.0)),
+        bar("events", Limit::PeerTimes("durable-streams (wal)", 1.0)),
+    ],
+};
+
+const PUBLISH_500: Scenario = Scenario {
+    name: "publish-500",
+    title: "durable publish, 500 events a request, 8 connections",
+    of: "connections",
+    full: 8,
+    short: 8,
+    growth: [2, 8, 32],
+    grows: "CPU",
+    floors: DURABLE,
+    has_peers: false,
+    rounds: 3,
+    bars: &[bar("events", Limit::AtLeast(200_000.0))],
+};
+
 const TOKENS: Scenario = Scenario {
     name: "tokens",
     title: "token streams: 200 × 50 events/s, one reader each",
@@ -385,11 +376,11 @@ impl Scenario {
         match self.name {
             "fanout" => fanout::measure(kind, load).await,
             "users" => users::measure(kind, load).await,
-            "publish-64" | "publish-1" => publish::measure(kind, load).await,
-            "publish-500" => publish::measure_batches(kind, load).await,
-            "publish-64-ids" => publish::measure_with_ids(kind, load, 1).await,
-            "publish-500-ids" => {
-                publish::measure_with_ids(kind, load, publish::REQUEST_EVENTS).await
+            "publish-64" | "publish-1" => publish::measure(kind, load, 1, false).await,
+            "publish-64-ids" => publish::measure(kind, load, 1, true).await,
+            "publish-500" | "publish-500-ids" => {
+                let has_ids = self.name != "publish-500";
+                publish::measure(kind, load, publish::REQUEST_EVENTS, has_ids).await
             }
             "tokens" => tokens::measure(kind, load, Form::Lines).await,
             "tokens-requests" => tokens::measure(kind, load, Form::Requests).await,

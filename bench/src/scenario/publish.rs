@@ -10,17 +10,9 @@ use crate::{
 /// Events of one request, the most that the hub takes.
 pub(super) const REQUEST_EVENTS: usize = 500;
 
-pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
-    run(kind, load, Setup::default(), 1, false).await
-}
-
-/// With ids of the publisher's own.
-pub(super) async fn measure_with_ids(kind: Kind, load: Load, events: usize) -> Vec<Figure> {
-    run(kind, load, Setup::default(), events, true).await
-}
-
-pub(super) async fn measure_batches(kind: Kind, load: Load) -> Vec<Figure> {
-    run(kind, load, Setup::default(), REQUEST_EVENTS, false).await
+/// On the hub's own journal, so many events a request, with ids of the publisher's own or without.
+pub(super) async fn measure(kind: Kind, load: Load, events: usize, has_ids: bool) -> Vec<Figure> {
+    run(kind, load, Setup::default(), events, has_ids).await
 }
 
 fn request(target: &Target, topic: usize, events: usize) -> Request {
