@@ -189,6 +189,11 @@ fn log_files(store: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files.into_iter().map(|(_, path)| path).collect())
 }
 
+/// The file that the store writes.
+pub(super) fn newest(store: &Path) -> io::Result<Option<PathBuf>> {
+    Ok(log_files(store)?.pop())
+}
+
 /// The numbers of the log's files.
 pub(super) fn numbers(store: &Path) -> io::Result<RangeInclusive<u64>> {
     let files = log_files(store)?;

@@ -10,6 +10,7 @@ mod directory;
 mod due_start;
 mod layout;
 mod mend;
+mod preallocation;
 mod progress;
 mod reads;
 mod reclaim;
@@ -43,6 +44,7 @@ use self::{
     directory::Directory,
     due_start::DueStart,
     layout::MEMTABLE_BYTES,
+    preallocation::Preallocation,
     progress::{Progress, Witness},
     reads::Reader,
     reclaim::{Reclaimable, Reclaimer},
@@ -161,6 +163,7 @@ impl EmbeddedJournal {
             reclaimable: Arc::clone(&reclaimable),
             directory: Arc::clone(&directory),
             progress: Arc::clone(&progress),
+            preallocation: Preallocation::of(directory.store_files()),
             meta,
             records: HashMap::new(),
             deletions: HashMap::new(),

@@ -23,6 +23,7 @@ use super::{
         META, Meta, Store, TopicRecord, deletions_key, due_key, named_key, offset_key,
         read_deletions, read_seen, topic_key, write_deletions, write_due, write_mark, write_seen,
     },
+    preallocation::Preallocation,
     progress::Progress,
     reads::read_state,
     reclaim::{DELETED, Reclaimable},
@@ -41,6 +42,10 @@ use crate::{
 
 /// Topics whose records the writer keeps in memory; past that it reads them again.
 const RECORDS_MAX: usize = 65_536;
+
+/// What an item of a commit takes in the log besides an event's own bytes, about: its head, its key,
+/// a topic's record.
+const ITEM_BYTES: usize = 128;
 
 type Reply<T> = oneshot::Sender<Result<T, JournalError>>;
 
@@ -97,6 +102,7 @@ pub(super) struct Writer {
     pub(super) due_start: Arc<DueStart>,
     pub(super) directory: Arc<Directory>,
     pub(super) progress: Arc<Progress>,
+    pub(super) preallocation: Preallocation,
     pub(super) meta: Meta,
     pub(super) records: HashMap<TopicKey, TopicRecord>,
     /// Counts of deletions, by their keys, that are newer than those in the store may be.
@@ -268,7 +274,9 @@ impl Writer {
         Ok(())
     }
 
-    fn persist(&self, batch: fjall::OwnedWriteBatch, size: Size) -> Result<(), JournalError> {
+    fn persist(&mut self, batch: fjall::OwnedWriteBatch, size: Size) -> Result<(), JournalError> {
+        let bytes = size.bytes + batch.len() * ITEM_BYTES;
+        self.preallocation.make_room(bytes as u64);
         let _progress = self.progress.begin();
         let _running = self.store.begin_commit();
         let begun = Instant::now();

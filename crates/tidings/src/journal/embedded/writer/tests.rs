@@ -25,6 +25,7 @@ fn writer(path: &Path) -> Writer {
         store,
         settings,
         clock: Arc::new(SystemClock),
+        preallocation: Preallocation::of(directory.store_files()),
         reclaimable,
         due_start: Arc::default(),
         directory,
