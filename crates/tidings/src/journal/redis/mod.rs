@@ -18,9 +18,9 @@ use self::{
     script::Script,
 };
 use super::{
-    Appended, Batch, Change, DeleteIf, Due, DueKind, Durability, Head, Journal, JournalError,
-    JournalSettings, Judged, Locate, Page, PageLimit, Refusal, Retention, StateQuery, TopicInfo,
-    TopicQuery, page::Paging,
+    Appended, Batch, Change, DeleteIf, Due, DueKind, Durability, Found, Head, Journal,
+    JournalError, JournalSettings, Judged, Locate, Page, PageLimit, Refusal, Retention, StateQuery,
+    TopicInfo, TopicQuery, page::Paging,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -221,7 +221,7 @@ impl Journal for RedisJournal {
         self.seen(topic).await?.info(topic.clone())
     }
 
-    async fn describe_all(&self, topics: &[TopicKey]) -> Result<Vec<TopicInfo>, JournalError> {
+    async fn describe_all(&self, topics: &[TopicKey]) -> Vec<Result<TopicInfo, JournalError>> {
         indexes::describe(&self.links, topics).await
     }
 
@@ -325,21 +325,20 @@ impl Journal for RedisJournal {
         head.ok_or_else(answer::unexpected)
     }
 
-    async fn due(
-        &self,
-        kind: DueKind,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Due>, JournalError> {
+    async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due> {
         indexes::due(&self.links, kind, now, limit).await
     }
 
-    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
+    async fn topics(&self, query: TopicQuery) -> Found<TopicInfo> {
         indexes::topics(&self.links, query).await
     }
 
     fn failure(&self) -> Option<String> {
         self.links.failure()
+    }
+
+    fn failure_of(&self, topic: &TopicKey) -> Option<String> {
+        self.links.failure_of(group_of(topic))
     }
 
     fn durability(&self, topic: &TopicKey) -> Durability {
