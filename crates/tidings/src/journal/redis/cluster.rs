@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     keys::GROUPS,
-    known::Known,
+    known::{Known, Said},
     layout::{Address, Layout, slot_of},
     link::{By, Failed, Link, refused},
     options::{Endpoint, RedisOptions},
@@ -146,7 +146,7 @@ impl Cluster {
         script: Script,
         keys: &[String],
         fill: &(impl Fn(&mut Cmd) + Send + Sync),
-    ) -> Result<(Value, Arc<str>), JournalError> {
+    ) -> Result<(Value, Said), JournalError> {
         let mut again = self.again();
         loop {
             let map = self.shared.open_map()?;

@@ -261,12 +261,12 @@ async fn look_at(
             cmd.arg(deletions_field(topic));
         }
     };
-    let (answer, run) = links.call(By::Reading(group), Script::Look, &keys, describe).await?;
+    let (answer, said) = links.call(By::Reading(group), Script::Look, &keys, describe).await?;
     let mut answer = Answer::of(answer)?;
     let mut infos = Vec::with_capacity(topics.len());
     for (place, topic) in topics {
         let looked = Looked::read(&mut answer)?;
-        links.note(group, looked.group_epoch, looked.count, &run);
+        links.note(group, looked.group_epoch, looked.count, &said);
         infos.push((*place, looked.info((*topic).clone())));
     }
     Ok(infos)

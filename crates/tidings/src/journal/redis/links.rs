@@ -7,7 +7,7 @@ use redis::{Cmd, Value};
 use super::{
     cluster::Cluster,
     keys::Keys,
-    known::Known,
+    known::{Known, Said},
     link::{By, Failed, Link},
     options::{Endpoint, RedisOptions},
     script::Script,
@@ -79,14 +79,14 @@ impl Links {
     }
 
     /// Runs a script: the keys, all of one group, then the run of the server, then what `fill` adds.
-    /// Answers with the run that did it.
+    /// Says whose the answer is.
     pub(super) async fn call(
         &self,
         by: By,
         script: Script,
         keys: &[String],
         fill: impl Fn(&mut Cmd) + Send + Sync,
-    ) -> Result<(Value, Arc<str>), JournalError> {
+    ) -> Result<(Value, Said), JournalError> {
         match &self.servers {
             Servers::One(link) => link.call(by, script, keys, &fill).await.map_err(|failed| {
                 let (Failed::Elsewhere(error) | Failed::Error(error)) = failed;
@@ -114,8 +114,8 @@ impl Links {
         }
     }
 
-    /// Notes what a script said of a group, in the run that did it.
-    pub(super) fn note(&self, group: u32, epoch: Epoch, count: u64, run: &Arc<str>) {
-        self.known.note(group, epoch, count, run);
+    /// Notes what a script said of a group.
+    pub(super) fn note(&self, group: u32, epoch: Epoch, count: u64, said: &Said) {
+        self.known.note(group, epoch, count, said);
     }
 }
