@@ -388,7 +388,7 @@ async fn a_schema_is_migrated_once_by_whoever_comes_or_by_command() {
     assert!(matches!(&told, JournalError::Broken(what) if what.contains("newer")), "{told}");
 }
 
-/// To be broken on purpose (not tried yet): when a trim that removes nothing leaves the time as it is, it stays unknown.
+/// Broken on purpose: when a trim that removes nothing leaves the time as it is, it stays unknown.
 #[tokio::test]
 async fn a_topic_of_an_earlier_version_says_how_old_it_is_once_it_was_looked_at() {
     let server = shared();

@@ -45,7 +45,7 @@ async fn store(settings: JournalSettings) -> Store {
 
 journal_contract!(contract, store);
 
-/// To be broken on purpose (not tried yet): when a trim that removes nothing leaves the time as it is, it stays unknown.
+/// Broken on purpose: when a trim that removes nothing leaves the time as it is, it stays unknown.
 #[tokio::test]
 async fn a_topic_of_an_earlier_version_says_how_old_it_is_once_it_was_looked_at() {
     let redis = Redis::start().unwrap();
