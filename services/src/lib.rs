@@ -19,6 +19,6 @@ mod small_disk;
 pub use postgres::{Encryption, POSTGRES_URL, Postgres, SharedPostgres};
 pub use process::{Process, free_port, until};
 pub use rabbitmq::{RABBITMQ_URL, RabbitMq, SharedRabbitMq};
-pub use redis::{REDIS_URL, Redis};
+pub use redis::{Guard, REDIS_URL, Redis};
 pub use redis_cluster::{Move, REDIS_CLUSTER_URL, RedisCluster};
 pub use small_disk::{on_a_small_disk, small_disk};

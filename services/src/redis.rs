@@ -1,9 +1,10 @@
 //! A Redis server of one's own.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    path::Path,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -19,6 +20,49 @@ const START_MAX: Duration = Duration::from_secs(30);
 /// How long it may take to answer once it listens.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
+/// What makes a server take connections by TLS and no others, and from those who have a password.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    /// Its certificate, as PEM.
+    pub certificate: String,
+    /// The key of that, as PEM.
+    pub key: String,
+    /// Who signs the certificates of other servers, as PEM.
+    pub authority: String,
+    /// What the user `hub` may do, as `ACL SETUSER` has it: `~* &* +@all`.
+    pub rights: String,
+}
+
+impl Guard {
+    /// The password of the user `hub`, and that of servers and of who administers them.
+    pub const PASSWORD: &str = "s3cret-of-a-test";
+
+    /// Writes what a server reads, and names it.
+    fn arguments(&self, directory: &Path, port: &str) -> io::Result<Vec<String>> {
+        let write = |name: &str, text: &str| {
+            let path = directory.join(name);
+            std::fs::write(&path, text)?;
+            Ok::<_, io::Error>(path.to_string_lossy().into_owned())
+        };
+        let (password, rights) = (Self::PASSWORD, &self.rights);
+        let users =
+            format!("user default on >{password} ~* &* +@all\nuser hub on >{password} {rights}\n");
+        let socket = directory.join(SOCKET).to_string_lossy().into_owned();
+        let [certificate, key, authority, users] = [
+            write("server.crt", &self.certificate)?,
+            write("server.key", &self.key)?,
+            write("authority.crt", &self.authority)?,
+            write("users.acl", &users)?,
+        ];
+        let arguments = ["--port", "0", "--tls-port", port, "--unixsocket", &socket];
+        let tls = ["--tls-cert-file", &certificate, "--tls-key-file", &key];
+        let others = ["--tls-ca-cert-file", &authority, "--tls-auth-clients", "no"];
+        let between = ["--tls-replication", "yes", "--masterauth", password, "--aclfile", &users];
+        let all = [&arguments[..], &tls, &others, &between].concat();
+        Ok(all.into_iter().map(str::to_owned).collect())
+    }
+}
+
 /// A private `redis-server` with an append-only file that is synced before it answers. It ends, with
 /// its files, when it is dropped.
 #[derive(Debug)]
@@ -33,7 +77,19 @@ struct Own {
     process: Process,
     arguments: Vec<String>,
     port: u16,
+    door: Door,
     directory: TempDir,
+}
+
+/// The file of a guarded server that commands of tests are sent through.
+const SOCKET: &str = "redis.sock";
+
+/// How tests send commands to a server.
+#[derive(Debug)]
+enum Door {
+    Port(u16),
+    /// Of a guarded one.
+    Socket(PathBuf),
 }
 
 impl Redis {
@@ -50,17 +106,40 @@ impl Redis {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with(arguments: &[&str]) -> io::Result<Self> {
+        Self::start_of(None, arguments)
+    }
+
+    /// Starts a guarded server with further arguments.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_guarded(guard: &Guard, arguments: &[&str]) -> io::Result<Self> {
+        Self::start_of(Some(guard), arguments)
+    }
+
+    pub(crate) fn start_of(guard: Option<&Guard>, arguments: &[&str]) -> io::Result<Self> {
         let directory = tempfile::tempdir()?;
         let port = free_port()?;
-        let port_text = port.to_string();
-        let path = directory.path().to_string_lossy().into_owned();
-        let mut all = vec!["--port", &port_text, "--bind", "127.0.0.1", "--dir", &path];
+        let (port_text, path) = (port.to_string(), directory.path().to_string_lossy());
+        let mut all = vec!["--bind", "127.0.0.1", "--dir", &path];
         all.extend(["--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
+        let doors = match guard {
+            Some(guard) => guard.arguments(directory.path(), &port_text)?,
+            None => ["--port", &port_text].map(str::to_owned).to_vec(),
+        };
+        all.extend(doors.iter().map(String::as_str));
         all.extend(arguments);
         let arguments: Vec<String> = all.into_iter().map(str::to_owned).collect();
-        let process = launch(directory.path(), port, &arguments)?;
-        let url = format!("redis://127.0.0.1:{port}");
-        Ok(Self { own: Some(Own { process, arguments, port, directory }), url })
+        let (door, url) = match guard {
+            Some(_) => {
+                let password = Guard::PASSWORD;
+                let url = format!("rediss://hub:{password}@localhost:{port}");
+                (Door::Socket(directory.path().join(SOCKET)), url)
+            }
+            None => (Door::Port(port), format!("redis://127.0.0.1:{port}")),
+        };
+        let process = launch(directory.path(), &door, &arguments)?;
+        Ok(Self { own: Some(Own { process, arguments, port, door, directory }), url })
     }
 
     /// The server that the run of tests shares, which [`REDIS_URL`] names, or one of its own. Give
@@ -80,8 +159,20 @@ impl Redis {
     /// # Errors
     /// As [`Self::start`], or it did not receive what there is.
     pub fn start_replica(of: &Self) -> io::Result<Self> {
+        Self::start_replica_of(of, None)
+    }
+
+    /// Starts a guarded replica of a guarded server.
+    ///
+    /// # Errors
+    /// As [`Self::start_replica`].
+    pub fn start_guarded_replica(of: &Self, guard: &Guard) -> io::Result<Self> {
+        Self::start_replica_of(of, Some(guard))
+    }
+
+    fn start_replica_of(of: &Self, guard: Option<&Guard>) -> io::Result<Self> {
         let port = of.port()?.to_string();
-        let replica = Self::start_with(&["--replicaof", "127.0.0.1", &port])?;
+        let replica = Self::start_of(guard, &["--replicaof", "127.0.0.1", &port])?;
         until("a replica in step", START_MAX, || {
             let info = replica.command(&["INFO", "replication"]);
             info.is_ok_and(|info| info.contains("master_link_status:up"))
@@ -95,22 +186,48 @@ impl Redis {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_sentinel(of: &Self, name: &str) -> io::Result<Self> {
+        Self::start_sentinel_of(of, name, None)
+    }
+
+    /// Starts a Sentinel of a guarded server, which takes connections by TLS and no others, from
+    /// anybody.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_guarded_sentinel(of: &Self, name: &str, guard: &Guard) -> io::Result<Self> {
+        Self::start_sentinel_of(of, name, Some(guard))
+    }
+
+    fn start_sentinel_of(of: &Self, name: &str, guard: Option<&Guard>) -> io::Result<Self> {
         let directory = tempfile::tempdir()?;
         let configuration = directory.path().join("sentinel.conf");
         let watched = of.port()?;
-        let text = format!(
+        let mut text = format!(
             "sentinel monitor {name} 127.0.0.1 {watched} 1\n\
              sentinel down-after-milliseconds {name} 1000\n\
              sentinel failover-timeout {name} 5000\n"
         );
-        std::fs::write(&configuration, text)?;
         let port = free_port()?;
         let path = configuration.to_string_lossy().into_owned();
-        let arguments =
-            [path.as_str(), "--sentinel", "--port", &port.to_string()].map(str::to_owned).to_vec();
-        let process = launch(directory.path(), port, &arguments)?;
-        let url = format!("127.0.0.1:{port}");
-        Ok(Self { own: Some(Own { process, arguments, port, directory }), url })
+        let mut arguments = [path.as_str(), "--sentinel"].map(str::to_owned).to_vec();
+        let door = match guard {
+            Some(guard) => {
+                text += &format!("sentinel auth-pass {name} {}\n", Guard::PASSWORD);
+                arguments.extend(guard.arguments(directory.path(), &port.to_string())?);
+                // Its own door is open: clients send the password of the servers to these alone.
+                std::fs::write(directory.path().join("users.acl"), OPEN)?;
+                Door::Socket(directory.path().join(SOCKET))
+            }
+            None => {
+                arguments.extend(["--port".to_owned(), port.to_string()]);
+                Door::Port(port)
+            }
+        };
+        std::fs::write(&configuration, text)?;
+        let process = launch(directory.path(), &door, &arguments)?;
+        let host = if guard.is_some() { "localhost" } else { "127.0.0.1" };
+        let url = format!("{host}:{port}");
+        Ok(Self { own: Some(Own { process, arguments, port, door, directory }), url })
     }
 
     /// Where its files are, of one that was started here.
@@ -149,7 +266,7 @@ impl Redis {
     /// As [`Self::start`].
     pub fn restart(&mut self) -> io::Result<()> {
         let own = self.own()?;
-        own.process = launch(own.directory.path(), own.port, &own.arguments)?;
+        own.process = launch(own.directory.path(), &own.door, &own.arguments)?;
         Ok(())
     }
 
@@ -174,7 +291,7 @@ impl Redis {
     /// # Errors
     /// It does not answer, or with an error.
     pub fn command(&self, words: &[&str]) -> io::Result<String> {
-        command(self.port()?, words)
+        command(&self.own.as_ref().ok_or_else(not_ours)?.door, words)
     }
 
     fn own(&mut self) -> io::Result<&mut Own> {
@@ -186,14 +303,17 @@ fn not_ours() -> io::Error {
     io::Error::other("this Redis belongs to the whole run of tests: start one with Redis::start")
 }
 
-fn launch(directory: &Path, port: u16, arguments: &[String]) -> io::Result<Process> {
+/// Users of a server that asks nobody who he is.
+const OPEN: &str = "user default on nopass ~* &* +@all\n";
+
+fn launch(directory: &Path, door: &Door, arguments: &[String]) -> io::Result<Process> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let log = directory.join("redis.log");
     let mut process = Process::start("redis-server", &arguments, None, &log)?;
     let mut ended = false;
     let started = until("redis-server", START_MAX, || {
         ended = process.has_ended().unwrap_or(true);
-        ended || command(port, &["PING"]).is_ok_and(|answer| answer.starts_with("+PONG"))
+        ended || command(door, &["PING"]).is_ok_and(|answer| answer.starts_with("+PONG"))
     });
     if ended || started.is_err() {
         let said = std::fs::read_to_string(&log).unwrap_or_default();
@@ -205,10 +325,24 @@ fn launch(directory: &Path, port: u16, arguments: &[String]) -> io::Result<Proce
 }
 
 /// Sends one command over a connection of its own; what is sent back at once is the answer.
-fn command(port: u16, words: &[&str]) -> io::Result<String> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let mut stream = TcpStream::connect_timeout(&address, ANSWER_MAX)?;
-    stream.set_read_timeout(Some(ANSWER_MAX))?;
+fn command(door: &Door, words: &[&str]) -> io::Result<String> {
+    match door {
+        Door::Port(port) => {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+            let stream = TcpStream::connect_timeout(&address, ANSWER_MAX)?;
+            stream.set_read_timeout(Some(ANSWER_MAX))?;
+            ask(stream, words)
+        }
+        Door::Socket(path) => {
+            let mut stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(ANSWER_MAX))?;
+            ask(&mut stream, &["AUTH", "default", Guard::PASSWORD])?;
+            ask(stream, words)
+        }
+    }
+}
+
+fn ask(mut stream: impl Read + Write, words: &[&str]) -> io::Result<String> {
     let mut text = format!("*{}\r\n", words.len());
     for word in words {
         text += &format!("${}\r\n{word}\r\n", word.len());

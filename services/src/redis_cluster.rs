@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use crate::{
     process::{free_port, until},
-    redis::Redis,
+    redis::{Guard, Redis},
 };
 
 /// The environment variable with the URL of a cluster that all tests of a run share.
@@ -15,6 +15,9 @@ const MASTERS: u16 = 3;
 const SLOTS: u16 = 16_384;
 /// How long nodes may take to know each other: they wait two seconds with the first word.
 const START_MAX: Duration = Duration::from_secs(30);
+/// A replica takes over two to four seconds after its master is gone, whatever it has missed.
+const REPLACED: [&str; 4] =
+    ["--cluster-node-timeout", "2000", "--cluster-replica-validity-factor", "0"];
 /// Keys of a slot that are listed and moved at once.
 const KEYS_AT_ONCE: &str = "1000";
 
@@ -25,6 +28,7 @@ pub struct RedisCluster {
     /// Masters first, then the replica of each; none of one that belongs to somebody else.
     nodes: Vec<Redis>,
     url: String,
+    guard: Option<Guard>,
 }
 
 /// A slot on its way from one master to another.
@@ -50,20 +54,42 @@ impl RedisCluster {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with(arguments: &[&str]) -> io::Result<Self> {
-        let mut cluster = Self { nodes: Vec::new(), url: String::new() };
+        Self::start_of(None, arguments)
+    }
+
+    /// Starts three guarded masters, whose certificates are for `localhost`, and a replica of each as
+    /// [`Self::start_with_replicas`] does.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_guarded(guard: Guard, arguments: &[&str]) -> io::Result<Self> {
+        let arguments = [&["--tls-cluster", "yes"], &REPLACED[..], arguments].concat();
+        let mut cluster = Self::start_of(Some(guard), &arguments)?;
+        cluster.add_replicas(&arguments)?;
+        Ok(cluster)
+    }
+
+    fn start_of(guard: Option<Guard>, arguments: &[&str]) -> io::Result<Self> {
+        let mut cluster = Self { nodes: Vec::new(), url: String::new(), guard };
         let mut addresses = Vec::new();
         for number in 0..MASTERS {
-            let node = start_node(arguments)?;
+            let node = cluster.start_node(arguments)?;
             let slots = [bound(number), bound(number + 1) - 1].map(|slot| slot.to_string());
             let [first, last] = &slots;
             node.command(&["CLUSTER", "ADDSLOTSRANGE", first, last])?;
             // Two that think alike of their age would have to find that out first.
             node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()])?;
-            addresses.push(format!("127.0.0.1:{}", node.port()?));
+            addresses.push(node.port()?);
             cluster.meet(&node)?;
             cluster.nodes.push(node);
         }
-        cluster.url = format!("redis+cluster://{}", addresses.join(","));
+        let (scheme, host) = match &cluster.guard {
+            Some(_) => (format!("rediss+cluster://hub:{}@", Guard::PASSWORD), "localhost"),
+            None => ("redis+cluster://".to_owned(), "127.0.0.1"),
+        };
+        let addresses: Vec<String> =
+            addresses.into_iter().map(|port| format!("{host}:{port}")).collect();
+        cluster.url = scheme + &addresses.join(",");
         cluster.settled()?;
         Ok(cluster)
     }
@@ -74,26 +100,46 @@ impl RedisCluster {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with_replicas() -> io::Result<Self> {
-        let arguments =
-            ["--cluster-node-timeout", "2000", "--cluster-replica-validity-factor", "0"];
-        let mut cluster = Self::start_with(&arguments)?;
+        let mut cluster = Self::start_with(&REPLACED)?;
+        cluster.add_replicas(&REPLACED)?;
+        Ok(cluster)
+    }
+
+    fn add_replicas(&mut self, arguments: &[&str]) -> io::Result<()> {
         for number in 0..usize::from(MASTERS) {
-            let replica = start_node(&arguments)?;
-            cluster.meet(&replica)?;
-            let master = cluster.id(number)?;
+            let replica = self.start_node(arguments)?;
+            self.meet(&replica)?;
+            let master = self.id(number)?;
             until("a node that knows its master", START_MAX, || {
                 replica.command(&["CLUSTER", "REPLICATE", &master]).is_ok()
             })?;
-            cluster.nodes.push(replica);
+            self.nodes.push(replica);
         }
-        for replica in cluster.nodes.iter().skip(usize::from(MASTERS)) {
+        for replica in self.nodes.iter().skip(usize::from(MASTERS)) {
             until("a replica in step", START_MAX, || {
                 let info = replica.command(&["INFO", "replication"]);
                 info.is_ok_and(|info| info.contains("master_link_status:up"))
             })?;
         }
-        cluster.settled()?;
-        Ok(cluster)
+        self.settled()
+    }
+
+    /// A node on its own. Its port for the others is a free one too: the one that it would take by
+    /// itself may be taken.
+    fn start_node(&self, arguments: &[&str]) -> io::Result<Redis> {
+        let start = || {
+            let bus = free_port()?.to_string();
+            let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+            Redis::start_of(self.guard.as_ref(), &[&cluster[..], arguments].concat())
+        };
+        let is_taken = |error: &io::Error| error.to_string().contains("Address already in use");
+        for _ in 1..STARTS_MAX {
+            match start() {
+                Err(error) if is_taken(&error) => {}
+                started => return started,
+            }
+        }
+        start()
     }
 
     /// The cluster that the run of tests shares, which [`REDIS_CLUSTER_URL`] names, or one of its
@@ -103,7 +149,7 @@ impl RedisCluster {
     /// As [`Self::start`].
     pub fn shared() -> io::Result<Self> {
         match std::env::var(REDIS_CLUSTER_URL) {
-            Ok(url) => Ok(Self { nodes: Vec::new(), url }),
+            Ok(url) => Ok(Self { nodes: Vec::new(), url, guard: None }),
             Err(_) => Self::start(),
         }
     }
@@ -261,24 +307,6 @@ fn bound(number: u16) -> u16 {
 
 /// How often a node is started whose ports somebody else took, who also looked for free ones.
 const STARTS_MAX: usize = 5;
-
-/// A node on its own. Its port for the others is a free one too: the one that it would take by
-/// itself may be taken.
-fn start_node(arguments: &[&str]) -> io::Result<Redis> {
-    let start = || {
-        let bus = free_port()?.to_string();
-        let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus];
-        Redis::start_with(&[&cluster[..], arguments].concat())
-    };
-    let is_taken = |error: &io::Error| error.to_string().contains("Address already in use");
-    for _ in 1..STARTS_MAX {
-        match start() {
-            Err(error) if is_taken(&error) => {}
-            started => return started,
-        }
-    }
-    start()
-}
 
 /// The port that a node talks to the others by.
 fn bus_port(node: &Redis) -> io::Result<String> {

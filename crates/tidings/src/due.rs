@@ -23,7 +23,7 @@ pub(crate) async fn run(hub: Hub) {
     loop {
         sweep.tick().await;
         if let Err(error) = hub.expire().await {
-            tracing::warn!(%error, "expired states were not ended; trying again");
+            tracing::warn!(%error, "not all expired states were ended; trying again");
         }
     }
 }
@@ -32,20 +32,26 @@ impl Hub {
     /// Ends the states that have expired, and returns how many there were.
     ///
     /// # Errors
-    /// The journal's; what was not ended is found again.
+    /// The journal's, also if only a part of it failed: the states of the others are ended. What was
+    /// not ended is found again.
     pub async fn expire(&self) -> Result<usize, JournalError> {
         let mut count = 0;
         loop {
             let now = self.clock().now();
-            let due = self.journal().due(DueKind::Expired, now, EXPIRED_MAX).await?;
-            let ends = join_all(due.iter().map(|expired| self.end(expired))).await;
-            // What is wrong with one topic, which was logged, keeps no other from it.
-            let passable = |end: &Result<_, _>| !matches!(end, Err(JournalError::Broken(_)));
-            let ended = ends.into_iter().filter(passable).sum::<Result<usize, _>>()?;
+            let due = self.journal().due(DueKind::Expired, now, EXPIRED_MAX).await;
+            let (mut ended, mut failed) = (0, due.missing);
+            for end in join_all(due.items.iter().map(|expired| self.end(expired))).await {
+                match end {
+                    Ok(some) => ended += some,
+                    // What is wrong with one topic, which was logged, keeps no other from it.
+                    Err(JournalError::Broken(_)) => {}
+                    Err(error) => failed = failed.or(Some(error)),
+                }
+            }
             count += ended;
             // A round that ended nothing would find the same again.
-            if due.len() < EXPIRED_MAX || ended == 0 {
-                return Ok(count);
+            if due.items.len() < EXPIRED_MAX || ended == 0 {
+                return failed.map_or(Ok(count), Err);
             }
         }
     }

@@ -255,9 +255,9 @@ impl Hub {
     /// Topics by name.
     ///
     /// # Errors
-    /// The journal's.
+    /// The journal's, also of a part of it: who lists topics takes what is missing for gone.
     pub async fn list(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
-        self.journal().topics(query).await
+        self.journal().topics(query).await.whole()
     }
 
     /// Replaces a topic's properties, creating it if need be.

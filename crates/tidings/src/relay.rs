@@ -35,7 +35,7 @@ pub(crate) async fn compare(hub: Hub) {
     loop {
         sweep.tick().await;
         if let Err(error) = hub.compare().await {
-            tracing::debug!(%error, "topics were not compared with the journal; trying again");
+            tracing::debug!(%error, "not all topics were compared with the journal; trying again");
         }
     }
 }
@@ -101,18 +101,27 @@ impl Hub {
             counted.inc_by(bus.dropped().saturating_sub(counted.get()));
         }
         let followed = self.topics().followed();
+        let mut failed = None;
         for chunk in followed.chunks(COMPARED_AT_ONCE) {
             let keys: Vec<TopicKey> = chunk.iter().map(|live| live.topic.clone()).collect();
-            let infos = self.journal().describe_all(&keys).await?;
-            for (live, info) in chunk.iter().zip(&infos) {
-                let (end, properties) = Live::agrees(live, info);
+            let infos = self.journal().describe_all(&keys).await;
+            for (live, info) in chunk.iter().zip(infos) {
+                let info = match info {
+                    Ok(info) => info,
+                    // Nothing is known of this one, and the others may have advanced.
+                    Err(error) => {
+                        failed = failed.or(Some(error));
+                        continue;
+                    }
+                };
+                let (end, properties) = Live::agrees(live, &info);
                 if !(end && properties) {
                     Metrics::count(&self.metrics().announcements, "found");
                     self.topics().hint(live, !properties);
                 }
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) async fn run(hub: Hub, mut grown: mpsc::Receiver<TopicKey>) {
             Some(topic) = grown.recv() => hub.retain_now(&topic).await,
         };
         if let Err(error) = result {
-            tracing::warn!(%error, "retention did not run; trying again");
+            tracing::warn!(%error, "retention did not run for all topics; trying again");
         }
     }
 }
@@ -41,33 +41,40 @@ impl Hub {
     /// Applies every topic's retention and ttl.
     ///
     /// # Errors
-    /// The journal's; the rest is done next time.
+    /// The journal's, also if only a part of it failed: the topics of the others are done, the rest
+    /// next time.
     pub async fn sweep(&self) -> Result<(), JournalError> {
-        let mut after = None;
+        let (mut after, mut failed) = (None, None);
         let mut oldest = self.clock().now();
         let mut counted = self.quotas().holdings.begin_count();
         loop {
             let query =
                 TopicQuery { tenant: None, prefix: String::new(), after, limit: SWEEP_PAGE };
-            let page = self.journal().topics(query).await?;
-            for info in &page {
+            let page = self.journal().topics(query).await;
+            failed = failed.or(page.missing);
+            for info in &page.items {
                 counted.add(info);
                 match self.retain_and_date(info).await {
+                    Ok(dated) => oldest = oldest.min(dated.unwrap_or(oldest)),
                     // What is wrong with one topic, which was logged, keeps no other from it.
                     Err(JournalError::Broken(_)) => {}
-                    dated => oldest = oldest.min(dated?.unwrap_or(oldest)),
+                    Err(error) => failed = failed.or(Some(error)),
                 }
             }
-            match page.into_iter().next_back() {
+            match page.items.into_iter().next_back() {
                 Some(last) => after = Some(last.topic),
                 None => break,
             }
         }
+        let damaged = i64::try_from(self.journal().damaged_places()).unwrap_or(i64::MAX);
+        self.metrics().journal_damaged_places.set(damaged);
+        if let Some(error) = failed {
+            // What is counted here is of all topics: without some, it stays as it was.
+            return Err(error);
+        }
         let age = oldest.until(self.clock().now()).as_secs();
         self.metrics().oldest_event_age.set(i64::try_from(age).unwrap_or(i64::MAX));
         self.quotas().holdings.end_count(counted);
-        let damaged = i64::try_from(self.journal().damaged_places()).unwrap_or(i64::MAX);
-        self.metrics().journal_damaged_places.set(damaged);
         Ok(())
     }
 

@@ -12,9 +12,9 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Append, Appended, Batch, Change, Dedup, DeleteIf, Due, DueKind, Head, Journal, JournalError,
-    JournalSettings, Judged, Locate, Outcome, Page, PageLimit, Properties, Refusal, Retention,
-    StateQuery, TopicInfo, TopicQuery, page::Paging, record, topic_epoch,
+    Append, Appended, Batch, Change, Dedup, DeleteIf, Due, DueKind, Found, Head, Journal,
+    JournalError, JournalSettings, Judged, Locate, Outcome, Page, PageLimit, Properties, Refusal,
+    Retention, StateQuery, TopicInfo, TopicQuery, page::Paging, record, topic_epoch,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -273,29 +273,28 @@ impl Journal for MemoryJournal {
         Ok(held.head)
     }
 
-    async fn due(
-        &self,
-        kind: DueKind,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Due>, JournalError> {
-        let inner = self.open()?;
-        let entries = inner.due.iter().filter(|(why, at, ..)| *why == kind && *at <= now);
-        let due = entries.take(limit).filter_map(|(_, _, topic, offset)| {
-            let event = inner.topics.get(topic)?.events.get(offset)?.event.clone();
-            Some(Due { topic: topic.clone(), event, why: kind })
+    async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due> {
+        let due = self.open().map(|inner| {
+            let entries = inner.due.iter().filter(|(why, at, ..)| *why == kind && *at <= now);
+            let due = entries.take(limit).filter_map(|(_, _, topic, offset)| {
+                let event = inner.topics.get(topic)?.events.get(offset)?.event.clone();
+                Some(Due { topic: topic.clone(), event, why: kind })
+            });
+            due.collect()
         });
-        Ok(due.collect())
+        due.into()
     }
 
-    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
-        let inner = self.open()?;
-        let wanted = inner.topics.iter().filter(|(key, _)| {
-            query.tenant.as_ref().is_none_or(|tenant| key.tenant == *tenant)
-                && key.topic.as_str().starts_with(&query.prefix)
-                && query.after.as_ref().is_none_or(|after| *key > after)
+    async fn topics(&self, query: TopicQuery) -> Found<TopicInfo> {
+        let topics = self.open().map(|inner| {
+            let wanted = inner.topics.iter().filter(|(key, _)| {
+                query.tenant.as_ref().is_none_or(|tenant| key.tenant == *tenant)
+                    && key.topic.as_str().starts_with(&query.prefix)
+                    && query.after.as_ref().is_none_or(|after| *key > after)
+            });
+            wanted.take(query.limit).map(|(key, held)| held.info(key.clone())).collect()
         });
-        Ok(wanted.take(query.limit).map(|(key, held)| held.info(key.clone())).collect())
+        topics.into()
     }
 
     fn failure(&self) -> Option<String> {

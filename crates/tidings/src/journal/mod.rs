@@ -95,14 +95,23 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
     /// The topic's bounds and properties.
     async fn describe(&self, topic: &TopicKey) -> Result<TopicInfo, JournalError>;
 
-    /// Several topics' bounds and properties, in the order asked for. Each is as it was at some time
-    /// after the call; not all of them at one time.
-    async fn describe_all(&self, topics: &[TopicKey]) -> Result<Vec<TopicInfo>, JournalError> {
+    /// Several topics' bounds and properties, or why there is no answer: one of each, in the order
+    /// asked for. Each is as it was at some time after the call; not all of them at one time.
+    async fn describe_all(&self, topics: &[TopicKey]) -> Vec<Result<TopicInfo, JournalError>> {
         let mut infos = Vec::with_capacity(topics.len());
+        let mut down = None;
         for topic in topics {
-            infos.push(self.describe(topic).await?);
+            let info = match &down {
+                // It is one store, which would be waited for once a topic.
+                Some(error) => Err(JournalError::clone(error)),
+                None => self.describe(topic).await,
+            };
+            if let Err(error @ JournalError::Unavailable(_)) = &info {
+                down.get_or_insert_with(|| error.clone());
+            }
+            infos.push(info);
         }
-        Ok(infos)
+        infos
     }
 
     /// The offset after which a reader finds what `from` asks for.
@@ -136,15 +145,11 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
     /// States whose time of this kind is not after `now`, earliest first, of all tenants.
     ///
     /// They stay due until they are replaced or ended, so the caller acts before it asks again.
-    async fn due(
-        &self,
-        kind: DueKind,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Due>, JournalError>;
+    async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due>;
 
-    /// Topics by ascending name.
-    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError>;
+    /// Topics by ascending name. No items: there are none after the one that was given, in the parts
+    /// that answered.
+    async fn topics(&self, query: TopicQuery) -> Found<TopicInfo>;
 
     /// Why the journal takes no appends now; `None` while it works.
     fn failure(&self) -> Option<String>;
@@ -530,6 +535,44 @@ impl TopicInfo {
             written_at: Timestamp::default(),
             oldest_at: Timestamp::default(),
             properties: Properties::default(),
+        }
+    }
+}
+
+/// What was found in all of a journal: in the groups of a Redis Cluster, in journals side by side.
+///
+/// The rule: what one part does not answer keeps nobody from what the others hold, and what is not
+/// among the items is not gone unless they are whole.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Found<T> {
+    /// What the parts hold that answered.
+    pub items: Vec<T>,
+    /// Why a part did not answer; `None`: all did.
+    pub missing: Option<JournalError>,
+}
+
+impl<T> Found<T> {
+    /// Notes that a part did not answer.
+    pub(crate) fn lacks(&mut self, why: JournalError) {
+        self.missing.get_or_insert(why);
+    }
+
+    /// All there is.
+    ///
+    /// # Errors
+    /// Why a part did not answer.
+    pub fn whole(self) -> Result<Vec<T>, JournalError> {
+        self.missing.map_or(Ok(self.items), Err)
+    }
+}
+
+/// Of a journal that answers whole or not at all.
+impl<T> From<Result<Vec<T>, JournalError>> for Found<T> {
+    fn from(answer: Result<Vec<T>, JournalError>) -> Self {
+        match answer {
+            Ok(items) => Self { items, missing: None },
+            Err(error) => Self { items: Vec::new(), missing: Some(error) },
         }
     }
 }

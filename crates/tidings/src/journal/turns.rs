@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
-    Appended, Batch, Change, DeleteIf, Due, DueKind, Durability, Head, Journal, JournalError,
-    Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
+    Appended, Batch, Change, DeleteIf, Due, DueKind, Durability, Found, Head, Journal,
+    JournalError, Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
 };
 use crate::model::{Offset, Tenant, Timestamp, TopicKey};
 
@@ -124,11 +124,10 @@ impl Journal for Turns {
         self.read_in_turn(&topic.tenant, self.journal.locate(topic, from)).await
     }
 
-    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
-        match query.tenant.clone() {
-            Some(tenant) => self.read_in_turn(&tenant, self.journal.topics(query)).await,
-            None => self.journal.topics(query).await,
-        }
+    async fn topics(&self, query: TopicQuery) -> Found<TopicInfo> {
+        let Some(tenant) = query.tenant.clone() else { return self.journal.topics(query).await };
+        let found = async { Ok(self.journal.topics(query).await) };
+        self.read_in_turn(&tenant, found).await.unwrap_or_else(|error| Err(error).into())
     }
 
     async fn append(&self, topic: &TopicKey, batch: Batch) -> Result<Appended, JournalError> {
@@ -139,7 +138,7 @@ impl Journal for Turns {
         self.journal.describe(topic).await
     }
 
-    async fn describe_all(&self, topics: &[TopicKey]) -> Result<Vec<TopicInfo>, JournalError> {
+    async fn describe_all(&self, topics: &[TopicKey]) -> Vec<Result<TopicInfo, JournalError>> {
         self.journal.describe_all(topics).await
     }
 
@@ -168,12 +167,7 @@ impl Journal for Turns {
         self.journal.trim(topic, retention, now).await
     }
 
-    async fn due(
-        &self,
-        kind: DueKind,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Due>, JournalError> {
+    async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due> {
         self.journal.due(kind, now, limit).await
     }
 

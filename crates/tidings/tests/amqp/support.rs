@@ -19,7 +19,7 @@ use tidings::{
     amqp::{AmqpPublisher, Message},
     auth::Secret,
     journal::{
-        Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError,
+        Appended, Batch, Change, DeleteIf, Due, DueKind, Found, Head, Journal, JournalError,
         JournalSettings, Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo,
         TopicQuery, memory::MemoryJournal,
     },
@@ -278,16 +278,11 @@ impl Journal for Switched {
         self.inner.trim(topic, retention, now).await
     }
 
-    async fn due(
-        &self,
-        kind: DueKind,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Due>, JournalError> {
+    async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due> {
         self.inner.due(kind, now, limit).await
     }
 
-    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
+    async fn topics(&self, query: TopicQuery) -> Found<TopicInfo> {
         self.inner.topics(query).await
     }
 

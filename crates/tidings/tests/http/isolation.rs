@@ -26,8 +26,8 @@ use tidings::{
     },
     http::HttpSettings,
     journal::{
-        Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError, Judged,
-        Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
+        Appended, Batch, Change, DeleteIf, Due, DueKind, Found, Head, Journal, JournalError,
+        Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
         memory::MemoryJournal,
     },
     model::{Offset, Timestamp, TopicKey},
@@ -646,16 +646,11 @@ impl Journal for Watched {
         self.inner.trim(topic, retention, now).await
     }
 
-    async fn due(
-        &self,
-        kind: DueKind,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Due>, JournalError> {
+    async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due> {
         self.inner.due(kind, now, limit).await
     }
 
-    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
+    async fn topics(&self, query: TopicQuery) -> Found<TopicInfo> {
         self.swept.notify_one();
         self.inner.topics(query).await
     }

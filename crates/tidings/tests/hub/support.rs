@@ -14,8 +14,8 @@ use tidings::{
     Hub,
     clock::ManualClock,
     journal::{
-        Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError, Judged,
-        Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
+        Appended, Batch, Change, DeleteIf, Due, DueKind, Found, Head, Journal, JournalError,
+        Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
     },
     model::{EventType, JsonText, NewEvent, Offset, StateKey, Tenant, Timestamp, Topic, TopicKey},
     publish::{Publish, Published},
@@ -294,16 +294,11 @@ impl Journal for SeamJournal {
         self.inner.trim(topic, retention, now).await
     }
 
-    async fn due(
-        &self,
-        kind: DueKind,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Due>, JournalError> {
+    async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due> {
         self.inner.due(kind, now, limit).await
     }
 
-    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
+    async fn topics(&self, query: TopicQuery) -> Found<TopicInfo> {
         self.inner.topics(query).await
     }
 
@@ -362,12 +357,12 @@ impl Journal for Down {
         down()
     }
 
-    async fn due(&self, _: DueKind, _: Timestamp, _: usize) -> Result<Vec<Due>, JournalError> {
-        down()
+    async fn due(&self, _: DueKind, _: Timestamp, _: usize) -> Found<Due> {
+        down().into()
     }
 
-    async fn topics(&self, _: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
-        down()
+    async fn topics(&self, _: TopicQuery) -> Found<TopicInfo> {
+        down().into()
     }
 
     fn failure(&self) -> Option<String> {

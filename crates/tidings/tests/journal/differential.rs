@@ -448,8 +448,8 @@ impl World {
         }
         let now = Timestamp::from_millis(since.as_millis());
         for kind in [DueKind::Due, DueKind::Expired] {
-            let memory = self.memory.due(kind, now, usize::MAX).await.unwrap();
-            let other = self.other.due(kind, now, usize::MAX).await.unwrap();
+            let memory = self.memory.due(kind, now, usize::MAX).await.whole().unwrap();
+            let other = self.other.due(kind, now, usize::MAX).await.whole().unwrap();
             let time = |event: &Event| match kind {
                 DueKind::Due => event.body.due_at,
                 DueKind::Expired => event.body.expires_at,
@@ -459,7 +459,7 @@ impl World {
                 due.sort_by_key(|due| (due.topic.clone(), due.event.offset));
                 due
             };
-            let some = self.other.due(kind, now, limit.events).await.unwrap();
+            let some = self.other.due(kind, now, limit.events).await.whole().unwrap();
             same("limited due", some.as_slice(), &other[..limit.events.min(other.len())])?;
             same("due", ordered(memory), ordered(other))?;
         }
@@ -485,7 +485,8 @@ impl World {
         for key in &keys {
             one_by_one.push(self.other.describe(key).await.unwrap());
         }
-        let together = self.other.describe_all(&keys).await.unwrap();
+        let together = self.other.describe_all(&keys).await;
+        let together = together.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
         prop_assert_eq!(together, one_by_one, "described together, and one by one");
         for (tenant, prefix) in [(None, "t"), (Some("a"), ""), (Some("a"), "t/")] {
             let query = TopicQuery {
@@ -494,8 +495,8 @@ impl World {
                 after: None,
                 limit: 9,
             };
-            let memory = self.memory.topics(query.clone()).await.unwrap();
-            let other = self.other.topics(query).await.unwrap();
+            let memory = self.memory.topics(query.clone()).await.whole().unwrap();
+            let other = self.other.topics(query).await.whole().unwrap();
             let name = |info: TopicInfo| info.topic;
             let memory: Vec<_> = memory.into_iter().map(name).collect();
             same("topics", memory, other.into_iter().map(name).collect())?;

@@ -14,5 +14,6 @@ mod redis_cluster;
 mod redis_cluster_bus;
 mod redis_cluster_faults;
 mod redis_faults;
+mod redis_tls;
 mod tools;
 mod whole;

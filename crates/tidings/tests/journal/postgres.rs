@@ -16,6 +16,7 @@ use futures_util::future::join_all;
 use tidings::{
     journal::{
         Append, Batch, Dedup, DeleteIf, Journal, JournalError, JournalSettings, Outcome, PageLimit,
+        Retention,
         postgres::{Migrate, PostgresJournal, PostgresOptions, migrate},
     },
     model::{
@@ -372,7 +373,7 @@ async fn a_schema_is_migrated_once_by_whoever_comes_or_by_command() {
         matches!(&told, JournalError::Broken(what) if what.contains("tidings migrate")),
         "{told}"
     );
-    assert_eq!(migrate(&by_command).await.unwrap(), 1);
+    assert_eq!(migrate(&by_command).await.unwrap(), 2);
     assert_eq!(migrate(&by_command).await.unwrap(), 0);
     open(&by_command).await;
     let options = fresh(server.url());
@@ -385,6 +386,25 @@ async fn a_schema_is_migrated_once_by_whoever_comes_or_by_command() {
     let refused = PostgresJournal::open(options, JournalSettings::default()).await;
     let told = refused.unwrap_err();
     assert!(matches!(&told, JournalError::Broken(what) if what.contains("newer")), "{told}");
+}
+
+/// Broken on purpose: when a trim that removes nothing leaves the time as it is, it stays unknown.
+#[tokio::test]
+async fn a_topic_of_an_earlier_version_says_how_old_it_is_once_it_was_looked_at() {
+    let server = shared();
+    let options = fresh(server.url());
+    let journal = open(&options).await;
+    journal.append(&topic(0), one(event(Dedup::Minted))).await.unwrap();
+    let known = journal.describe(&topic(0)).await.unwrap();
+    assert_eq!(known.oldest_at, known.written_at);
+    let client = client(server.url()).await;
+    let earlier = format!("UPDATE {}.topics SET oldest_at = DEFAULT", options.schema);
+    client.batch_execute(&earlier).await.unwrap();
+    let unknown = journal.describe(&topic(0)).await.unwrap();
+    assert_eq!(unknown.oldest_at, Timestamp::default());
+    let head = journal.trim(&topic(0), &Retention::UNLIMITED, known.written_at).await.unwrap();
+    assert_eq!(head, known.head);
+    assert_eq!(journal.describe(&topic(0)).await.unwrap(), known);
 }
 
 #[tokio::test]

@@ -7,11 +7,12 @@ use std::sync::{
 
 use tidings::{
     journal::{
-        Journal, JournalSettings,
+        Append, Batch, Journal, JournalSettings, Retention,
         contract::Store,
         redis::{RedisJournal, RedisOptions},
     },
     journal_contract,
+    model::{EventType, NewEvent, Tenant, Timestamp, Topic, TopicKey},
 };
 use tidings_services::Redis;
 
@@ -43,3 +44,23 @@ async fn store(settings: JournalSettings) -> Store {
 }
 
 journal_contract!(contract, store);
+
+/// Broken on purpose: when a trim that removes nothing leaves the time as it is, it stays unknown.
+#[tokio::test]
+async fn a_topic_of_an_earlier_version_says_how_old_it_is_once_it_was_looked_at() {
+    let redis = Redis::start().unwrap();
+    let options = options(&redis);
+    let journal = RedisJournal::open(options, JournalSettings::default()).await.unwrap();
+    let topic = TopicKey::new(Tenant::parse("a").unwrap(), Topic::parse("t").unwrap());
+    let event = NewEvent::new(EventType::parse("a.b").unwrap());
+    let events = vec![Append::new(Arc::new(event))];
+    let now = Timestamp::from_millis(1000);
+    journal.append(&topic, Batch { events, now, ..Batch::default() }).await.unwrap();
+    let known = journal.describe(&topic).await.unwrap();
+    assert_eq!(known.oldest_at, now);
+    let keys = redis.command(&["KEYS", "*:a/t:h"]).unwrap();
+    redis.command(&["HDEL", keys.lines().nth(2).unwrap(), "oldest_at"]).unwrap();
+    assert_eq!(journal.describe(&topic).await.unwrap().oldest_at, Timestamp::default());
+    assert_eq!(journal.trim(&topic, &Retention::UNLIMITED, now).await.unwrap(), known.head);
+    assert_eq!(journal.describe(&topic).await.unwrap(), known);
+}

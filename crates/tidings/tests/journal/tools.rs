@@ -119,7 +119,7 @@ struct Seen {
 
 async fn seen(journal: &dyn Journal) -> Seen {
     let list = TopicQuery { tenant: None, prefix: String::new(), after: None, limit: 99 };
-    let topics = journal.topics(list).await.unwrap();
+    let topics = journal.topics(list).await.whole().unwrap();
     let (mut events, mut states, mut fingerprints) = (Vec::new(), Vec::new(), Vec::new());
     for TopicInfo { topic, head, .. } in &topics {
         events.push(journal.read(topic, Offset::ZERO, EVERYTHING).await.unwrap().events);
@@ -138,7 +138,7 @@ async fn seen(journal: &dyn Journal) -> Seen {
     }
     let mut due = Vec::new();
     for kind in [DueKind::Expired, DueKind::Due] {
-        let found = journal.due(kind, Timestamp::from_millis(9999), 99).await.unwrap();
+        let found = journal.due(kind, Timestamp::from_millis(9999), 99).await.whole().unwrap();
         due.extend(found.into_iter().map(|due| (due.topic, due.event)));
     }
     Seen { topics, events, states, fingerprints, absent, due }

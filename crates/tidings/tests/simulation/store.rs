@@ -17,7 +17,7 @@ use futures_util::FutureExt as _;
 use tidings::{
     clock::Clock,
     journal::{
-        Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError,
+        Appended, Batch, Change, DeleteIf, Due, DueKind, Found, Head, Journal, JournalError,
         JournalSettings, Judged, Locate, Outcome, Page, PageLimit, Retention, StateQuery,
         TopicInfo, TopicQuery, memory::MemoryJournal,
     },
@@ -170,7 +170,8 @@ impl Store {
 
     /// States of the run's topics whose end has come and was not written yet.
     pub(crate) fn has_due(&self) -> bool {
-        let due = now(self.inner().memory.due(DueKind::Expired, self.clock.now(), 1000)).unwrap();
+        let due =
+            now(self.inner().memory.due(DueKind::Expired, self.clock.now(), 1000)).whole().unwrap();
         due.iter().any(|due| !due.topic.topic.is_reserved())
     }
 
@@ -462,25 +463,22 @@ impl Journal for FaultyJournal {
         }
     }
 
-    async fn due(
-        &self,
-        kind: DueKind,
-        at: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Due>, JournalError> {
+    async fn due(&self, kind: DueKind, at: Timestamp, limit: usize) -> Found<Due> {
         self.call("due", |inner, _| {
             inner.latest = inner.latest.max(at);
-            now(inner.memory.due(kind, at, limit))
+            now(inner.memory.due(kind, at, limit)).whole()
         })
         .await
+        .into()
     }
 
-    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
+    async fn topics(&self, query: TopicQuery) -> Found<TopicInfo> {
         self.call("topics", |inner, _| {
-            let infos = now(inner.memory.topics(query))?;
+            let infos = now(inner.memory.topics(query)).whole()?;
             Ok(infos.into_iter().map(|info| inner.info(info)).collect())
         })
         .await
+        .into()
     }
 
     fn failure(&self) -> Option<String> {

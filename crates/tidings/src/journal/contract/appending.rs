@@ -252,7 +252,7 @@ pub async fn a_closed_topic_takes_the_end_of_an_expired_state(
     let store = factory(settings()).await;
     let topic = topic("t");
     put(&*store, &topic, [state("k", "a").times(Some(1), None).closing()]).await;
-    let due = async || store.due(DueKind::Expired, at(2000), 10).await.unwrap().len();
+    let due = async || store.due(DueKind::Expired, at(2000), 10).await.whole().unwrap().len();
     assert_eq!(due().await, 1);
     let end = Append { ends_expired: true, ..tombstone("k").if_offset(1) };
     assert_eq!(stored(&put_one(&*store, &topic, end).await).offset, Offset(2));

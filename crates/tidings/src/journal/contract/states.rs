@@ -227,7 +227,7 @@ pub async fn a_states_page_says_how_far_it_is_complete(
 
 /// What is due of one kind, as topic and offset.
 async fn due(journal: &dyn Journal, kind: DueKind, now: u64, limit: usize) -> Vec<(TopicKey, u64)> {
-    let due = journal.due(kind, at(now), limit).await.unwrap();
+    let due = journal.due(kind, at(now), limit).await.whole().unwrap();
     let place = |due: Due| {
         assert_eq!(due.why, kind);
         (due.topic, due.event.offset.0)
@@ -259,7 +259,7 @@ pub async fn due_states_come_earliest_first_of_all_tenants(
         assert_eq!(due(&*store, kind, 70_000, 0).await, []);
     }
     let event = first.events[0].clone();
-    let whole = store.due(DueKind::Due, at(100), 9).await.unwrap();
+    let whole = store.due(DueKind::Due, at(100), 9).await.whole().unwrap();
     assert_eq!(whole, [Due { topic: a, event, why: DueKind::Due }]);
 }
 

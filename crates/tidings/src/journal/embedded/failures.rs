@@ -305,7 +305,8 @@ async fn damage_harms_its_own_topic_only() {
     damage(&store.states, named_key(id("a"), "k"));
     damage(&store.log, offset_key(id("b"), Offset(3)));
     let due = async || {
-        let due = journal.due(DueKind::Expired, Timestamp::from_millis(9), 10).await.unwrap();
+        let due =
+            journal.due(DueKind::Expired, Timestamp::from_millis(9), 10).await.whole().unwrap();
         due.into_iter().map(|due| due.topic.topic.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(due().await, ["b", "c"]);
@@ -313,7 +314,8 @@ async fn damage_harms_its_own_topic_only() {
     assert_eq!(journal.damaged_places(), 1, "it is told and counted once");
     damage(&store.topics, topic_key(&topic("a")));
     let list = TopicQuery { tenant: None, prefix: String::new(), after: None, limit: 9 };
-    let names = journal.topics(list).await.unwrap().into_iter().map(|info| info.topic.topic);
+    let names =
+        journal.topics(list).await.whole().unwrap().into_iter().map(|info| info.topic.topic);
     assert_eq!(names.map(|name| name.to_string()).collect::<Vec<_>>(), ["b", "c"]);
     assert_eq!(journal.damaged_places(), 2);
     // Whoever asks for the damaged itself is told of the topic and what to do.
@@ -479,12 +481,12 @@ async fn a_state_is_due_that_comes_after_a_look_beyond_its_time() {
     let now = Timestamp::from_millis(10_000);
     for expires_at in [9000, 5000, 7000] {
         put(&journal, &topic("t"), [state("k", expires_at)]).await;
-        let due = journal.due(DueKind::Expired, now, 9).await.unwrap();
+        let due = journal.due(DueKind::Expired, now, 9).await.whole().unwrap();
         assert_eq!(due.len(), 1, "{expires_at}");
         let ended = Append { ends_expired: true, ..state("k", 1) };
         let ended = NewEvent { delete: true, expires_at: None, ..NewEvent::clone(&ended.event) };
         put(&journal, &topic("t"), [Append::new(Arc::new(ended))]).await;
-        assert!(journal.due(DueKind::Expired, now, 9).await.unwrap().is_empty());
+        assert!(journal.due(DueKind::Expired, now, 9).await.whole().unwrap().is_empty());
     }
     journal.close().await;
 }

@@ -52,8 +52,8 @@ use self::{
     writer::{Request, Writer},
 };
 use super::{
-    Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError, JournalSettings,
-    Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
+    Appended, Batch, Change, DeleteIf, Due, DueKind, Found, Head, Journal, JournalError,
+    JournalSettings, Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -327,17 +327,12 @@ impl Journal for EmbeddedJournal {
         }
     }
 
-    async fn due(
-        &self,
-        kind: DueKind,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Due>, JournalError> {
-        self.read_blocking(move |reader| reader.due(kind, now, limit)).await
+    async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due> {
+        self.read_blocking(move |reader| reader.due(kind, now, limit)).await.into()
     }
 
-    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
-        self.read_blocking(move |reader| reader.topics(&query)).await
+    async fn topics(&self, query: TopicQuery) -> Found<TopicInfo> {
+        self.read_blocking(move |reader| reader.topics(&query)).await.into()
     }
 
     fn failure(&self) -> Option<String> {

@@ -135,7 +135,7 @@ fn committed(answer: Result<(), Fault>) -> Result<(), Failed> {
     }
 }
 
-/// What one step of trimming removes.
+/// What one step of trimming removes; nothing if the floor is where it was.
 struct Excess {
     floor: Offset,
     floor_fingerprint: Fingerprint,
@@ -174,9 +174,11 @@ pub(super) async fn trim(
         Ok((log?, marks?))
     };
     let (log, marks) = connection.session.answer(asked).await?;
-    let Some(excess) = excess(&row, &log, &marks, retention, now) else {
+    let excess = excess(&row, &log, &marks, retention, now);
+    let is_learnt = excess.floor > row.floor || row.oldest_at == Timestamp::default();
+    if !is_learnt {
         return leave(connection, Ok((row.head(epoch), false))).await;
-    };
+    }
     let (to, fingerprint) = (signed(excess.floor.0), excess.floor_fingerprint.0.cast_signed());
     let (events, bytes) = (signed(excess.events), signed(excess.bytes));
     let raised: [&(dyn ToSql + Sync); 5] = [&row.id, &to, &fingerprint, &events, &bytes];
@@ -200,14 +202,14 @@ pub(super) async fn trim(
     Ok(Ok((row.head(epoch), excess.is_partial)))
 }
 
-/// How far a topic is to be trimmed, by its oldest rows; `None`: not at all.
+/// How far a topic is to be trimmed, by its oldest rows.
 fn excess(
     row: &TopicRow,
     log: &[Row],
     marks: &[Row],
     retention: &Retention,
     now: Timestamp,
-) -> Option<Excess> {
+) -> Excess {
     let cutoff = retention.age.map(|age| now.minus(age));
     let is_old = |at: Timestamp| cutoff.is_some_and(|cutoff| at < cutoff);
     let (mut events, mut bytes) = (row.events, row.bytes);
@@ -241,13 +243,13 @@ fn excess(
             }
         }
     }
-    (floor > row.floor).then_some(Excess {
+    Excess {
         floor,
         floor_fingerprint,
         events: row.events - events,
         bytes: row.bytes - bytes,
-        is_partial,
-    })
+        is_partial: is_partial && floor > row.floor,
+    }
 }
 
 /// Forgets ids of a topic that are recognised no more; says whether there may be more of them.

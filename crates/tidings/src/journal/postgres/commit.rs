@@ -438,6 +438,7 @@ struct TopicColumns<'a> {
     has_events: Vec<bool>,
     /// `None`: as they were.
     properties: Vec<Option<String>>,
+    oldest_at: Vec<i64>,
 }
 
 #[derive(Default)]
@@ -522,6 +523,7 @@ impl<'a> Rows<'a> {
                     &new.written_at,
                     &new.has_events,
                     &new.properties,
+                    &new.oldest_at,
                 ],
             ));
         }
@@ -539,6 +541,7 @@ impl<'a> Rows<'a> {
                     &changed.written_at,
                     &changed.has_events,
                     &changed.properties,
+                    &changed.oldest_at,
                 ],
             ));
         }
@@ -599,6 +602,7 @@ impl<'a> TopicColumns<'a> {
         let is_same = !found.is_absent && row.properties == found.properties;
         let text = || serde_json::to_string(&row.properties).unwrap_or_else(|_| "null".to_owned());
         self.properties.push((!is_same).then(text));
+        self.oldest_at.push(signed(row.oldest_at.as_millis()));
     }
 }
 

@@ -33,6 +33,8 @@ pub(super) struct TopicRow {
     pub(super) written_at: Timestamp,
     pub(super) has_events: bool,
     pub(super) properties: Properties,
+    /// When what is right above the floor was recorded; the default where that is not known.
+    pub(super) oldest_at: Timestamp,
 }
 
 impl TopicRow {
@@ -53,6 +55,7 @@ impl TopicRow {
             written_at: now,
             has_events: false,
             properties: Properties::default(),
+            oldest_at: Timestamp::default(),
         }
     }
 
@@ -80,6 +83,7 @@ impl TopicRow {
             written_at: time(row.get(at + 10)),
             has_events: row.get(at + 11),
             properties,
+            oldest_at: time(row.get(at + 13)),
         })
     }
 
@@ -115,7 +119,7 @@ impl TopicRow {
             bytes: self.bytes,
             states: self.states,
             written_at: self.written_at,
-            oldest_at: Timestamp::default(),
+            oldest_at: self.oldest_at,
             properties: self.properties.clone(),
         }
     }

@@ -18,8 +18,13 @@ pub(crate) struct Migrations {
 }
 
 /// The journal's.
-pub(super) const JOURNAL: Migrations =
-    Migrations { part: "journal", steps: &[include_str!("migrations/0001_journal.sql")] };
+pub(super) const JOURNAL: Migrations = Migrations {
+    part: "journal",
+    steps: &[
+        include_str!("migrations/0001_journal.sql"),
+        include_str!("migrations/0002_oldest_at.sql"),
+    ],
+};
 
 /// Begins the advisory locks of migrations, so that other programs' locks are others.
 const LOCK: i32 = 0x7469_6469;

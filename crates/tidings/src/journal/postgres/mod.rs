@@ -22,8 +22,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Appended, Batch, Change, DeleteIf, Due, DueKind, Head, Journal, JournalError, JournalSettings,
-    Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
+    Appended, Batch, Change, DeleteIf, Due, DueKind, Found, Head, Journal, JournalError,
+    JournalSettings, Judged, Locate, Page, PageLimit, Retention, StateQuery, TopicInfo, TopicQuery,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -375,19 +375,18 @@ impl Journal for PostgresJournal {
         Ok(head)
     }
 
-    async fn due(
-        &self,
-        kind: DueKind,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Due>, JournalError> {
-        reading!(self.shared, on => {
-            reads::due(on, kind, now, limit, |error| self.shared.met(error))
-        })
+    async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due> {
+        let due = async || {
+            reading!(self.shared, on => {
+                reads::due(on, kind, now, limit, |error| self.shared.met(error))
+            })
+        };
+        due().await.into()
     }
 
-    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
-        reading!(self.shared, on => reads::topics(on, &query, |error| self.shared.met(error)))
+    async fn topics(&self, query: TopicQuery) -> Found<TopicInfo> {
+        let topics = async || reading!(self.shared, on => reads::topics(on, &query, |error| self.shared.met(error)));
+        topics().await.into()
     }
 
     fn failure(&self) -> Option<String> {

@@ -158,6 +158,9 @@ impl Staged {
                 self.log.push(stored);
             }
         }
+        if offset == row.floor.next() {
+            row.oldest_at = now;
+        }
         row.tail = offset.next();
         row.tail_fingerprint = fingerprint;
         row.written_at = now;

@@ -97,6 +97,7 @@ pub(super) struct Looked {
     bytes: u64,
     states: u64,
     written_at: Timestamp,
+    oldest_at: Timestamp,
     /// As they are stored, where the script tells them.
     pub(super) properties: Option<Vec<u8>>,
 }
@@ -121,6 +122,7 @@ impl Looked {
             bytes: answer.number()?,
             states: answer.number()?,
             written_at: Timestamp::from_millis(answer.number()?),
+            oldest_at: Timestamp::from_millis(answer.number()?),
             properties: answer.bytes()?,
         })
     }
@@ -142,7 +144,7 @@ impl Looked {
             bytes: self.bytes,
             states: self.states,
             written_at: self.written_at,
-            oldest_at: Timestamp::default(),
+            oldest_at: self.oldest_at,
             properties,
         })
     }

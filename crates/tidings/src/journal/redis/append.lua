@@ -170,6 +170,9 @@ for event = 1, tonumber(ARGV[9]) do
       h.events = h.events + 1
       h.bytes = h.bytes + #record
     end
+    if offset == h.floor + 1 then
+      h.oldest_at = now
+    end
     h.tail, h.print, h.written_at, h.has_events = offset + 1, print, now, 1
     if id then
       forget_ids(3)
@@ -206,7 +209,7 @@ if stored > 0 or h.closed ~= was_closed then
   end
   redis.call('HSET', base .. ':h', 'tail', h.tail, 'print', h.print, 'events', h.events,
     'bytes', h.bytes, 'states', h.states, 'written_at', h.written_at, 'has_events', h.has_events,
-    'closed', h.closed)
+    'closed', h.closed, 'oldest_at', h.oldest_at)
   count = redis.call('HINCRBY', group .. ':g', 'count', 1)
   announce(epoch, h)
 end

@@ -56,6 +56,27 @@ local function set(name, now, closes, properties, owner, must_be)
   return DONE
 end
 
+-- When what is right above the floor was recorded: an event, a mark or a state; 0 if nothing is.
+local function oldest_at()
+  local first = h.floor + 1
+  local entry = redis.call('XRANGE', base .. ':l', id_of(first), id_of(first))[1]
+  if entry then
+    return time_of(entry[2][2])
+  end
+  local mark = redis.call('ZRANGEBYSCORE', base .. ':m', first, first)[1]
+  if mark then
+    local _, _, at = struct.unpack(MARK, mark)
+    return at
+  end
+  local key = redis.call('ZRANGEBYSCORE', base .. ':p', first, first)[1]
+  local state = key and redis.call('HGET', base .. ':s', key)
+  if state then
+    local _, record = state_of(state)
+    return time_of(record)
+  end
+  return 0
+end
+
 local function trim(cutoff, events_max, bytes_max)
   local function is_old(at)
     return cutoff and at < cutoff
@@ -112,6 +133,11 @@ local function trim(cutoff, events_max, bytes_max)
     redis.call('HSET', base .. ':h', 'floor', h.floor, 'floor_print', h.floor_print,
       'events', h.events, 'bytes', h.bytes)
     counted()
+  end
+  local oldest = h.exists == 1 and oldest_at() or 0
+  if oldest ~= h.oldest_at then
+    h.oldest_at = oldest
+    redis.call('HSET', base .. ':h', 'oldest_at', oldest)
   end
   return result
 end

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     keys::GROUPS,
-    known::Known,
+    known::{Known, Said},
     layout::{Address, Layout, slot_of},
     link::{By, Failed, Link, refused},
     options::{Endpoint, RedisOptions},
@@ -116,6 +116,18 @@ impl Cluster {
         missing.map(|error| error.to_string())
     }
 
+    /// Why a group takes no changes.
+    pub(super) fn failure_of(&self, group: u32) -> Option<String> {
+        let map = match self.shared.open_map() {
+            Ok(map) => map,
+            Err(closed) => return Some(closed.to_string()),
+        };
+        let Some(link) = map.link(group) else {
+            return Some(self.shared.unavailable(no_master([group])).to_string());
+        };
+        link.failure().or_else(|| Some(self.shared.unavailable(map.down.as_ref()?).to_string()))
+    }
+
     pub(super) fn close(&self) {
         self.keeper.abort();
         self.shared.map.send_modify(|map| {
@@ -134,7 +146,7 @@ impl Cluster {
         script: Script,
         keys: &[String],
         fill: &(impl Fn(&mut Cmd) + Send + Sync),
-    ) -> Result<(Value, Arc<str>), JournalError> {
+    ) -> Result<(Value, Said), JournalError> {
         let mut again = self.again();
         loop {
             let map = self.shared.open_map()?;
@@ -146,24 +158,28 @@ impl Cluster {
                 },
                 None => self.shared.unavailable(no_master([by.group()])),
             };
-            again.wait(&map, by.group(), failed).await?;
+            let newer = again.newer(&map).await;
+            again.is_worth_it(newer.as_deref(), by.group(), failed)?;
         }
     }
 
     /// Sends commands that only read, each to the master that has its group, those of one together.
-    /// The answers are in the order of the commands.
+    /// One answer of each, in their order: a group without a master keeps nobody from the others.
     pub(super) async fn read_many(
         &self,
         commands: &[(u32, Cmd)],
-    ) -> Result<Vec<Value>, JournalError> {
+    ) -> Vec<Result<Value, JournalError>> {
         let mut again = self.again();
-        let mut values: Vec<Option<Value>> = vec![None; commands.len()];
+        let mut answers: Answers = vec![None; commands.len()];
         loop {
-            let map = self.shared.open_map()?;
-            let mut failed = None;
+            let map = match self.shared.open_map() {
+                Ok(map) => map,
+                Err(closed) => break fill(answers, &closed),
+            };
+            let mut elsewhere = Vec::new();
             let mut by_master: BTreeMap<usize, (&Link, Vec<usize>)> = BTreeMap::new();
             for (place, (group, _)) in commands.iter().enumerate() {
-                if values.get(place).is_some_and(Option::is_some) {
+                if answers.get(place).is_some_and(Option::is_some) {
                     continue;
                 }
                 match map.link(*group) {
@@ -171,7 +187,7 @@ impl Cluster {
                         let of_link = by_master.entry(Arc::as_ptr(link).addr());
                         of_link.or_insert_with(|| (link, Vec::new())).1.push(place);
                     }
-                    None => failed = Some((*group, self.shared.unavailable(no_master([*group])))),
+                    None => elsewhere.push((place, self.shared.unavailable(no_master([*group])))),
                 }
             }
             let reads = by_master.into_values().map(async |(link, places)| {
@@ -179,27 +195,36 @@ impl Cluster {
                 for (_, command) in places.iter().filter_map(|place| commands.get(*place)) {
                     pipe.add_command(command.clone());
                 }
-                Ok::<_, JournalError>((link.read_many(&pipe).await?, places))
+                (link.read_many(&pipe).await, places)
             });
-            for read in join_all(reads).await {
-                let (answers, places) = read?;
-                for (place, answer) in places.into_iter().zip(answers) {
-                    match answer {
-                        Ok(value) => {
-                            if let Some(slot) = values.get_mut(place) {
-                                *slot = Some(value);
+            for (read, places) in join_all(reads).await {
+                match read {
+                    Ok(values) => {
+                        for (place, value) in places.into_iter().zip(values) {
+                            match value {
+                                Ok(value) => put(&mut answers, place, Ok(value)),
+                                Err(error) => elsewhere.push((place, error)),
                             }
                         }
-                        Err(error) => {
-                            failed = commands.get(place).map(|(group, _)| (*group, error));
+                    }
+                    Err(error) => {
+                        for place in places {
+                            put(&mut answers, place, Err(error.clone()));
                         }
                     }
                 }
             }
-            let Some((group, error)) = failed else { break };
-            again.wait(&map, group, error).await?;
+            if elsewhere.is_empty() {
+                break fill(answers, &super::answer::unexpected());
+            }
+            let newer = again.newer(&map).await;
+            for (place, error) in elsewhere {
+                let Some((group, _)) = commands.get(place) else { continue };
+                if let Err(error) = again.is_worth_it(newer.as_deref(), *group, error) {
+                    put(&mut answers, place, Err(error));
+                }
+            }
         }
-        values.into_iter().map(|value| value.ok_or_else(super::answer::unexpected)).collect()
     }
 
     fn again(&self) -> Again<'_> {
@@ -222,31 +247,54 @@ struct Again<'a> {
 }
 
 impl Again<'_> {
-    /// Waits for a newer map than the one by which something failed. Fails with that if there is
-    /// none in time, or if nobody has the group or serves it by that either: then waiting on is for
-    /// who asked.
-    async fn wait(
-        &mut self,
-        map: &Map,
-        group: u32,
-        failed: JournalError,
-    ) -> Result<(), JournalError> {
+    /// Waits for a newer map than the one by which something failed; `None` if there is none in
+    /// time.
+    async fn newer(&mut self, map: &Map) -> Option<Arc<Map>> {
         let mut maps = self.shared.map.subscribe();
         self.shared.wanted.notify_one();
         let pause = self.pause;
         let newer = async {
             sleep(pause).await;
-            let newer = maps.wait_for(|newer| newer.looks > map.looks).await;
             // Its sender lives as long as this.
-            newer.map(|newer| (newer.down.is_none(), newer.link(group).is_some()))
+            maps.wait_for(|newer| newer.looks > map.looks)
+                .await
+                .ok()
+                .map(|newer| Arc::clone(&newer))
         };
         self.pause = (self.pause * 2).min(AGAIN_MAX);
-        match timeout_at(self.until, newer).await {
-            Ok(Ok((true, true))) => Ok(()),
-            Ok(Ok((_, false))) => Err(self.shared.unavailable(no_master([group]))),
-            Ok(Ok((false, true)) | Err(_)) | Err(_) => Err(failed),
+        timeout_at(self.until, newer).await.ok().flatten()
+    }
+
+    /// Whether a group is to be asked for again by the newer map. Fails with what failed if there is
+    /// none, or if nobody has the group or serves it by that either: then waiting on is for who
+    /// asked.
+    fn is_worth_it(
+        &self,
+        newer: Option<&Map>,
+        group: u32,
+        failed: JournalError,
+    ) -> Result<(), JournalError> {
+        match newer {
+            Some(newer) if newer.link(group).is_none() => {
+                Err(self.shared.unavailable(no_master([group])))
+            }
+            Some(newer) if newer.down.is_none() => Ok(()),
+            Some(_) | None => Err(failed),
         }
     }
+}
+
+type Answers = Vec<Option<Result<Value, JournalError>>>;
+
+fn put(answers: &mut Answers, place: usize, answer: Result<Value, JournalError>) {
+    if let Some(slot) = answers.get_mut(place) {
+        *slot = Some(answer);
+    }
+}
+
+/// The answers, and the same error where there is none.
+fn fill(answers: Answers, error: &JournalError) -> Vec<Result<Value, JournalError>> {
+    answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(error.clone()))).collect()
 }
 
 impl Map {

@@ -18,7 +18,7 @@ end
 local NOT_LOOKED_AT = redis.error_reply('ADOPT nobody looked at this server yet')
 
 local FIELDS = { 'tail', 'print', 'floor', 'floor_print', 'events', 'bytes', 'states', 'written_at',
-  'has_events', 'closed', 'incarnation', 'properties', 'owner' }
+  'has_events', 'closed', 'incarnation', 'oldest_at', 'properties', 'owner' }
 
 -- The head of a topic: numbers, and `properties` and `owner`, which are false where there are none.
 local function head_of(topic)
@@ -26,10 +26,11 @@ local function head_of(topic)
   if not h[1] then
     local deletions = redis.call('HGET', group .. ':x', slot)
     return { exists = 0, tail = 1, print = 0, floor = 0, floor_print = 0, events = 0, bytes = 0,
-      states = 0, written_at = 0, has_events = 0, closed = 0,
+      states = 0, written_at = 0, has_events = 0, closed = 0, oldest_at = 0,
       incarnation = tonumber(deletions or 0), properties = false, owner = false }
   end
-  local head = { exists = 1, properties = h[12], owner = h[13] }
+  -- Topics of earlier versions do not say how old they are.
+  local head = { exists = 1, oldest_at = tonumber(h[12] or 0), properties = h[13], owner = h[14] }
   for at = 1, 11 do
     head[FIELDS[at]] = tonumber(h[at])
   end
@@ -39,7 +40,7 @@ end
 -- A head as scripts answer it.
 local function answer_of(epoch, count, h)
   return { epoch, count, h.exists, h.incarnation, h.closed, h.tail, h.print, h.floor, h.floor_print,
-    h.events, h.bytes, h.states, h.written_at, h.properties }
+    h.events, h.bytes, h.states, h.written_at, h.oldest_at, h.properties }
 end
 
 -- What is stored as a record begins with its fingerprint, and has its time at the seventh byte.

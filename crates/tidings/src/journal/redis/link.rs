@@ -25,7 +25,7 @@ use tokio::{
 use super::{
     answer::Answer,
     keys::{GROUPS, Keys},
-    known::Known,
+    known::{Known, Said},
     options::{Endpoint, RedisOptions},
     script::Script,
     server::Server,
@@ -197,19 +197,20 @@ impl Link {
         self.keeper.abort();
     }
 
-    /// Runs a script: the keys, then the run of the server, then what `fill` adds. Answers with the
-    /// run that did it.
+    /// Runs a script: the keys, then the run of the server, then what `fill` adds. Says whose the
+    /// answer is.
     pub(super) async fn call(
         &self,
         by: By,
         script: Script,
         keys: &[String],
         fill: &(impl Fn(&mut Cmd) + Send + Sync),
-    ) -> Result<(Value, Arc<str>), Failed> {
+    ) -> Result<(Value, Said), Failed> {
         let mut second_try = false;
         loop {
             let live = self.shared.live().map_err(|error| self.shared.gone(error))?;
             let looks = self.shared.looks.load(Ordering::SeqCst);
+            let asked = self.shared.known.now();
             let mut cmd = live.script(script)?;
             cmd.arg(keys.len()).arg(keys).arg(&*live.run);
             fill(&mut cmd);
@@ -223,7 +224,7 @@ impl Link {
                     if !self.shared.is_current(&live) {
                         return Err(self.shared.no_answer().into());
                     }
-                    return Ok((value, Arc::clone(&live.run)));
+                    return Ok((value, Said { run: Arc::clone(&live.run), asked }));
                 }
                 Err(error) => error,
             };
@@ -451,7 +452,7 @@ impl Shared {
 
     async fn connect(&self) -> Result<Arc<Live>, JournalError> {
         let options = &self.options;
-        let client = self.bounded(self.endpoint.client()).await?;
+        let client = self.bounded(self.endpoint.client()).await.map_err(|e| refused(&e))?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(options.connect_timeout))
             .set_response_timeout(None)
@@ -596,12 +597,19 @@ fn is_elsewhere(error: &RedisError) -> bool {
     matches!(error.code(), Some("MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN"))
 }
 
-/// A server that refuses our credentials will go on to.
+/// A server that refuses our credentials will go on to, and so will one that cannot prove who it is.
 pub(super) fn refused(error: &JournalError) -> JournalError {
     let message = error.to_string();
     let says = |code: &str| message.contains(code);
     if says("NOAUTH") || says("WRONGPASS") || says("NOPERM") || says("uthentication failed") {
         return JournalError::Broken(format!("{message}: set user and password in its URL"));
+    }
+    if says("invalid peer certificate") {
+        return JournalError::Broken(format!(
+            "{message}: it must have a certificate for the name or address that it is found by (in \
+             the URL; as Sentinel calls it; as a node of a cluster announces itself, see \
+             cluster-announce-hostname), of an authority that is trusted"
+        ));
     }
     error.clone()
 }

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use redis::{Cmd, Value};
 
 use super::{
-    answer::Answer,
     cluster::Cluster,
     keys::Keys,
-    known::Known,
+    known::{Known, Said},
     link::{By, Failed, Link},
     options::{Endpoint, RedisOptions},
     script::Script,
@@ -64,6 +63,14 @@ impl Links {
         }
     }
 
+    /// Why a group takes no changes.
+    pub(super) fn failure_of(&self, group: u32) -> Option<String> {
+        match &self.servers {
+            Servers::One(link) => link.failure(),
+            Servers::Cluster(cluster) => cluster.failure_of(group),
+        }
+    }
+
     pub(super) fn close(&self) {
         match &self.servers {
             Servers::One(link) => link.close(),
@@ -72,14 +79,14 @@ impl Links {
     }
 
     /// Runs a script: the keys, all of one group, then the run of the server, then what `fill` adds.
-    /// Answers with the run that did it.
+    /// Says whose the answer is.
     pub(super) async fn call(
         &self,
         by: By,
         script: Script,
         keys: &[String],
         fill: impl Fn(&mut Cmd) + Send + Sync,
-    ) -> Result<(Value, Arc<str>), JournalError> {
+    ) -> Result<(Value, Said), JournalError> {
         match &self.servers {
             Servers::One(link) => link.call(by, script, keys, &fill).await.map_err(|failed| {
                 let (Failed::Elsewhere(error) | Failed::Error(error)) = failed;
@@ -89,26 +96,26 @@ impl Links {
         }
     }
 
-    /// Sends commands that only read, each of a group, together.
+    /// Sends commands that only read, each of a group, together. One answer of each, in their order.
     pub(super) async fn read_many(
         &self,
-        commands: Vec<(u32, Cmd)>,
-    ) -> Result<Answer, JournalError> {
-        let values = match &self.servers {
+        commands: &[(u32, Cmd)],
+    ) -> Vec<Result<Value, JournalError>> {
+        match &self.servers {
             Servers::One(link) => {
                 let mut pipe = redis::pipe();
                 for (_, command) in commands {
-                    pipe.add_command(command);
+                    pipe.add_command(command.clone());
                 }
-                link.read_many(&pipe).await?.into_iter().collect::<Result<_, _>>()?
+                let answers = link.read_many(&pipe).await;
+                answers.unwrap_or_else(|error| vec![Err(error); commands.len()])
             }
-            Servers::Cluster(cluster) => cluster.read_many(&commands).await?,
-        };
-        Answer::of(Value::Array(values))
+            Servers::Cluster(cluster) => cluster.read_many(commands).await,
+        }
     }
 
-    /// Notes what a script said of a group, in the run that did it.
-    pub(super) fn note(&self, group: u32, epoch: Epoch, count: u64, run: &Arc<str>) {
-        self.known.note(group, epoch, count, run);
+    /// Notes what a script said of a group.
+    pub(super) fn note(&self, group: u32, epoch: Epoch, count: u64, said: &Said) {
+        self.known.note(group, epoch, count, said);
     }
 }

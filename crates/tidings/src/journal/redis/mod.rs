@@ -13,14 +13,15 @@ use self::{
     answer::{Answer, Looked},
     append::{Answered, Packed},
     keys::{GROUPS, deletions_field, group_of, name},
+    known::Said,
     link::By,
     links::Links,
     script::Script,
 };
 use super::{
-    Appended, Batch, Change, DeleteIf, Due, DueKind, Durability, Head, Journal, JournalError,
-    JournalSettings, Judged, Locate, Page, PageLimit, Refusal, Retention, StateQuery, TopicInfo,
-    TopicQuery, page::Paging,
+    Appended, Batch, Change, DeleteIf, Due, DueKind, Durability, Found, Head, Journal,
+    JournalError, JournalSettings, Judged, Locate, Page, PageLimit, Refusal, Retention, StateQuery,
+    TopicInfo, TopicQuery, page::Paging,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -91,15 +92,15 @@ impl RedisJournal {
         by: By,
         script: Script,
         fill: impl Fn(&mut redis::Cmd) + Send + Sync,
-    ) -> Result<(Answer, Arc<str>), JournalError> {
+    ) -> Result<(Answer, Said), JournalError> {
         let keys = [self.links.keys().topic(topic)];
         let field = deletions_field(topic);
         let answer = self.links.call(by, script, &keys, |cmd| {
             cmd.arg(&field);
             fill(cmd);
         });
-        let (answer, run) = answer.await?;
-        Ok((Answer::of(answer)?, run))
+        let (answer, said) = answer.await?;
+        Ok((Answer::of(answer)?, said))
     }
 
     /// Reads the head of a topic, and notes what it says of the topic's group.
@@ -107,10 +108,10 @@ impl RedisJournal {
         &self,
         topic: &TopicKey,
         answer: &mut Answer,
-        run: &Arc<str>,
+        said: &Said,
     ) -> Result<Looked, JournalError> {
         let looked = Looked::read(answer)?;
-        self.links.note(group_of(topic), looked.group_epoch, looked.count, run);
+        self.links.note(group_of(topic), looked.group_epoch, looked.count, said);
         Ok(looked)
     }
 
@@ -118,8 +119,8 @@ impl RedisJournal {
     async fn seen(&self, topic: &TopicKey) -> Result<Looked, JournalError> {
         let describe = |cmd: &mut redis::Cmd| _ = cmd.arg("describe").arg(deletions_field(topic));
         let by = By::Reading(group_of(topic));
-        let (mut answer, run) = self.call(topic, by, Script::Look, describe).await?;
-        self.looked(topic, &mut answer, &run)
+        let (mut answer, said) = self.call(topic, by, Script::Look, describe).await?;
+        self.looked(topic, &mut answer, &said)
     }
 
     async fn page(
@@ -133,8 +134,8 @@ impl RedisJournal {
             cmd.arg(what).arg(after.0).arg(until.0).arg(prefix);
             cmd.arg(limit.events).arg(limit.bytes);
         });
-        let (mut answer, run) = answer.await?;
-        let head = self.looked(topic, &mut answer, &run)?.head;
+        let (mut answer, said) = answer.await?;
+        let head = self.looked(topic, &mut answer, &said)?.head;
         let (at_after, at_until) = (answer.print_if_known()?, answer.print_if_known()?);
         let mut paging = Paging::new(*limit);
         for event in append::events(topic, answer.list()?)? {
@@ -152,8 +153,9 @@ impl RedisJournal {
         fill: impl Fn(&mut redis::Cmd) + Send + Sync,
     ) -> Result<(Looked, Changed), JournalError> {
         let group = group_of(topic);
-        let (mut answer, run) = self.call(topic, By::Changing(group), Script::Change, fill).await?;
-        let looked = self.looked(topic, &mut answer, &run)?;
+        let (mut answer, said) =
+            self.call(topic, By::Changing(group), Script::Change, fill).await?;
+        let looked = self.looked(topic, &mut answer, &said)?;
         let changed = match answer.number()? {
             0 => Changed::Done,
             1 => Changed::Refused(Refusal::NotOwner),
@@ -186,10 +188,10 @@ impl Journal for RedisJournal {
             let packed = Packed::new(topic, &batch, now)?;
             let fill = |cmd: &mut redis::Cmd| packed.fill(cmd, &self.settings);
             let by = By::Changing(group);
-            let (answer, run) = self.links.call(by, Script::Append, &keys, fill).await?;
+            let (answer, said) = self.links.call(by, Script::Append, &keys, fill).await?;
             match packed.read(answer, &self.settings)? {
                 Answered::Done(looked, appended) => {
-                    self.links.note(group, looked.group_epoch, looked.count, &run);
+                    self.links.note(group, looked.group_epoch, looked.count, &said);
                     return Ok(appended);
                 }
                 // Others, whose clocks are ahead of ours, may go on meanwhile: some way ahead of them.
@@ -221,7 +223,7 @@ impl Journal for RedisJournal {
         self.seen(topic).await?.info(topic.clone())
     }
 
-    async fn describe_all(&self, topics: &[TopicKey]) -> Result<Vec<TopicInfo>, JournalError> {
+    async fn describe_all(&self, topics: &[TopicKey]) -> Vec<Result<TopicInfo, JournalError>> {
         indexes::describe(&self.links, topics).await
     }
 
@@ -237,8 +239,8 @@ impl Journal for RedisJournal {
                     Locate::Latest(_) => cmd.arg("latest").arg(before).arg(left),
                 };
             });
-            let (mut answer, run) = answer.await?;
-            self.looked(topic, &mut answer, &run)?;
+            let (mut answer, said) = answer.await?;
+            self.looked(topic, &mut answer, &said)?;
             let offset = answer.offset()?;
             left = answer.number()?;
             if left == 0 {
@@ -325,21 +327,20 @@ impl Journal for RedisJournal {
         head.ok_or_else(answer::unexpected)
     }
 
-    async fn due(
-        &self,
-        kind: DueKind,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<Due>, JournalError> {
+    async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due> {
         indexes::due(&self.links, kind, now, limit).await
     }
 
-    async fn topics(&self, query: TopicQuery) -> Result<Vec<TopicInfo>, JournalError> {
+    async fn topics(&self, query: TopicQuery) -> Found<TopicInfo> {
         indexes::topics(&self.links, query).await
     }
 
     fn failure(&self) -> Option<String> {
         self.links.failure()
+    }
+
+    fn failure_of(&self, topic: &TopicKey) -> Option<String> {
+        self.links.failure_of(group_of(topic))
     }
 
     fn durability(&self, topic: &TopicKey) -> Durability {
