@@ -464,9 +464,10 @@ impl Tally {
         self.is_recording.set(true);
     }
 
-    /// How late the load generator was, while it was recorded.
-    pub(crate) fn lateness(&self) -> Delays {
-        Delays::of(self.late.take())
+    /// How late the load generator was while it was recorded, unless all had to wait for answers.
+    pub(crate) fn sent_late(&self) -> Option<Figure> {
+        let late = Some(self.late.take()).filter(|late| !late.is_empty());
+        late.map(|late| Figure::new("sent late, p99", Unit::Ms, Delays::of(late).ms(990)))
     }
 
     /// The delays recorded.

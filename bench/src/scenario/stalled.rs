@@ -83,7 +83,7 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
             Unit::KiB,
             (rss - calm_rss).max(0.0) / 1024.0 / load.n as f64,
         ),
-        Figure::new("sent late, p99", Unit::Ms, tally.lateness().ms(990)),
     ]);
+    figures.extend(tally.sent_late());
     figures
 }

@@ -13,7 +13,7 @@ use tokio::{task::spawn_local, time::Instant};
 use super::{DATA_BYTES, Load, Process, Watch, create};
 use crate::{
     client::{Form, From, Reader, Repeating, Tally, due},
-    figure::{Figure, Unit},
+    figure::Figure,
     server::{Kind, Server, Setup},
 };
 
@@ -81,6 +81,6 @@ pub(super) async fn run(
     readers.iter().for_each(tokio::task::JoinHandle::abort);
     let mut figures = spent.figures("tokens", delivered);
     figures.extend(delays.figures());
-    figures.push(Figure::new("sent late, p99", Unit::Ms, tally.lateness().ms(990)));
+    figures.extend(tally.sent_late());
     figures
 }
