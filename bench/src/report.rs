@@ -207,6 +207,9 @@ pub(crate) fn print(scenario: &Scenario, load: usize, measured: &[Measured], run
     for Row { bar, figure, range, verdict, .. } in &run.rows {
         println!("  {bar:<34} {figure:>16}   {verdict}   {range}");
     }
+    for (name, what) in &run.versions {
+        println!("  {name}: {what}");
+    }
     if run.others > 0.1 {
         println!("  others used {:.1} processors meanwhile", run.others);
     }
