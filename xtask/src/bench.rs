@@ -65,7 +65,7 @@ fn scenarios(arguments: &[&str]) -> Result<(), String> {
 fn page() -> Result<(), String> {
     let mut write = Command::new(target().join("debug/tidings-bench"));
     write.arg("--page").current_dir(root());
-    run_all([suite::cargo("build --workspace --locked"), write])
+    run_all([suite::build(), write])
 }
 
 fn micro(filters: &[&str]) -> Result<(), String> {
@@ -251,7 +251,7 @@ fn builds(arguments: &[&str]) -> Result<(), String> {
         arguments.iter().partition(|argument| argument.starts_with("--"));
     if names == ["dev"] {
         let bench = target().join("debug/tidings-bench");
-        run_all([suite::cargo("build --workspace --locked")])?;
+        run_all([suite::build()])?;
         return compare(&DEV, &bench, &["--short"]);
     }
     let chosen = chosen(&names)?;
