@@ -1,8 +1,12 @@
 //! The load generator's connections: one thread, no allocation for a delivery.
 //!
 //! The rule: what is measured is the server. Requests are prepared bytes in which only the time of
-//! sending is written anew; answers are searched for a mark and not parsed; one buffer serves all
-//! readers.
+//! sending and the events' numbers are written anew; answers are searched for a mark and not parsed;
+//! one buffer serves all readers.
+//!
+//! Each event has its number in its topic, from 1 on, in its data, which every server hands on as it
+//! came. A reader that gets another than the next one fails the run: one that is doubled does not
+//! make up for one that is lost.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,18 +24,26 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     sync::Notify,
     task::{JoinHandle, spawn_local},
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
+
+use crate::figure::{Figure, Unit};
 
 /// How every event of the load begins.
 pub(crate) const TOPIC: &[u8] = b"{\"topic\":\"bench/";
 /// What tells a reader that it has everything there was.
 pub(crate) const CAUGHT_UP: &str = "tidings.caught_up";
-/// What occurs once in each event: the time of sending, sixteen digits, follows it.
-const SENT: &[u8] = b"\"sent\":";
+/// What occurs once in each event: the time of sending, sixteen digits, a space and the event's
+/// number follow it.
+const SENT: &[u8] = b"\"sent\":\"";
 const DIGITS: usize = 16;
+const NUMBER_DIGITS: usize = 10;
+/// What follows the mark.
+const STAMP: usize = DIGITS + 1 + NUMBER_DIGITS;
 /// What begins an event's own id, of as many digits.
 const ID: &[u8] = b"\"id\":\"";
+/// What the hub says of an event that it did not take, in an answer that is a success for others.
+const REFUSED: &[u8] = b"\"error\":{";
 /// Makes every time, and every id, sixteen digits long.
 const TIME_BASE: u64 = 1_000_000_000_000_000;
 /// Longest wait for anything: past it something is wrong.
@@ -48,8 +60,27 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 256 * 1024]);
 }
 
+/// A moment, in nanoseconds since the clock began.
+fn nanos(at: Instant) -> u64 {
+    u64::try_from(at.saturating_duration_since(*BEGAN).as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn now() -> u64 {
-    u64::try_from(BEGAN.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    nanos(Instant::now())
+}
+
+/// Waits until something is due, and gives the nanoseconds that it counts from. What had to wait for
+/// the answer to the one before is late because of the server, and counts from when it was due. What
+/// only a timer of the load generator made late counts from now, and how late it was is recorded.
+pub(crate) async fn due(at: Instant, tally: &Tally) -> u64 {
+    if at <= Instant::now() {
+        return nanos(at);
+    }
+    sleep_until(at).await;
+    if tally.is_recording.get() {
+        tally.late.borrow_mut().push(micros(at));
+    }
+    now()
 }
 
 /// What a server's clients say.
@@ -83,8 +114,9 @@ pub(crate) enum From<'a> {
 }
 
 fn data(bytes: usize) -> String {
-    let pad = "x".repeat(bytes.saturating_sub(SENT.len() + DIGITS + 11));
-    format!(r#"{{"sent":{TIME_BASE},"pad":"{pad}"}}"#)
+    let number = 0;
+    let whole = |pad: &str| format!(r#"{{"sent":"{TIME_BASE} {number:010}","pad":"{pad}"}}"#);
+    whole(&"x".repeat(bytes.saturating_sub(whole("").len())))
 }
 
 impl Target {
@@ -196,20 +228,30 @@ impl Target {
     }
 }
 
-/// A request as bytes, in which the times of sending, and the ids if there are any, are written anew.
+/// A request as bytes, in which the times of sending, the events' numbers, and the ids if there are
+/// any, are written anew. All its events are of one topic where anybody reads them.
 #[derive(Debug)]
 pub(crate) struct Request {
     bytes: Vec<u8>,
-    times: Vec<usize>,
+    /// Where each event's time begins.
+    stamps: Vec<usize>,
     ids: Vec<usize>,
+    /// The number of the event that was written last.
+    last: u64,
 }
 
 impl Request {
     fn new(text: String) -> Self {
         let bytes = text.into_bytes();
-        let times = SENT_FINDER.find_iter(&bytes).map(|at| at + SENT.len()).collect();
+        let stamps = SENT_FINDER.find_iter(&bytes).map(|at| at + SENT.len()).collect();
         let ids = memmem::find_iter(&bytes, ID).map(|at| at + ID.len()).collect();
-        Self { bytes, times, ids }
+        Self { bytes, stamps, ids, last: 0 }
+    }
+
+    /// The same, for a topic that has so many events already.
+    pub(crate) const fn after(mut self, events: u64) -> Self {
+        self.last = events;
+        self
     }
 
     /// The request, sent now.
@@ -218,9 +260,12 @@ impl Request {
     }
 
     /// The request, as if it was sent so many nanoseconds after the clock began.
-    fn stamped_at(&mut self, at: u64) -> &[u8] {
-        for place in &self.times {
-            write_digits(&mut self.bytes[*place + 1..*place + DIGITS], at);
+    pub(crate) fn stamped_at(&mut self, at: u64) -> &[u8] {
+        for place in &self.stamps {
+            self.last += 1;
+            let (time, number) = self.bytes[*place..*place + STAMP].split_at_mut(DIGITS);
+            write_digits(&mut time[1..], at);
+            write_digits(&mut number[1..], self.last);
         }
         for place in &self.ids {
             let id = LAST_ID.get() + 1;
@@ -229,15 +274,6 @@ impl Request {
         }
         &self.bytes
     }
-
-    /// The request as it was due, if it is late by more than a timer's coarseness: what waited for
-    /// the answer before it has waited from when it was due.
-    pub(crate) fn stamped_due(&mut self, due: Instant) -> &[u8] {
-        let late = due.elapsed();
-        let forgiven = late < Duration::from_millis(2);
-        let at = now() - if forgiven { 0 } else { u64::try_from(late.as_nanos()).unwrap_or(0) };
-        self.stamped_at(at)
-    }
 }
 
 fn write_digits(place: &mut [u8], mut number: u64) {
@@ -245,6 +281,28 @@ fn write_digits(place: &mut [u8], mut number: u64) {
         *digit = b'0' + (number % 10) as u8;
         number /= 10;
     }
+}
+
+/// An event's number as it is written.
+fn number(number: u64) -> [u8; NUMBER_DIGITS] {
+    let mut digits = [b'0'; NUMBER_DIGITS];
+    write_digits(&mut digits, number);
+    digits
+}
+
+/// Makes digits those of the next number.
+fn increment(digits: &mut [u8]) {
+    for digit in digits.iter_mut().rev() {
+        if *digit != b'9' {
+            *digit += 1;
+            return;
+        }
+        *digit = b'0';
+    }
+}
+
+fn read_digits(digits: &[u8]) -> u64 {
+    digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit.wrapping_sub(b'0')))
 }
 
 /// A connection that asks and is answered.
@@ -259,7 +317,7 @@ impl Publisher {
         Self { stream: target.connect(0).await, answer: Vec::with_capacity(4096) }
     }
 
-    /// Sends a request and returns the body of its answer, which must be a success.
+    /// Sends a request and returns the body of its answer, which must be a success of all of it.
     pub(crate) async fn ask(&mut self, request: &[u8]) -> &[u8] {
         self.stream.write_all(request).await.unwrap();
         self.answer.clear();
@@ -270,7 +328,9 @@ impl Publisher {
             }
         };
         let status = self.answer.get(9..10);
-        assert_eq!(status, Some(&b"2"[..]), "{}", String::from_utf8_lossy(&self.answer));
+        let is_whole = memmem::find(&self.answer, REFUSED).is_none();
+        let is_success = status == Some(&b"2"[..]) && is_whole;
+        assert!(is_success, "{}", String::from_utf8_lossy(&self.answer));
         self.answer.get(body..).unwrap_or_default()
     }
 
@@ -328,9 +388,9 @@ impl Repeating {
         Self { publisher, event, form }
     }
 
-    /// Publishes once, as if it was when it was due.
-    pub(crate) async fn publish(&mut self, due: Instant) {
-        let bytes = self.event.stamped_due(due);
+    /// Publishes once, as if it was so many nanoseconds after the clock began.
+    pub(crate) async fn publish(&mut self, at: u64) {
+        let bytes = self.event.stamped_at(at);
         match self.form {
             Form::Requests => drop(self.publisher.ask(bytes).await),
             Form::Lines => self.publisher.tell(bytes).await,
@@ -373,7 +433,11 @@ pub(crate) struct Tally {
     reached: Notify,
     /// From publishing to reading, in microseconds, while recording.
     delays: RefCell<Vec<u32>>,
+    /// How late the load generator was with what was due, in microseconds, while recording.
+    late: RefCell<Vec<u32>>,
     is_recording: Cell<bool>,
+    /// The first event that was not the next one.
+    wrong: RefCell<Option<String>>,
 }
 
 impl Tally {
@@ -388,19 +452,40 @@ impl Tally {
     /// Waits until so many events have come.
     pub(crate) async fn reach(&self, events: u64) {
         let waiting = async {
-            while self.events.get() < events {
+            while self.events.get() < events && self.wrong.borrow().is_none() {
                 self.awaited.set(events);
                 self.reached.notified().await;
             }
         };
         let in_time = timeout(WAIT_MAX, waiting).await;
+        let wrong = self.wrong.borrow().clone();
+        assert!(wrong.is_none(), "{}", wrong.unwrap_or_default());
         assert!(in_time.is_ok(), "{} of {events} events came", self.events.get());
+    }
+
+    /// Waits until so many events have come, which are all there are.
+    pub(crate) async fn reach_all(&self, events: u64) {
+        self.reach(events).await;
+        assert_eq!(self.events(), events, "events came that were not published");
+    }
+
+    /// Whoever waits is told that an event came where another was due.
+    fn fail(&self, wrong: &str) {
+        self.wrong.borrow_mut().get_or_insert_with(|| wrong.to_owned());
+        self.reached.notify_one();
     }
 
     /// Forgets the delays so far and records those to come.
     pub(crate) fn record(&self) {
         self.delays.borrow_mut().clear();
+        self.late.borrow_mut().clear();
         self.is_recording.set(true);
+    }
+
+    /// How late the load generator was while it was recorded, unless all had to wait for answers.
+    pub(crate) fn sent_late(&self) -> Option<Figure> {
+        let late = Some(self.late.take()).filter(|late| !late.is_empty());
+        late.map(|late| Figure::new("sent late, p99", Unit::Ms, Delays::of(late).ms(990)))
     }
 
     /// The delays recorded.
@@ -433,6 +518,11 @@ impl Delays {
         let place = (self.0.len() * permille / 1000).min(self.0.len().saturating_sub(1));
         self.0.get(place).map_or(f64::NAN, |micros| f64::from(*micros) / 1000.0)
     }
+
+    pub(crate) fn figures(&self) -> [Figure; 2] {
+        let of = |name, permille| Figure::new(name, Unit::Ms, self.ms(permille));
+        [of("p50", 500), of("p99", 990)]
+    }
 }
 
 /// Microseconds since then.
@@ -446,6 +536,9 @@ pub(crate) struct Reader<S> {
     stream: S,
     /// The end of what was read, which may be the beginning of a mark.
     rest: Vec<u8>,
+    /// The number of the event that is to come next, as it will be written: comparing costs less
+    /// than reading each.
+    next: [u8; NUMBER_DIGITS],
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Reader<S> {
@@ -453,7 +546,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<S> {
     pub(crate) async fn open(mut stream: S, request: &str, ready: Option<&[u8]>) -> Self {
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.flush().await.unwrap();
-        let mut reader = Self { stream, rest: Vec::with_capacity(SENT.len() + DIGITS) };
+        let mut reader =
+            Self { stream, rest: Vec::with_capacity(SENT.len() + STAMP), next: number(1) };
         if let Some(ready) = ready {
             let waiting = timeout(WAIT_MAX, reader.until(ready));
             assert!(waiting.await.is_ok_and(|read| read.is_ok()), "a reader was not served");
@@ -474,24 +568,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<S> {
         Ok(())
     }
 
-    /// Counts events until so many have come, or for ever.
+    /// The same, for a reader that has so many events of its topic already.
+    pub(crate) fn after(mut self, events: u64) -> Self {
+        self.next = number(events + 1);
+        self
+    }
+
+    /// Counts events until so many have come, or for ever. Each must be the next of its topic.
     pub(crate) async fn count(&mut self, tally: &Tally, events: u64) -> io::Result<()> {
         let mut seen = 0;
         while seen < events {
-            let mut found = 0;
+            let (mut found, mut next, mut wrong) = (0, self.next, None);
             self.read(|bytes| {
                 let now = now();
                 let mut after = 0;
                 for at in SENT_FINDER.find_iter(bytes) {
-                    let Some(digits) = bytes.get(at + SENT.len()..at + SENT.len() + DIGITS) else {
-                        break;
-                    };
+                    let begin = at + SENT.len();
+                    let Some(stamp) = bytes.get(begin..begin + STAMP) else { break };
+                    let (sent, came) = stamp.split_at(DIGITS);
+                    if came[1..] != next {
+                        wrong.get_or_insert((read_digits(&came[1..]), read_digits(&next)));
+                    }
+                    increment(&mut next);
                     found += 1;
-                    after = at + SENT.len() + DIGITS;
+                    after = begin + STAMP;
                     if tally.is_recording.get() {
-                        let sent = digits.iter().skip(1);
-                        let sent = sent.fold(0, |n, digit| n * 10 + u64::from(digit - b'0'));
-                        let delay = now.saturating_sub(sent) / 1000;
+                        let delay = now.saturating_sub(read_digits(&sent[1..])) / 1000;
                         let delay = u32::try_from(delay).unwrap_or(u32::MAX);
                         tally.delays.borrow_mut().push(delay);
                     }
@@ -499,6 +601,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<S> {
                 after
             })
             .await?;
+            if let Some((number, due)) = wrong {
+                let wrong = format!("a reader was given event {number} where {due} was due");
+                tally.fail(&wrong);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
+            }
+            self.next = next;
             seen += found;
             if found > 0 {
                 tally.came(found);
@@ -509,7 +617,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<S> {
 
     /// Reads what has come and has it looked at; up to where it needs not be looked at again.
     async fn read(&mut self, mut look: impl FnMut(&[u8]) -> usize) -> io::Result<()> {
-        let Self { stream, rest } = self;
+        let Self { stream, rest, .. } = self;
         std::future::poll_fn(|context| {
             BUFFER.with_borrow_mut(|buffer| {
                 let held = rest.len();
@@ -524,7 +632,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Reader<S> {
                 let filled = &buffer[..held + count];
                 let looked = look(filled);
                 // At most one mark and its digits, less a byte, can be cut by the end.
-                let keep = looked.max(filled.len().saturating_sub(SENT.len() + DIGITS - 1));
+                let keep = looked.max(filled.len().saturating_sub(SENT.len() + STAMP - 1));
                 rest.clear();
                 rest.extend_from_slice(&filled[keep..]);
                 std::task::Poll::Ready(Ok(()))
@@ -575,5 +683,85 @@ impl Publishing {
             task.await.unwrap();
         }
         self.answers.events()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        Target {
+            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            dialect: Dialect::Tidings,
+            key: String::new(),
+            token: String::new(),
+            has_ids: false,
+        }
+    }
+
+    /// What a reader makes of the bodies of such requests, sent to it byte by byte.
+    fn read(requests: &[&[u8]]) -> (Tally, io::Result<()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bytes = requests.concat();
+            let (mut server, client) = tokio::io::duplex(1);
+            let mut reader = Reader::open(client, "", None).await;
+            let tally = Tally::default();
+            let writing = async move {
+                // The reader may have gone away by then.
+                let _ = server.write_all(&bytes).await;
+                drop(server);
+            };
+            let reading = async {
+                let read = reader.count(&tally, u64::MAX).await;
+                drop(reader);
+                read
+            };
+            let (read, ()) = tokio::join!(reading, writing);
+            (tally, read)
+        })
+    }
+
+    #[test]
+    fn a_reader_counts_events_that_follow_each_other() {
+        let mut one = target().publish_all([0, 0].into_iter(), 200);
+        let mut other = target().publish(0, 200).after(2);
+        let sent = [one.stamped().to_vec(), other.stamped().to_vec(), other.stamped().to_vec()];
+        let (tally, read) = read(&sent.each_ref().map(Vec::as_slice));
+        assert_eq!(tally.events(), 4);
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    /// Broken on purpose: this failed without the comparison in `Reader::count`, and `fanout` failed
+    /// with a floor that left out the fiftieth event of each hundred and sent the next one twice.
+    #[test]
+    fn an_event_that_is_doubled_does_not_make_up_for_one_that_is_lost() {
+        let mut event = target().publish(0, 200);
+        let [first, _lost, third] = [(); 3].map(|()| event.stamped().to_vec());
+        for (sent, wrong) in [
+            ([&first[..], &first[..]], "a reader was given event 1 where 2 was due"),
+            ([&first[..], &third[..]], "a reader was given event 3 where 2 was due"),
+            ([&third[..], &first[..]], "a reader was given event 3 where 1 was due"),
+        ] {
+            let (tally, read) = read(&sent);
+            assert_eq!(tally.wrong.borrow().as_deref(), Some(wrong));
+            assert_eq!(read.unwrap_err().to_string(), wrong);
+        }
+    }
+
+    #[test]
+    fn numbers_follow_each_other_past_each_nine() {
+        let mut digits = number(1);
+        for next in 2..=1100 {
+            increment(&mut digits);
+            assert_eq!((digits, read_digits(&digits)), (number(next), next));
+        }
+    }
+
+    #[test]
+    fn data_has_the_bytes_that_are_asked_for() {
+        assert_eq!(data(200).len(), 200);
+        assert!(serde_json::from_str::<serde_json::Value>(&data(200)).is_ok());
     }
 }

@@ -22,11 +22,27 @@ pub(crate) struct Figure {
     pub(crate) name: &'static str,
     pub(crate) unit: Unit,
     pub(crate) value: f64,
+    /// The least and the most of several rounds, of which the value is the middle.
+    pub(crate) range: Option<(f64, f64)>,
 }
 
 impl Figure {
     pub(crate) const fn new(name: &'static str, unit: Unit, value: f64) -> Self {
-        Self { name, unit, value }
+        Self { name, unit, value, range: None }
+    }
+
+    /// Of the same figure in several rounds: the middle, with the least and the most.
+    pub(crate) fn middle(rounds: &[Self]) -> Option<Self> {
+        let mut values: Vec<f64> = rounds.iter().map(|figure| figure.value).collect();
+        values.sort_by(f64::total_cmp);
+        let value = *values.get(values.len() / 2)?;
+        let range = values.first().copied().zip(values.last().copied());
+        Some(Self { value, range: range.filter(|_| values.len() > 1), ..*rounds.first()? })
+    }
+
+    /// `24 100 to 26 300`, of several rounds.
+    pub(crate) fn range_text(&self) -> Option<String> {
+        self.range.map(|(least, most)| format!("{} to {}", written(least), written(most)))
     }
 }
 
@@ -47,7 +63,7 @@ impl fmt::Display for Figure {
 }
 
 /// A number with three digits that count, thousands apart.
-fn written(value: f64) -> String {
+pub(crate) fn written(value: f64) -> String {
     let decimals = match value.abs() {
         size if size >= 100.0 => 0,
         size if size >= 10.0 => 1,
@@ -97,15 +113,20 @@ impl Bar {
     }
 }
 
-/// The middle one.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_several_rounds_the_middle_counts_and_the_others_are_told() {
+        let of = |value| Figure::new("events", Unit::PerSecond, value);
+        let middle = Figure::middle(&[of(26_300.0), of(24_100.0), of(25_586.0)]).unwrap();
+        assert_eq!(middle.to_string(), "25 586/s");
+        assert_eq!(middle.range_text().unwrap(), "24 100 to 26 300");
+        let once = Figure::middle(&[of(7.0)]).unwrap();
+        assert_eq!((once.value, once.range_text()), (7.0, None));
+        assert!(Figure::middle(&[]).is_none());
+    }
 
     #[test]
     fn numbers_have_three_digits_and_thousands_apart() {

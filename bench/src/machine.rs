@@ -60,21 +60,14 @@ fn stat(pid: u32) -> Option<Vec<String>> {
     Some(text.rsplit(')').next()?.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Seconds of CPU that a process and its children have used, user and system.
+/// Seconds of CPU that a process and its children have used, user and system, those that have ended
+/// included.
 pub(crate) fn cpu_seconds(root: u32) -> f64 {
     let ticks = |pid| -> Option<f64> {
-        // Fields 14 and 15 of proc(5).
-        stat(pid)?.iter().skip(11).take(2).map(|field| field.parse::<f64>().ok()).sum()
+        // Fields 14 to 17 of proc(5): its own, and those of children that it has waited for.
+        stat(pid)?.iter().skip(11).take(4).map(|field| field.parse::<f64>().ok()).sum()
     };
     family(root).into_iter().filter_map(ticks).sum::<f64>() / TICKS
-}
-
-/// Seconds of CPU of this process's children that have ended.
-pub(crate) fn cpu_of_ended_children() -> f64 {
-    let fields = stat(process::id()).unwrap_or_default();
-    // Fields 16 and 17 of proc(5).
-    let ticks = fields.iter().skip(13).take(2).filter_map(|field| field.parse::<f64>().ok());
-    ticks.sum::<f64>() / TICKS
 }
 
 /// Resident bytes of a process and its children.

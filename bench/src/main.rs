@@ -33,7 +33,7 @@ use tokio::{
 };
 
 use crate::{
-    figure::{Figure, median},
+    figure::Figure,
     growth::Growth,
     peers::Peer,
     report::{Measured, Results},
@@ -49,6 +49,7 @@ cargo xtask bench [scenario…] [--short] [--peers] [--growth] [--perf] [--dry]
   --growth   at 1×, 4× and 16× of the load instead of at the bars'
   --perf     says where the hub's time goes
   --dry      writes nothing: neither bench/results.json nor docs/benchmarks.md
+  --page     measures nothing: writes docs/benchmarks.md and docs/growth.svg from bench/results.json
 
   --micro, --instructions [--update], --builds: see docs/benchmarks.md
 
@@ -57,6 +58,10 @@ scenarios: ";
 /// How long each server is measured in each round.
 const SPAN: Duration = Duration::from_secs(6);
 const SHORT_SPAN: Duration = Duration::from_secs(1);
+/// The hub's heartbeat. Growth is measured with a quicker one, which is told for this one.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+const GROWTH_HEARTBEAT: Duration = Duration::from_secs(5);
+const SHORT_HEARTBEAT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Default)]
 struct Options {
@@ -66,6 +71,8 @@ struct Options {
     is_growth: bool,
     has_perf: bool,
     is_dry: bool,
+    is_page: bool,
+    is_help: bool,
 }
 
 impl Options {
@@ -78,7 +85,8 @@ impl Options {
                 "--growth" => options.is_growth = true,
                 "--perf" => options.has_perf = true,
                 "--dry" => options.is_dry = true,
-                "--help" | "-h" => return Err(usage()),
+                "--page" => options.is_page = true,
+                "--help" | "-h" => options.is_help = true,
                 name => {
                     let found = scenario::ALL.iter().find(|scenario| scenario.name == name);
                     options.scenarios.push(found.ok_or_else(|| unknown(name))?);
@@ -92,8 +100,25 @@ impl Options {
     }
 
     fn load(&self, n: usize) -> Load {
-        let span = if self.is_short { SHORT_SPAN } else { SPAN };
-        Load { n, span, is_short: self.is_short }
+        let (span, heartbeat) = match (self.is_short, self.is_growth) {
+            (true, _) => (SHORT_SPAN, SHORT_HEARTBEAT),
+            (false, true) => (SPAN, GROWTH_HEARTBEAT),
+            (false, false) => (SPAN, HEARTBEAT),
+        };
+        Load { n, span, heartbeat }
+    }
+
+    /// What the bars are about, or less of it.
+    fn bars_load(&self, scenario: &Scenario) -> Load {
+        self.load(if self.is_short { scenario.short } else { scenario.full })
+    }
+
+    const fn rounds(&self, scenario: &Scenario) -> usize {
+        if self.is_short || self.has_perf { 1 } else { scenario.rounds }
+    }
+
+    const fn is_written(&self) -> bool {
+        !self.is_short && !self.has_perf && !self.is_dry
     }
 }
 
@@ -110,13 +135,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
         Some((first, options)) if first == "floor" => run_floor(options),
-        _ => Options::parse(&arguments).and_then(|options| {
-            machine::prepare()?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.map_err(|error| error.to_string())?;
-            let tasks = tokio::task::LocalSet::new();
-            runtime.block_on(tasks.run_until(run(&options)))
-        }),
+        _ => Options::parse(&arguments).and_then(start),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -125,6 +144,29 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn start(mut options: Options) -> Result<(), String> {
+    if options.is_help {
+        println!("{}", usage());
+        return Ok(());
+    }
+    if options.is_page {
+        return written(Results::load().save());
+    }
+    if let (Some(hub), None) = (env::var_os("BENCH_HUB"), env::var_os("BENCH_BUILD")) {
+        println!("nothing is written: {} is not known to be this commit's hub", hub.display());
+        options.is_dry = true;
+    }
+    machine::prepare()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let tasks = tokio::task::LocalSet::new();
+    runtime.block_on(tasks.run_until(run(&options)))
+}
+
+fn written(done: std::io::Result<()>) -> Result<(), String> {
+    done.map_err(|error| format!("the results were not written: {error}"))
 }
 
 /// This program as the floor.
@@ -156,8 +198,8 @@ async fn run(options: &Options) -> Result<(), String> {
             let run = compare(scenario, options, &peers).await;
             results.runs.insert(scenario.name.to_owned(), run);
         }
-        if !options.is_short && !options.has_perf && !options.is_dry {
-            results.save().map_err(|error| format!("the results were not written: {error}"))?;
+        if options.is_written() {
+            written(results.save())?;
         }
     }
     Ok(())
@@ -169,7 +211,7 @@ async fn compare(
     options: &Options,
     peers: &[&'static Peer],
 ) -> report::Run {
-    let load = options.load(if options.is_short { scenario.short } else { scenario.full });
+    let load = options.bars_load(scenario);
     let mut kinds = scenario.floors.to_vec();
     kinds.push(Kind::Hub);
     if scenario.has_peers {
@@ -178,17 +220,14 @@ async fn compare(
     if options.has_perf {
         kinds = vec![Kind::Hub];
     }
-    let rounds = if options.is_short || options.has_perf { 1 } else { scenario.rounds };
     let (begun, busy) = (Instant::now(), machine::busy_seconds());
     let own = machine::cpu_seconds(std::process::id());
     let mut measured: Vec<(Kind, Vec<Vec<Figure>>)> =
         kinds.iter().map(|kind| (*kind, Vec::new())).collect();
-    let mut servers_cpu = 0.0;
     let mut failed: BTreeMap<&str, String> = BTreeMap::new();
-    for _ in 0..rounds {
+    for _ in 0..options.rounds(scenario) {
         for (kind, results) in &mut measured {
-            let before = machine::cpu_of_ended_children();
-            let measuring = scenario.measure(*kind, load);
+            let measuring = (scenario.measure)(*kind, load);
             let figures = match *kind {
                 // Somebody else's server may fail: it has no row then, and the others go on.
                 Kind::Peer(peer) => spawn_local(measuring).await.unwrap_or_else(|error| {
@@ -200,10 +239,9 @@ async fn compare(
                 _ => measuring.await,
             };
             results.push(figures);
-            servers_cpu += machine::cpu_of_ended_children() - before;
         }
     }
-    let ours = machine::cpu_seconds(std::process::id()) - own + servers_cpu;
+    let ours = machine::cpu_seconds(std::process::id()) - own;
     let others = (machine::busy_seconds() - busy - ours) / begun.elapsed().as_secs_f64();
     let measured: Vec<Measured> = measured
         .into_iter()
@@ -240,26 +278,33 @@ fn middle(rounds: &[Vec<Figure>]) -> Vec<Figure> {
         rounds.iter().find(|round| !round.is_empty()).map(Vec::as_slice).unwrap_or_default();
     let of = |figure: &Figure| {
         let same = |round: &Vec<Figure>| round.iter().find(|of| of.name == figure.name).copied();
-        let values = rounds.iter().filter_map(same).map(|figure| figure.value).collect();
-        Figure { value: median(values), ..*figure }
+        Figure::middle(&rounds.iter().filter_map(same).collect::<Vec<Figure>>())
     };
-    first.iter().map(of).collect()
+    first.iter().filter_map(of).collect()
 }
 
-/// Measures the hub alone, as `cargo xtask bench --builds` has built it.
+/// Measures the hub alone, as `cargo xtask bench --builds` has built it: the processor time of each
+/// scenario, by the row's label.
 async fn measure_build(options: &Options, label: &str) -> Result<(), String> {
     let mut row: Vec<String> = label.split('|').map(str::to_owned).collect();
     for scenario in &options.scenarios {
-        let load = options.load(if options.is_short { scenario.short } else { scenario.full });
-        let figures = scenario.measure(Kind::Hub, load).await;
+        let mut rounds = Vec::new();
+        for _ in 0..options.rounds(scenario) {
+            rounds.push((scenario.measure)(Kind::Hub, options.bars_load(scenario)).await);
+        }
+        let figures = middle(&rounds);
         let figure = figures.iter().find(|figure| figure.name == "CPU");
-        row.push(figure.map_or_else(String::new, Figure::to_string));
+        row.push(figure.map_or_else(String::new, |figure| match figure.range_text() {
+            Some(range) => format!("{figure} ({range})"),
+            None => figure.to_string(),
+        }));
     }
+    row.push(report::when_and_where());
     println!("{}", row.join("  "));
     let mut results = Results::load();
     results.builds.retain(|old| old.first() != row.first());
     results.builds.push(row);
-    results.save().map_err(|error| format!("the results were not written: {error}"))
+    if options.is_written() { written(results.save()) } else { Ok(()) }
 }
 
 /// Measures the hub at three loads.
@@ -269,11 +314,43 @@ async fn grow(scenario: &Scenario, options: &Options) -> Growth {
     for n in scenario.growth {
         // A short run sees only that growing works.
         let n = if options.is_short { (n / 16).max(1) } else { n };
-        let figures = scenario.measure(Kind::Hub, options.load(n)).await;
+        let figures = (scenario.measure)(Kind::Hub, options.load(n)).await;
         let texts: Vec<String> =
             figures.iter().map(|figure| format!("{} {figure}", figure.name)).collect();
         println!("  {n:>9} {}  {}", scenario.of, texts.join("  "));
         points.push((n, figures));
     }
     Growth::of(scenario, &points)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(line: &str) -> Result<Options, String> {
+        Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<String>>())
+    }
+
+    #[test]
+    fn scenarios_are_found_by_their_names_and_others_are_refused() {
+        let names = |options: Options| -> Vec<&str> {
+            options.scenarios.iter().map(|scenario| scenario.name).collect()
+        };
+        assert_eq!(names(options("storm users --dry").unwrap()), ["storm", "users"]);
+        assert_eq!(options("").unwrap().scenarios.len(), scenario::ALL.len());
+        assert!(options("storms").unwrap_err().starts_with("storms is neither"));
+    }
+
+    #[test]
+    fn what_is_short_or_dry_or_profiled_is_not_written() {
+        assert!(options("users --growth --peers").unwrap().is_written());
+        for line in ["--short", "--dry", "--perf"] {
+            assert!(!options(line).unwrap().is_written(), "{line}");
+        }
+    }
+
+    #[test]
+    fn help_is_no_error() {
+        assert!(options("--help").unwrap().is_help && options("users -h").unwrap().is_help);
+    }
 }

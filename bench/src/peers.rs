@@ -19,10 +19,14 @@ pub(crate) struct Peer {
     pub(crate) dialect: Dialect,
     /// Whether it gives readers what was before they came.
     pub(crate) replays: bool,
+    /// Whether its documented protocol takes several events in one request.
+    pub(crate) takes_lists: bool,
     /// What must be there, under `bench/peers` or as a path.
     needs: &'static str,
     /// What installs it, in `bench/peers`.
     install: &'static str,
+    /// What is installed, asked from it.
+    version: fn() -> String,
     command: fn(port: u16, directory: &Path) -> Command,
 }
 
@@ -43,8 +47,14 @@ static PEERS: [Peer; 6] = [
         name: "nginx + Nchan (memory)",
         dialect: Dialect::Nchan,
         replays: true,
+        takes_lists: false,
         needs: "/usr/lib/nginx/modules/ngx_nchan_module.so",
         install: "apt-get install nginx-light libnginx-mod-nchan",
+        version: || {
+            let nginx = said("nginx", &["-v"]);
+            let nchan = said("dpkg-query", &["-W", "-f", "${Version}", "libnginx-mod-nchan"]);
+            format!("{}, Nchan {nchan}", nginx.trim_start_matches("nginx version: "))
+        },
         command: |port, directory| {
             let text = fs::read_to_string(folder().join("nchan.conf")).unwrap();
             let text = text.replace("PORT", &port.to_string());
@@ -59,24 +69,30 @@ static PEERS: [Peer; 6] = [
         name: "better-sse (memory)",
         dialect: Dialect::Tidings,
         replays: false,
+        takes_lists: false,
         needs: "node_modules/better-sse",
         install: "npm install",
+        version: || npm("better-sse"),
         command: |port, _| node("better-sse.mjs", port),
     },
     Peer {
         name: "@durable-streams (memory)",
         dialect: Dialect::DurableStreams,
         replays: true,
+        takes_lists: true,
         needs: "node_modules/@durable-streams/server",
         install: "npm install",
+        version: || npm("@durable-streams/server"),
         command: |port, _| node("durable-streams.mjs", port),
     },
     Peer {
         name: "@durable-streams (files)",
         dialect: Dialect::DurableStreams,
         replays: true,
+        takes_lists: true,
         needs: "node_modules/@durable-streams/server",
         install: "npm install",
+        version: || npm("@durable-streams/server"),
         command: |port, directory| {
             let mut command = node("durable-streams.mjs", port);
             command.arg(directory.join("streams"));
@@ -87,8 +103,16 @@ static PEERS: [Peer; 6] = [
         name: "durable-streams (wal)",
         dialect: Dialect::DurableStreams,
         replays: true,
+        takes_lists: true,
         needs: "cargo/bin/durable-streams-server",
         install: "cargo install durable-streams --version 0.1.5 --locked --root cargo",
+        version: || {
+            // What cargo notes down of what it installs: the program does not tell.
+            let noted = fs::read_to_string(folder().join("cargo/.crates.toml")).unwrap_or_default();
+            let found = noted.lines().find_map(|line| line.strip_prefix("\"durable-streams "));
+            let version = found.and_then(|rest| rest.split_whitespace().next());
+            format!("crate {}", version.unwrap_or(UNKNOWN))
+        },
         command: |port, directory| {
             let mut command = machine::pinned(folder().join("cargo/bin/durable-streams-server"));
             command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
@@ -100,8 +124,17 @@ static PEERS: [Peer; 6] = [
         name: "sse-starlette + Redis",
         dialect: Dialect::Tidings,
         replays: false,
+        takes_lists: false,
         needs: "venv/bin/python",
         install: "apt-get install redis-server; python3 -m venv venv && venv/bin/pip install -r requirements.txt",
+        version: || {
+            let script = "import importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' \
+                          for n in ['sse-starlette', 'starlette', 'uvicorn', 'redis']))";
+            let redis = said("redis-server", &["--version"]);
+            let redis = redis.split_whitespace().find_map(|word| word.strip_prefix("v="));
+            let packages = said(folder().join("venv/bin/python"), &["-c", script]);
+            format!("{packages}, Redis {}", redis.unwrap_or(UNKNOWN))
+        },
         command: |port, directory| {
             let mut command = machine::pinned(folder().join("venv/bin/python"));
             command.arg(folder().join("starlette.py")).arg(port.to_string()).arg(directory);
@@ -109,6 +142,25 @@ static PEERS: [Peer; 6] = [
         },
     },
 ];
+
+const UNKNOWN: &str = "of unknown version";
+
+/// The first line that a program prints.
+fn said(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output();
+    let text = output.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    text.lines().next().unwrap_or(UNKNOWN).to_owned()
+}
+
+/// A package, and what runs it.
+fn npm(package: &str) -> String {
+    let file = folder().join("node_modules").join(package).join("package.json");
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let text: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let version = text["version"].as_str().unwrap_or(UNKNOWN);
+    format!("{version}, Node {}", said("node", &["--version"]).trim_start_matches('v'))
+}
 
 fn node(script: &str, port: u16) -> Command {
     let mut command = machine::pinned("node");
@@ -127,6 +179,11 @@ pub(crate) fn installed() -> Vec<&'static Peer> {
 }
 
 impl Peer {
+    /// What is installed, in a line.
+    pub(crate) fn version(&self) -> String {
+        (self.version)()
+    }
+
     pub(crate) fn spawn(&self, port: u16, directory: &Path) -> Child {
         let mut command = (self.command)(port, directory);
         // A group of its own, so that what it starts ends with it.

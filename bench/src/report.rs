@@ -34,9 +34,16 @@ impl Measured {
 pub(crate) struct Row {
     bar: String,
     figure: String,
+    /// The least and the most of several rounds, if there were.
+    #[serde(default)]
+    range: String,
     floor: String,
     verdict: String,
 }
+
+/// A figure: its name, how it is written, and the least and the most of several rounds.
+#[derive(Debug, Serialize, Deserialize)]
+struct Told(String, String, #[serde(default)] Option<(f64, f64)>);
 
 /// The last run of a scenario.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,7 +55,10 @@ pub(crate) struct Run {
     /// Processors that other programs used meanwhile.
     others: f64,
     rows: Vec<Row>,
-    servers: Vec<(String, Vec<(String, String)>)>,
+    servers: Vec<(String, Vec<Told>)>,
+    /// Others' servers, and what of them was installed.
+    #[serde(default)]
+    versions: Vec<(String, String)>,
     /// Servers without figures, and what they did instead.
     #[serde(default)]
     failed: Vec<(String, String)>,
@@ -109,6 +119,7 @@ pub(crate) fn judge(
         rows.push(Row {
             bar: bar.text(figure),
             figure: figure.to_string(),
+            range: figure.range_text().unwrap_or_default(),
             floor: beside.map_or("–".to_owned(), |floor| times(figure.value / floor.value)),
             verdict: match is_met {
                 Some(true) => "met".to_owned(),
@@ -119,8 +130,13 @@ pub(crate) fn judge(
     }
     let servers = measured.iter().map(|measured| {
         let figures = measured.figures.iter();
-        let figures = figures.map(|figure| (figure.name.to_owned(), figure.to_string()));
+        let figures =
+            figures.map(|figure| Told(figure.name.to_owned(), figure.to_string(), figure.range));
         (measured.kind.name().to_owned(), figures.collect())
+    });
+    let versions = measured.iter().filter_map(|measured| match measured.kind {
+        Kind::Peer(peer) => Some((peer.name.to_owned(), peer.version())),
+        _ => None,
     });
     Run {
         date: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
@@ -130,6 +146,7 @@ pub(crate) fn judge(
         others,
         rows,
         servers: servers.collect(),
+        versions: versions.collect(),
         failed,
     }
 }
@@ -149,6 +166,12 @@ fn is_met(
             Some(figure.value >= times * peer.figure(bar.of)?.value)
         }
     }
+}
+
+/// The moment, the commit and the machine, of a row that has no run.
+pub(crate) fn when_and_where() -> String {
+    let (date, commit) = (jiff::Timestamp::now().strftime("%Y-%m-%d"), machine::commit());
+    format!("{date} `{commit}`, {}", machine::description())
 }
 
 fn times(value: f64) -> String {
@@ -181,8 +204,11 @@ pub(crate) fn print(scenario: &Scenario, load: usize, measured: &[Measured], run
         }
         println!();
     }
-    for Row { bar, figure, verdict, .. } in &run.rows {
-        println!("  {bar:<34} {figure:>16}   {verdict}");
+    for Row { bar, figure, range, verdict, .. } in &run.rows {
+        println!("  {bar:<34} {figure:>16}   {verdict}   {range}");
+    }
+    for (name, what) in &run.versions {
+        println!("  {name}: {what}");
     }
     if run.others > 0.1 {
         println!("  others used {:.1} processors meanwhile", run.others);
@@ -203,16 +229,32 @@ requests that came together.
 The server has one processor, the load generator another. The machine is shared: only ratios within \
 one run count, and of a server's own figures the steadiest is its CPU per delivery or event (user \
 and system, from `/proc/PID/stat`; `s/M` is seconds per million, which is microseconds each). All \
-rows but those of long scenarios are the middle of three rounds in which the servers take turns. \
-Clients count every event, and a run fails if there are fewer or more than were published. Others \
-that used a processor meanwhile may be processes of a peer's or a shared server's own.
+rows but those of long scenarios are the middle of three rounds in which the servers take turns; the \
+range is the least and the most of the three (`bench/results.json` has it of every figure). Rows \
+without a range were measured once. Others that used a processor meanwhile may be processes of a \
+peer's or a shared server's own.
+
+What is checked: every event has its number in its topic, from 1 on, in its data, which all servers, \
+peers too, hand on as it came. A reader that is given any other event than the next fails the run, and \
+so does one that lacks any in the end. Of publishing alone the answers are checked: each must be a success, \
+of all its events. Of `source` only the total is checked, by the hub's own count of stored messages. \
+(Runs before 2026-11-22 20:00 UTC compared totals everywhere.)
 
 What to know when reading it: events have ids that the hub makes, unless a row says that they are \
 their publisher's, which are looked up and kept. Limits are counted, and high. In `fanout` a \
 publisher is up to 16 events ahead, and who is behind gets several in one write, which the floor does \
-not do; in lockstep it cannot. `nodes-…` tells the CPU of the node that delivers, and a shared \
-journal's own is in no figure. Heartbeats of HTTP/2 and TLS are measured with 5 000 connections, and \
-told for 10 000. A cold start is a process's: the files are still in the kernel's memory.
+not do; in lockstep it cannot. Events that are due at fixed times (`tokens`, `nodes-…`, `stalled`) \
+count from when they were due if they had to wait for the answer to the one before; if only the load \
+generator's timer was late, they count from when they were sent, and `sent late` says how late that was. \
+(Rows without that column forgave up to 2 ms, whoever was late.) `CPU` of `nodes-…` is the delivering \
+node's and that of `three-nodes` all nodes'; the publishing node and the shared servers have columns \
+of their own, for the same events. Heartbeats of HTTP/2 and TLS are measured with 5 000 connections, \
+and told for 10 000. A cold start is a process's: the files are still in the kernel's memory.
+
+Of the peers, only those of Durable Streams have rows in `publish-500`: an append of a JSON array is \
+many messages. Nchan takes one message a request; `better-sse` and `sse-starlette` are libraries \
+without a publishing protocol, and a list in the few lines that `bench/peers` puts around them \
+would be our own.
 
 ```text
 cargo xtask bench                        every scenario, and this page
@@ -223,20 +265,57 @@ cargo xtask bench --growth               at 1×, 4× and 16× of the load, plott
 cargo xtask bench --perf fanout          where the hub's time goes, by perf
 cargo xtask bench --micro                encoding, cursors, readers and access checks by themselves
 cargo xtask bench --instructions         the same, counted by callgrind, against the committed counts
-cargo xtask bench --builds               size, build time and speed of other build settings
+cargo xtask bench --builds               size, build time and speed of other build settings and allocators
+cargo xtask bench --page                 this page anew from bench/results.json, nothing measured
 ```
 
 What each scenario does, exactly, is at the head of its file in `bench/src/scenario/`. The \
-configurations of the others' servers are in `bench/peers/`.
+configurations of the others' servers are in `bench/peers/`, with the versions of all that they \
+bring; `cargo xtask bench --peers` says what installs those that are missing.
 
 ## Bars
 
 ";
 
+const GROWTH: &str = "
+## Growth
+
+The hub at 1×, 4× and 16× of the smallest load, each measured once. A flat line is a cost, or a rate, \
+that does not change with the load; each panel begins at zero. A figure bends at the first load at \
+which it is worse than at the smallest by half: a cost half as much again, a rate two thirds. What \
+grows with the load by its nature (`all caught up`, of all readers together) is told per load. What \
+bends first is first in the table.
+
+How far it goes: two processors and 24 GiB. For `resume`, `topics` and `start` the largest load is the \
+bars' million and 1× a sixteenth of it: sixteen times a million takes minutes to fill for each, which \
+was not tried. For `source` the largest is the bar's 200 000 messages, because the broker has to be filled \
+first. 800 token streams are 40 000 tokens a second, which one processor cannot do: their delays are of \
+a queue that grows as long as it is measured. `three-nodes` goes to 14 400 readers. Heartbeats come every \
+5 s here, and their CPU is told for every 15.
+
+![Figures by load](growth.svg)
+
+";
+
+const BUILD_COLUMNS: usize = 7;
+const BUILDS: &str = "
+## Builds
+
+Of the hub's binary alone, from nothing; the load generator stays what it is. LTO, and units that each \
+crate is compiled in; the allocator is mimalloc unless a row says another. `system` is a build that \
+has the C library's, and jemalloc is that same build with Debian's `libjemalloc2` preloaded. CPU is \
+the middle of three rounds, with the least and the most; rows without a date were measured once.
+
+| LTO, units | binary | build | fan-out CPU | publish CPU | replay CPU | measured |
+|---|---|---|---|---|---|---|
+";
+
 impl Results {
     fn page(&self) -> String {
         let mut page = INTRODUCTION.to_owned();
-        page.push_str("| scenario | bar | figure | × floor | |\n|---|---|---|---|---|\n");
+        page.push_str(
+            "| scenario | bar | figure | range | × floor | |\n|---|---|---|---|---|---|\n",
+        );
         let runs = || {
             let run = |scenario: &'static Scenario| Some((scenario, self.runs.get(scenario.name)?));
             scenario::ALL.iter().filter_map(run)
@@ -244,8 +323,10 @@ impl Results {
         for (scenario, run) in runs() {
             for (place, row) in run.rows.iter().enumerate() {
                 let title = if place == 0 { scenario.title } else { "" };
-                let Row { bar, figure, floor, verdict } = row;
-                page.push_str(&format!("| {title} | {bar} | {figure} | {floor} | {verdict} |\n"));
+                let Row { bar, figure, range, floor, verdict } = row;
+                page.push_str(&format!(
+                    "| {title} | {bar} | {figure} | {range} | {floor} | {verdict} |\n"
+                ));
             }
         }
         page.push_str("\n## All figures\n");
@@ -255,6 +336,11 @@ impl Results {
             for (server, what) in &run.failed {
                 page.push_str(&format!("\n{server} has no figures: {what}\n"));
             }
+            if !run.versions.is_empty() {
+                let versions = run.versions.iter().map(|(name, what)| format!("{name}: {what}"));
+                let versions: Vec<String> = versions.collect();
+                page.push_str(&format!("\nVersions of {}.\n", versions.join("; of ")));
+            }
             let Run { date, commit, command, machine, others, .. } = run;
             page.push_str(&format!("\n{date}, `{commit}`, `{command}`; {machine}"));
             if *others > 0.1 {
@@ -263,31 +349,23 @@ impl Results {
             page.push_str(".\n");
         }
         if !self.growth.is_empty() {
-            page.push_str("\n## Growth\n\n");
-            page.push_str(
-                "The hub at 1×, 4× and 16× of the smallest load. A flat line is a cost that does \
-                 not grow with the load.\n\n![Cost by load](growth.svg)\n\n",
-            );
+            page.push_str(GROWTH);
             page.push_str(&crate::growth::table(&self.growth));
         }
         if !self.builds.is_empty() {
-            page.push_str("\n## Builds\n\n");
-            page.push_str(
-                "Of the binary alone, from nothing. LTO, and units that each crate is compiled in.\n\n\
-                 | LTO, units | binary | build | fan-out CPU | publish CPU | replay CPU |\n",
-            );
-            page.push_str("|---|---|---|---|---|---|\n");
+            page.push_str(BUILDS);
             for row in &self.builds {
-                page.push_str(&format!("| {} |\n", row.join(" | ")));
+                let cells = (0..BUILD_COLUMNS).map(|nth| row.get(nth).map_or("–", String::as_str));
+                page.push_str(&format!("| {} |\n", cells.collect::<Vec<&str>>().join(" | ")));
             }
         }
         page
     }
 }
 
-fn servers_table(servers: &[(String, Vec<(String, String)>)]) -> String {
+fn servers_table(servers: &[(String, Vec<Told>)]) -> String {
     let mut names: Vec<&str> = Vec::new();
-    for (name, _) in servers.iter().flat_map(|(_, figures)| figures) {
+    for Told(name, ..) in servers.iter().flat_map(|(_, figures)| figures) {
         if !names.contains(&&**name) {
             names.push(name);
         }
@@ -296,11 +374,38 @@ fn servers_table(servers: &[(String, Vec<(String, String)>)]) -> String {
         format!("| server | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
     for (server, figures) in servers {
         let cells = names.iter().map(|name| {
-            let found = figures.iter().find(|(of, _)| of == name);
-            found.map_or("–", |(_, figure)| figure)
+            let found = figures.iter().find(|Told(of, ..)| of == name);
+            found.map_or("–", |Told(_, figure, _)| figure)
         });
         let cells: Vec<&str> = cells.collect();
         table.push_str(&format!("| {server} | {} |\n", cells.join(" | ")));
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody edits the page, the plot or the data without the others: `cargo xtask bench --page`.
+    #[test]
+    fn the_page_and_the_plot_are_what_the_results_say() {
+        let results = Results::load();
+        let read = |name: &str| fs::read_to_string(repository().join("docs").join(name)).unwrap();
+        assert!(read("benchmarks.md") == results.page(), "docs/benchmarks.md is of other results");
+        let plot = crate::growth::svg(&results.growth);
+        assert!(read("growth.svg") == plot, "docs/growth.svg is of other results");
+    }
+
+    #[test]
+    fn runs_without_ranges_and_versions_are_read() {
+        let text = r#"{"date":"","commit":"","command":"","machine":"","others":0.0,
+            "rows":[{"bar":"b","figure":"1/s","floor":"–","verdict":"met"}],
+            "servers":[["tidings",[["events","1/s"],["CPU","2.00 s/M",[1.5,2.5]]]]]}"#;
+        let run: Run = serde_json::from_str(text).unwrap();
+        let Some((_, figures)) = run.servers.first() else { panic!("no server") };
+        let ranges: Vec<Option<(f64, f64)>> = figures.iter().map(|told| told.2).collect();
+        assert_eq!(ranges, [None, Some((1.5, 2.5))]);
+        assert!(servers_table(&run.servers).ends_with("| tidings | 1/s | 2.00 s/M |\n"));
+    }
 }

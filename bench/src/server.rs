@@ -215,6 +215,8 @@ fn spawn(kind: Kind, setup: &Setup, directory: &Path) -> (Child, SocketAddr) {
             let mut command = machine::pinned(hub);
             command.arg("serve").arg("--config").arg(directory.join("tidings.toml"));
             command.envs(setup.settings.iter().map(|(name, value)| (name, value)));
+            // An allocator that a build is compared with.
+            command.envs(std::env::var_os("BENCH_PRELOAD").map(|library| ("LD_PRELOAD", library)));
             if setup.has_tls {
                 command.env("TIDINGS_TLS_CERT", directory.join("cert.pem"));
                 command.env("TIDINGS_TLS_KEY", directory.join("key.pem"));

@@ -218,6 +218,12 @@ impl Postgres {
         self.port
     }
 
+    /// Its first process, whose children are the others; none of one that was killed.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
     /// Starts it again after [`Self::kill`], on the same files and port, and waits until it answers.
     ///
     /// # Errors

@@ -103,6 +103,12 @@ impl RabbitMq {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports.amqp)
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.broker.id()
+    }
+
     /// Kills it, as `kill -9` does.
     ///
     /// # Errors

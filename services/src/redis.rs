@@ -252,6 +252,14 @@ impl Redis {
         self.own.as_ref().map(|own| own.port).ok_or_else(not_ours)
     }
 
+    /// Its process, of one that was started here.
+    ///
+    /// # Errors
+    /// It belongs to somebody else.
+    pub fn id(&self) -> io::Result<u32> {
+        self.own.as_ref().map(|own| own.process.id()).ok_or_else(not_ours)
+    }
+
     /// Kills it, as `kill -9` does.
     ///
     /// # Errors

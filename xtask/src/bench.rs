@@ -3,7 +3,12 @@
 //! The rule: what is timed is told, never judged. What fails is a count of instructions that grew,
 //! which is the same on a busy machine.
 
-use std::{fs, path::PathBuf, process::Command, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
 
 use crate::{root, suite, target};
 
@@ -24,7 +29,8 @@ pub(crate) fn run(arguments: &[&str]) -> Result<(), String> {
         ["--micro", filters @ ..] => micro(filters),
         ["--instructions"] => instructions(&read_counts()?),
         ["--instructions", "--update"] => update_counts(),
-        ["--builds"] => builds(),
+        ["--builds", options @ ..] => builds(options),
+        ["--page"] => page(),
         _ => scenarios(arguments),
     }
 }
@@ -53,6 +59,13 @@ fn scenarios(arguments: &[&str]) -> Result<(), String> {
     let mut measure = Command::new(folder.join("tidings-bench"));
     measure.args(arguments).current_dir(root());
     run_all([build, measure])
+}
+
+/// Writes the page from what was measured: no figure depends on this build.
+fn page() -> Result<(), String> {
+    let mut write = Command::new(target().join("debug/tidings-bench"));
+    write.arg("--page").current_dir(root());
+    run_all([suite::build(), write])
 }
 
 fn micro(filters: &[&str]) -> Result<(), String> {
@@ -189,29 +202,120 @@ fn collected(said: &str) -> Option<u64> {
     said.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok())
 }
 
-/// Builds the hub with other settings and measures each.
-fn builds() -> Result<(), String> {
+/// A way to build and to run the hub.
+#[derive(Debug)]
+struct Setting {
+    name: &'static str,
+    /// Its row's name.
+    label: &'static str,
+    /// LTO, and the units that a crate is compiled in. None: as `cargo build` does it.
+    release: Option<(&'static str, &'static str)>,
+    allocator: Allocator,
+}
+
+/// Who gives the hub its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Allocator {
+    /// What the hub is built with.
+    Mimalloc,
+    /// The C library.
+    System,
+    /// Debian's library, preloaded into a hub that has the C library's.
+    Jemalloc,
+}
+
+const fn setting(
+    name: &'static str,
+    label: &'static str,
+    release: (&'static str, &'static str),
+    allocator: Allocator,
+) -> Setting {
+    Setting { name, label, release: Some(release), allocator }
+}
+
+/// All that are compared; those of one LTO in turn, because they share what is built.
+static SETTINGS: [Setting; 5] = [
+    setting("off", "off, 16 units", ("off", "16"), Allocator::Mimalloc),
+    setting("thin", "thin, 4 units", ("thin", "4"), Allocator::Mimalloc),
+    setting("fat", "fat, 1 units", ("fat", "1"), Allocator::Mimalloc),
+    setting("system", "fat, 1 units, system", ("fat", "1"), Allocator::System),
+    setting("jemalloc", "fat, 1 units, jemalloc", ("fat", "1"), Allocator::Jemalloc),
+];
+/// What is there already, to see that comparing works: nothing of it is written.
+static DEV: Setting =
+    Setting { name: "dev", label: "dev", release: None, allocator: Allocator::Mimalloc };
+
+/// Builds the hub with the settings that are named, or with all, and measures each.
+fn builds(arguments: &[&str]) -> Result<(), String> {
+    let (options, names): (Vec<&str>, Vec<&str>) =
+        arguments.iter().partition(|argument| argument.starts_with("--"));
+    if names == ["dev"] {
+        let bench = target().join("debug/tidings-bench");
+        run_all([suite::build()])?;
+        return compare(&DEV, &bench, &["--short"]);
+    }
+    let chosen = chosen(&names)?;
     // The load generator itself stays what it is.
     run_all([suite::cargo("build --release --workspace --locked")])?;
     let bench = target().join("release/tidings-bench");
-    for (lto, units) in [("off", "16"), ("thin", "4"), ("fat", "1")] {
-        let folder = target().join(format!("builds/{lto}-{units}"));
-        let mut build = suite::cargo("build --release --package tidings-server --locked");
-        build.arg("--target-dir").arg(&folder).env("CARGO_PROFILE_RELEASE_LTO", lto);
-        build.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", units);
-        let begun = Instant::now();
-        run_all([build])?;
-        let took = begun.elapsed().as_secs();
-        let hub = folder.join("release/tidings");
-        let size = fs::metadata(&hub).map_err(|error| error.to_string())?.len();
-        let size = format!("{:.1} MiB", size as f64 / 1024.0 / 1024.0);
-        let mut measure = Command::new(&bench);
-        measure.args(["fanout", "publish-64", "replay"]).current_dir(root());
-        measure.env("BENCH_HUB", &hub);
-        measure.env("BENCH_BUILD", format!("{lto}, {units} units|{size}|{took} s"));
-        run_all([measure])?;
+    chosen.iter().try_for_each(|setting| compare(setting, &bench, &options))
+}
+
+fn chosen(names: &[&str]) -> Result<Vec<&'static Setting>, String> {
+    let known = |name: &str| SETTINGS.iter().find(|setting| setting.name == name);
+    if let Some(wrong) = names.iter().find(|name| known(name).is_none()) {
+        let all: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
+        return Err(format!("{wrong} is no setting: dev, or some of {}", all.join(", ")));
     }
-    Ok(())
+    let is_chosen = |setting: &&Setting| names.is_empty() || names.contains(&setting.name);
+    Ok(SETTINGS.iter().filter(is_chosen).collect())
+}
+
+fn compare(setting: &Setting, bench: &Path, options: &[&str]) -> Result<(), String> {
+    let (hub, took) = build(setting)?;
+    let size = fs::metadata(&hub).map_err(|error| format!("{}: {error}", hub.display()))?.len();
+    let size = size as f64 / 1024.0 / 1024.0;
+    let mut measure = Command::new(bench);
+    measure.args(["fanout", "publish-64", "replay"]).args(options).current_dir(root());
+    measure.env("BENCH_HUB", &hub);
+    measure.env("BENCH_BUILD", format!("{}|{size:.1} MiB|{took}", setting.label));
+    if setting.allocator == Allocator::Jemalloc {
+        measure.env("BENCH_PRELOAD", jemalloc()?);
+    }
+    run_all([measure])
+}
+
+/// The hub, and how long it took from nothing if it was built from nothing.
+fn build(setting: &Setting) -> Result<(PathBuf, String), String> {
+    let unknown = "–".to_owned();
+    let Some((lto, units)) = setting.release else {
+        return Ok((target().join("debug/tidings"), unknown));
+    };
+    let folder = target().join(format!("builds/{lto}-{units}"));
+    let is_whole = setting.allocator == Allocator::Mimalloc;
+    if is_whole && folder.exists() {
+        fs::remove_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
+    // `cargo rustc`: what comes behind `--` is for the hub's own crate, and all others are kept.
+    let mut build = suite::cargo("rustc --release --package tidings-server --bin tidings --locked");
+    build.arg("--target-dir").arg(&folder).env("CARGO_PROFILE_RELEASE_LTO", lto);
+    build.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", units);
+    if !is_whole {
+        build.args(["--", "--cfg", "system_allocator"]);
+    }
+    let begun = Instant::now();
+    run_all([build])?;
+    let took = format!("{} s", begun.elapsed().as_secs());
+    Ok((folder.join("release/tidings"), if is_whole { took } else { unknown }))
+}
+
+/// Where Debian has it, which has a folder for each architecture.
+fn jemalloc() -> Result<PathBuf, String> {
+    let folders = fs::read_dir("/usr/lib").map_err(|error| format!("/usr/lib: {error}"))?;
+    let mut libraries = folders.flatten().map(|folder| folder.path().join("libjemalloc.so.2"));
+    libraries.find(|library| library.exists()).ok_or_else(|| {
+        "there is no libjemalloc.so.2: install it (Debian: apt-get install libjemalloc2)".to_owned()
+    })
 }
 
 #[cfg(test)]
@@ -225,6 +329,16 @@ mod tests {
         assert_eq!(verdict(Some(1000), 952), Some("fell by more than 5 %"));
         assert_eq!(verdict(Some(1000), 1051), Some("grew by more than 5 %"));
         assert_eq!(verdict(None, 1), Some("not committed"));
+    }
+
+    #[test]
+    fn settings_are_chosen_by_name_in_their_own_order() {
+        let names = |names: &[&str]| -> Vec<&str> {
+            chosen(names).unwrap_or_default().iter().map(|setting| setting.name).collect()
+        };
+        assert_eq!(names(&["jemalloc", "off"]), ["off", "jemalloc"]);
+        assert_eq!(names(&[]).len(), SETTINGS.len());
+        assert!(chosen(&["fast"]).is_err_and(|error| error.starts_with("fast is no setting")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 
 use tokio::task::{JoinSet, spawn_local};
 
-use super::{DATA_BYTES, Load, Watch, create, rate_and_cpu};
+use super::{DATA_BYTES, Load, Process, Watch, create};
 use crate::{
     client::{From, Publisher, Reader, Tally},
     figure::{Figure, Unit},
@@ -23,9 +23,11 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
     let servers = [Server::start(kind, Setup::default())];
     create(&servers[0].target, 1).await;
     let readers = Readers::open(&servers, load.n).await;
-    let [rate, cpu] = readers.run(load, AHEAD).await;
-    let [_, alone] = readers.run(load, 1).await;
-    vec![rate, cpu, Figure::new("CPU, lockstep", Unit::CpuPerMillion, alone.value)]
+    let mut figures = readers.run(load, AHEAD, &[]).await;
+    let alone = readers.run(load, 1, &[]).await;
+    let alone = alone.iter().find(|figure| figure.name == "CPU").map(|figure| figure.value);
+    figures.extend(alone.map(|cpu| Figure::new("CPU, lockstep", Unit::CpuPerMillion, cpu)));
+    figures
 }
 
 /// Readers of one topic, as many at each server. Dropped, they go.
@@ -33,6 +35,8 @@ pub(super) struct Readers<'a> {
     servers: &'a [Server],
     tally: Rc<Tally>,
     tasks: JoinSet<()>,
+    /// How many events the topic has.
+    published: Cell<u64>,
 }
 
 impl<'a> Readers<'a> {
@@ -46,17 +50,18 @@ impl<'a> Readers<'a> {
             let tally = Rc::clone(&tally);
             tasks.spawn_local(async move { drop(reader.count(&tally, u64::MAX).await) });
         }
-        Self { servers, tally, tasks }
+        Self { servers, tally, tasks, published: Cell::new(0) }
     }
 
-    /// Publishes at the first server, so many events ahead.
-    pub(super) async fn run(&self, load: Load, ahead: u64) -> [Figure; 2] {
-        let Self { servers, tally, tasks } = self;
+    /// Publishes at the first server, so many events ahead. Others' processes have figures of their
+    /// own.
+    pub(super) async fn run(&self, load: Load, ahead: u64, others: &[Process]) -> Vec<Figure> {
+        let Self { servers, tally, tasks, published: already } = self;
         let readers = tasks.len() as u64;
         let before = tally.events();
         let stopped = Rc::new(Cell::new(false));
         let mut publisher = Publisher::connect(&servers[0].target).await;
-        let mut request = servers[0].target.publish(0, DATA_BYTES);
+        let mut request = servers[0].target.publish(0, DATA_BYTES).after(already.get());
         let publishing = spawn_local({
             let (tally, stopped) = (Rc::clone(tally), Rc::clone(&stopped));
             async move {
@@ -71,17 +76,17 @@ impl<'a> Readers<'a> {
             }
         });
         tokio::time::sleep(load.span / 4).await;
-        let watches: Vec<Watch<'_>> = servers.iter().map(Watch::start).collect();
+        let nodes: Vec<Process> = servers.iter().map(|server| ("CPU", server.pid())).collect();
+        let watch = Watch::start(&servers[0]).and(&nodes[1..]).and(others);
         let from = tally.events();
         tokio::time::sleep(load.span.max(Duration::from_millis(500))).await;
         let delivered = tally.events() - from;
-        let spent = watches.into_iter().map(Watch::stop);
-        let spent = spent.fold((0.0, 0.0), |(_, all), (seconds, cpu)| (seconds, all + cpu));
+        let spent = watch.stop();
         stopped.set(true);
         let published = publishing.await.unwrap();
+        already.set(already.get() + published);
         // Each has each, or this fails.
-        tally.reach(before + published * readers).await;
-        assert_eq!(tally.events(), before + published * readers, "events came twice");
-        rate_and_cpu("deliveries", delivered, spent)
+        tally.reach_all(before + published * readers).await;
+        spent.figures("deliveries", delivered)
     }
 }

@@ -27,14 +27,12 @@ pub(super) enum Transport {
 
 /// Connections before the first measurement: what is allocated once is not theirs.
 const FIRST: usize = 50;
-/// The hub's heartbeat, unless it is a short run.
-const HEARTBEAT: Duration = Duration::from_secs(15);
-const SHORT_HEARTBEAT: Duration = Duration::from_secs(3);
-/// What the heartbeat's CPU is told for, whatever the load.
+/// What the heartbeat's CPU is told for, whatever the load: so many connections, the hub's default.
 const TOLD_FOR: f64 = 10_000.0;
+const TOLD_EVERY: Duration = Duration::from_secs(15);
 
 pub(super) async fn measure(kind: Kind, load: Load, transport: Transport) -> Vec<Figure> {
-    let heartbeat = if load.is_short { SHORT_HEARTBEAT } else { HEARTBEAT };
+    let heartbeat = load.heartbeat;
     let setup = Setup {
         has_tls: transport == Transport::Tls,
         settings: vec![("TIDINGS_HEARTBEAT", format!("{}s", heartbeat.as_secs()))],
@@ -56,14 +54,14 @@ pub(super) async fn measure(kind: Kind, load: Load, transport: Transport) -> Vec
     tokio::time::sleep(heartbeat.mul_f64(1.3)).await;
     let watch = Watch::start(&server);
     tokio::time::sleep(heartbeat * 2).await;
-    let (seconds, cpu) = watch.stop();
+    let spent = watch.stop();
     let each = (server.resident_bytes() - before) / load.n as f64 / 1024.0;
     assert!(readers.iter().all(|reader| !reader.is_finished()), "a connection ended");
     readers.iter().for_each(JoinHandle::abort);
     let mut figures = vec![Figure::new("RSS each", Unit::KiB, each)];
     if kind == Kind::Hub {
-        let each_beat = cpu / (seconds / heartbeat.as_secs_f64()) / load.n as f64;
-        let percent = each_beat * TOLD_FOR / HEARTBEAT.as_secs_f64() * 100.0;
+        let beats = spent.seconds / heartbeat.as_secs_f64() * load.n as f64;
+        let percent = spent.cpu() / beats * TOLD_FOR / TOLD_EVERY.as_secs_f64() * 100.0;
         figures.push(Figure::new("heartbeat CPU of 10 000", Unit::Percent, percent));
     }
     figures

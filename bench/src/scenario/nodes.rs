@@ -4,13 +4,14 @@
 //! The servers are started for each measurement, are private, and keep what they acknowledge: Redis
 //! syncs its file every second, PostgreSQL before each commit's answer. All nodes have one processor
 //! together; the servers run beside the load generator, so that rates are those of two processors.
+//! What each server took is told beside what the nodes took, for the same events.
 
 use std::time::Duration;
 
 use tidings_services::{Postgres, RabbitMq, Redis};
 
 use super::{
-    Load,
+    Load, Process,
     fanout::{AHEAD, Readers},
     publish, tokens,
 };
@@ -76,6 +77,15 @@ impl Services {
         }
         Setup { settings, ..Setup::default() }
     }
+
+    /// Their processes, by the names of their figures.
+    fn processes(&self) -> Vec<Process> {
+        let redis = self.redis.as_ref().map(|redis| ("Redis CPU", redis.id().unwrap()));
+        let postgres = self.postgres.as_ref().map(|postgres| ("PostgreSQL CPU", postgres.id()));
+        let postgres = postgres.map(|(name, id)| (name, id.unwrap()));
+        let rabbitmq = self.rabbitmq.as_ref().map(|rabbitmq| ("RabbitMQ CPU", rabbitmq.id()));
+        redis.into_iter().chain(postgres).chain(rabbitmq).collect()
+    }
 }
 
 /// Durable publishing through a shared journal, so many events a request.
@@ -86,7 +96,7 @@ pub(super) async fn measure_publish(
     events: usize,
 ) -> Vec<Figure> {
     let services = Services::start(shared);
-    publish::run(kind, load, services.setup(), events, false).await
+    publish::run(kind, load, services.setup(), events, false, &services.processes()).await
 }
 
 /// Published on one node, delivered by another: 20 events a second in each stream.
@@ -94,7 +104,9 @@ pub(super) async fn measure_latency(shared: Shared, kind: Kind, load: Load) -> V
     let services = Services::start(shared);
     let publishing = Server::start(kind, services.setup());
     let following = Server::start(kind, services.setup());
-    tokens::run(&publishing, &following, load, PERIOD, Form::Requests).await
+    let mut others = vec![("publishing node's CPU", publishing.pid())];
+    others.extend(services.processes());
+    tokens::run(&publishing, &following, load, PERIOD, Form::Requests, &others).await
 }
 
 /// Fan-out of one topic to so many readers at each of three nodes, beside one node with as many, and
@@ -105,14 +117,16 @@ pub(super) async fn measure_fanout(shared: Shared, kind: Kind, load: Load) -> Ve
     for (nodes, at_each) in [(1, load.n), (1, 3 * load.n), (3, load.n)] {
         let nodes: Vec<Server> =
             (0..nodes).map(|_| Server::start(kind, services.setup())).collect();
-        measured.push(Readers::open(&nodes, at_each).await.run(load, AHEAD).await);
+        let readers = Readers::open(&nodes, at_each).await;
+        measured.push(readers.run(load, AHEAD, &services.processes()).await);
     }
-    let [alone, crowded, [rate, cpu]] = [measured[0], measured[1], measured[2]];
-    let beside = |name, one: [Figure; 2]| Figure::new(name, Unit::Times, cpu.value / one[1].value);
-    vec![
-        rate,
-        cpu,
-        beside("CPU to one node's", alone),
-        beside("to one node's with all readers", crowded),
-    ]
+    let cpu = |figures: &[Figure]| figures.iter().find(|of| of.name == "CPU").unwrap().value;
+    let [alone, crowded, mut figures] = <[Vec<Figure>; 3]>::try_from(measured).unwrap();
+    let all = cpu(&figures);
+    let beside = |name, one: &[Figure]| Figure::new(name, Unit::Times, all / cpu(one));
+    figures.extend([
+        beside("CPU to one node's", &alone),
+        beside("to one node's with all readers", &crowded),
+    ]);
+    figures
 }

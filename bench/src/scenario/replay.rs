@@ -2,7 +2,7 @@
 
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{Load, Watch, create, fill, rate_and_cpu};
+use super::{Load, Watch, create, fill};
 use crate::{
     client::{From, Reader, Tally},
     figure::Figure,
@@ -20,7 +20,7 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
     let server = Server::start(kind, Setup { has_history: true, ..Setup::default() });
     let target = &server.target;
     create(target, 1).await;
-    fill(target, 0, EVENTS).await;
+    fill(target, 0, 0, EVENTS).await;
     let request = target.follow(0, From::Earliest);
     let tally = Tally::new();
     let watch = Watch::start(&server);
@@ -44,6 +44,8 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
         reading += sent.elapsed().as_secs_f64();
         events += load.n * EVENTS;
     }
-    let (_, cpu) = watch.stop();
-    rate_and_cpu("events", events as u64, (reading, cpu)).into()
+    // Connecting is not reading.
+    let spent = watch.stop().within(reading);
+    assert_eq!(tally.events(), events as u64, "events came that were not published");
+    spent.figures("events", events as u64)
 }

@@ -29,10 +29,13 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
 
 async fn resume(server: &Server, topic: usize, stored: usize, load: Load) -> Delays {
     let target = &server.target;
-    fill(target, topic, stored - BEHIND - 1).await;
+    let before = stored - BEHIND - 1;
+    fill(target, topic, 0, before).await;
     let mut publisher = Publisher::connect(target).await;
-    let at = cursor(publisher.ask(target.publish(topic, DATA_BYTES).stamped()).await);
-    fill(target, topic, BEHIND).await;
+    let mut last = target.publish(topic, DATA_BYTES).after(before as u64);
+    let at = cursor(publisher.ask(last.stamped()).await);
+    let seen = before + 1;
+    fill(target, topic, seen, BEHIND).await;
     let request = target.follow(topic, From::Cursor(&at));
     let mut delays = Vec::new();
     let tally = Tally::new();
@@ -41,7 +44,7 @@ async fn resume(server: &Server, topic: usize, stored: usize, load: Load) -> Del
     while begun.elapsed() < load.span {
         let came = Instant::now();
         let stream = target.connect(0).await;
-        let mut reader = Reader::open(stream, &request, None).await;
+        let mut reader = Reader::open(stream, &request, None).await.after(seen as u64);
         let reading = timeout(WAIT_MAX, reader.count(&tally, BEHIND as u64));
         reading.await.expect("five events").unwrap();
         delays.push(micros(came));

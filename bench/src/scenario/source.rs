@@ -13,7 +13,7 @@ use tidings::{
 use tidings_services::RabbitMq;
 use tokio::time::{sleep, timeout};
 
-use super::{DATA_BYTES, Load, Watch, rate_and_cpu};
+use super::{DATA_BYTES, Load, Watch};
 use crate::{
     client::{Publisher, WAIT_MAX},
     figure::Figure,
@@ -49,12 +49,12 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
         futures_util::future::try_join_all(publishing).await.unwrap();
     }
     server.restart();
-    let watch = Watch::start(&server);
+    let watch = Watch::start(&server).and(&[("RabbitMQ CPU", rabbitmq.id())]);
     let mut asking = Publisher::connect(&server.target).await;
     while stored(asking.ask(b"GET /metrics HTTP/1.1\r\nhost: bench\r\n\r\n").await) < load.n {
         sleep(ASKED_EVERY).await;
     }
-    rate_and_cpu("messages", load.n as u64, watch.stop()).to_vec()
+    watch.stop().figures("messages", load.n as u64)
 }
 
 fn message(number: usize) -> Message {

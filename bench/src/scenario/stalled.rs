@@ -9,12 +9,12 @@ use tokio::{
     io::AsyncWriteExt as _,
     net::TcpSocket,
     task::spawn_local,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep},
 };
 
-use super::{DATA_BYTES, Load, Watch, rate_and_cpu};
+use super::{DATA_BYTES, Load, Watch};
 use crate::{
-    client::{From, Publisher, Reader, Tally},
+    client::{From, Publisher, Reader, Tally, due},
     figure::{Figure, Unit},
     server::{Kind, Server, Setup},
 };
@@ -39,14 +39,14 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
     let stopped = Rc::new(Cell::new(false));
     let mut publisher = Publisher::connect(target).await;
     let mut events = target.publish_all(std::iter::repeat_n(0, REQUEST_EVENTS), DATA_BYTES);
-    let until = Rc::clone(&stopped);
+    let (until, timed) = (Rc::clone(&stopped), Rc::clone(&tally));
     let publishing = spawn_local(async move {
-        let (mut due, mut requests) = (Instant::now() + PERIOD, 0_u64);
+        let (mut next, mut requests) = (Instant::now() + PERIOD, 0_u64);
         while !until.get() {
-            sleep_until(due).await;
-            publisher.ask(events.stamped_due(due)).await;
+            let at = due(next, &timed).await;
+            publisher.ask(events.stamped_at(at)).await;
             requests += 1;
-            due += PERIOD;
+            next += PERIOD;
         }
         requests * REQUEST_EVENTS as u64
     });
@@ -71,13 +71,10 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
     let rss = server.resident_bytes();
     stopped.set(true);
     let published = publishing.await.unwrap();
-    tally.reach(published * HEALTHY as u64).await;
-    assert_eq!(tally.events(), published * HEALTHY as u64, "the healthy lost or doubled events");
+    tally.reach_all(published * HEALTHY as u64).await;
     readers.iter().for_each(tokio::task::JoinHandle::abort);
-    let [rate, cpu] = rate_and_cpu("deliveries", delivered, spent);
-    vec![
-        rate,
-        cpu,
+    let mut figures = spent.figures("deliveries", delivered);
+    figures.extend([
         Figure::new("healthy p99", Unit::Ms, delays.ms(990)),
         Figure::new("p99 without them", Unit::Ms, alone),
         Figure::new("healthy p99 to without", Unit::Times, delays.ms(990) / alone),
@@ -86,5 +83,7 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
             Unit::KiB,
             (rss - calm_rss).max(0.0) / 1024.0 / load.n as f64,
         ),
-    ]
+    ]);
+    figures.extend(tally.sent_late());
+    figures
 }

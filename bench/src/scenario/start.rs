@@ -12,7 +12,7 @@ const TOPICS: usize = 100;
 pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
     let mut server = Server::start(kind, Setup::default().keep_all());
     for topic in 0..TOPICS {
-        fill(&server.target, topic, load.n / TOPICS).await;
+        fill(&server.target, topic, 0, load.n / TOPICS).await;
     }
     server.restart();
     vec![

@@ -1,7 +1,7 @@
 //! Many topics on disk, of which some are published to: what a hub with them costs beside one that
 //! has few.
 
-use super::{DATA_BYTES, Load, Watch, rate_and_cpu};
+use super::{DATA_BYTES, Load, Watch};
 use crate::{
     client::{Publisher, Publishing, Target},
     figure::{Figure, Unit},
@@ -43,8 +43,9 @@ async fn run(kind: Kind, load: Load, topics: usize, active: usize) -> Vec<Figure
     let (count, spent) = (publishing.answers.events() - from, watch.stop());
     let resident = server.resident_bytes() / 1024.0 / 1024.0;
     publishing.stop().await;
-    let [rate, cpu] = rate_and_cpu("events", count, spent);
-    vec![rate, cpu, Figure::new("RSS", Unit::MiB, resident)]
+    let mut figures = spent.figures("events", count);
+    figures.push(Figure::new("RSS", Unit::MiB, resident));
+    figures
 }
 
 /// Publishes one event to each.

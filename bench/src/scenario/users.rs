@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use tokio::task::spawn_local;
 
-use super::{DATA_BYTES, Load, Watch, create, rate_and_cpu};
+use super::{DATA_BYTES, Load, Watch, create};
 use crate::{
     client::{From, Publishing, Reader, Tally},
-    figure::{Figure, Unit},
+    figure::Figure,
     server::{Kind, Server, Setup},
 };
 
@@ -38,10 +38,9 @@ pub(super) async fn measure(kind: Kind, load: Load) -> Vec<Figure> {
     tokio::time::sleep(load.span).await;
     let (delivered, spent, delays) = (tally.events() - from, watch.stop(), tally.delays());
     let published = publishing.stop().await;
-    tally.reach(published).await;
-    assert_eq!(tally.events(), published, "events came twice");
+    tally.reach_all(published).await;
     readers.iter().for_each(tokio::task::JoinHandle::abort);
-    let [rate, cpu] = rate_and_cpu("deliveries", delivered, spent);
-    let p50 = Figure::new("p50", Unit::Ms, delays.ms(500));
-    vec![rate, cpu, p50, Figure::new("p99", Unit::Ms, delays.ms(990))]
+    let mut figures = spent.figures("deliveries", delivered);
+    figures.extend(delays.figures());
+    figures
 }

@@ -30,10 +30,15 @@ use rustix::{fs::Mode, process::umask};
 use cli::{Cli, Command, KeyCommand};
 use exit::{Exit, Failure};
 
-/// A publish allocates and frees some hundred times, a delivery a few: what the C library's own took
-/// for that was a quarter of all (docs/adr/0012-what-a-publish-and-a-delivery-cost.md).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[allow(unexpected_cfgs, reason = "only a comparison of allocators sets it")]
+mod allocator {
+    /// A publish allocates and frees some hundred times, a delivery a few: what the C library's own
+    /// took for that was a quarter of all (docs/adr/0012-what-a-publish-and-a-delivery-cost.md).
+    /// `cargo xtask bench --builds` compares with builds that have `--cfg system_allocator`.
+    #[cfg(not(system_allocator))]
+    #[global_allocator]
+    static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+}
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 
