@@ -12,7 +12,7 @@ use tidings::{
 use tidings_services::RabbitMq;
 use tokio::time::timeout;
 
-use crate::support::{PATIENCE, key, until};
+use crate::support::{PATIENCE, key, soon, until};
 
 fn bus(broker: &RabbitMq) -> Arc<RabbitMqBus> {
     let url = Secret::new(broker.url());
@@ -48,15 +48,15 @@ async fn a_broker_that_stops_or_dies_is_noticed_and_missed_until_it_is_back() {
     broker.pause().unwrap();
     until("the silence to be told", async || other.failure().is_some()).await;
     broker.resume().unwrap();
+    soon("the bus", async || one.failure().or(other.failure()).is_none()).await;
     hears(&other, &Heard::Missed(None)).await;
-    until("the bus", async || one.failure().or(other.failure()).is_none()).await;
     passes(&one, &other).await;
 
     broker.kill().unwrap();
     until("the death to be told", async || other.failure().is_some()).await;
     broker.restart().unwrap();
+    soon("the bus", async || one.failure().or(other.failure()).is_none()).await;
     hears(&other, &Heard::Missed(None)).await;
-    until("the bus", async || one.failure().or(other.failure()).is_none()).await;
     passes(&one, &other).await;
     one.close().await;
     other.close().await;
