@@ -46,14 +46,14 @@ async fn a_broker_that_stops_or_dies_is_noticed_and_missed_until_it_is_back() {
     passes(&one, &other).await;
 
     broker.pause().unwrap();
-    until("the silence to be told", async || other.failure().is_some()).await;
+    until("the silence to be told", async || one.failure().and(other.failure()).is_some()).await;
     broker.resume().unwrap();
     soon("the bus", async || one.failure().or(other.failure()).is_none()).await;
     hears(&other, &Heard::Missed(None)).await;
     passes(&one, &other).await;
 
     broker.kill().unwrap();
-    until("the death to be told", async || other.failure().is_some()).await;
+    until("the death to be told", async || one.failure().and(other.failure()).is_some()).await;
     broker.restart().unwrap();
     soon("the bus", async || one.failure().or(other.failure()).is_none()).await;
     hears(&other, &Heard::Missed(None)).await;
