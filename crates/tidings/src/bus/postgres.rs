@@ -270,7 +270,7 @@ mod tests {
 
     bus_contract!(postgres, pair);
 
-    /// To be broken on purpose (not tried yet): without `silence`, nobody notices.
+    /// Broken on purpose: without `silence`, nobody notices, and this waits for ever.
     #[tokio::test]
     async fn a_connection_that_ended_is_noticed_and_replaced() {
         let server = Postgres::start().unwrap();

@@ -227,6 +227,8 @@ mod tests {
 
     /// A node that hears others who do not hear each other is told of more than the rate for as long
     /// as that lasts. Its own publishers wait for what two nodes can give at once, and no longer.
+    ///
+    /// Broken on purpose: without the bound, they wait for an hour.
     #[tokio::test(start_paused = true)]
     async fn what_is_owed_for_other_nodes_is_bounded() {
         let buckets = Buckets::of_all_nodes(RATE);

@@ -114,9 +114,6 @@ async fn a_quorum_queue_whose_broker_is_killed_and_restarted_costs_nothing() {
 }
 
 /// What was in the queue is gone, by whoever deleted it; what comes later is not.
-///
-/// To be broken on purpose (not tried yet): with an end of the consumer taken for an empty queue, the source waited for
-/// ever.
 #[tokio::test]
 async fn a_queue_that_is_deleted_is_declared_again() {
     let site = Site::shared();
@@ -154,9 +151,8 @@ async fn a_queue_that_is_deleted_is_declared_again() {
 /// A broker that is short of memory takes no messages, dead letters neither. Its consumers are what
 /// helps it: they must not wait for anything that is published.
 ///
-/// To be broken on purpose (not tried yet): with dead letters published on the consumer's connection, no acknowledgement
-/// reached the broker, and with poison that is never handed back, the good ones behind a window of it
-/// were never delivered.
+/// Broken on purpose: with poison that is never handed back, the good ones behind a window of it are never
+/// delivered.
 #[tokio::test]
 async fn a_broker_short_of_memory_is_drained_all_the_same() {
     let broker = RabbitMq::start().unwrap();
