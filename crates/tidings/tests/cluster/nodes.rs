@@ -161,7 +161,6 @@ pub(crate) async fn soon(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     for _ in 0..SOON.as_millis() / LOOK_AGAIN.as_millis() {
         if holds().await {
-            println!("waited {:?} for {what}", began.elapsed());
             return;
         }
         sleep(LOOK_AGAIN).await;
