@@ -57,7 +57,9 @@ impl Components {
             _ => None,
         };
         let metrics = Arc::new(Metrics::new());
-        let Journals { journal, bus } = Journals::open(config, &metrics).await?;
+        // One for all that connect there: they leave a server together.
+        let postgres = config.postgres.options();
+        let Journals { journal, bus } = Journals::open(config, &postgres, &metrics).await?;
         let traces = Export::start(&config.otlp, &metrics).map_err(refused)?;
         let mut hub =
             Hub::builder().settings(config.hub_settings()).journal(journal).metrics(metrics);
@@ -70,7 +72,7 @@ impl Components {
         let hub = hub.start();
         let sources = start_sources(config, &hub).map_err(refused)?;
         if config.postgres.outbox {
-            let opened = Outbox::open(&config.postgres.options()).await;
+            let opened = Outbox::open(&postgres).await;
             opened.map_err(|error| unusable_server("postgres.url", &error))?.start(&hub);
         }
         let service = hub

@@ -21,7 +21,7 @@ use tidings::{
         Journal, JournalError,
         embedded::{EmbeddedJournal, EmbeddedOptions},
         memory::MemoryJournal,
-        postgres::PostgresJournal,
+        postgres::{PostgresJournal, PostgresOptions},
         redis::RedisJournal,
         routed::{Route, RoutedJournal},
     },
@@ -46,10 +46,14 @@ pub(crate) struct Journals {
 
 impl Journals {
     /// Opens what the configuration names. Blocks while an embedded journal recovers.
-    pub(crate) async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Failure> {
+    pub(crate) async fn open(
+        config: &Config,
+        postgres: &PostgresOptions,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, Failure> {
         let mut opened = Vec::new();
         for kind in config.journals() {
-            opened.push((kind, open(config, kind, metrics).await?));
+            opened.push((kind, open(config, kind, postgres, metrics).await?));
         }
         let of = |kind: JournalKind| {
             let found = opened.iter().find(|(opened, _)| *opened == kind);
@@ -65,7 +69,7 @@ impl Journals {
             journal = Arc::new(RoutedJournal::new(routes, journal));
         }
         let bus = match (config.bus(), &config.cluster.secret) {
-            (Some(kind), Some(secret)) => Some(open_bus(config, kind, secret).await?),
+            (Some(kind), Some(secret)) => Some(open_bus(config, kind, postgres, secret).await?),
             _ => None,
         };
         Ok(Self { journal, bus })
@@ -75,6 +79,7 @@ impl Journals {
 async fn open(
     config: &Config,
     kind: JournalKind,
+    postgres: &PostgresOptions,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<dyn Journal>, Failure> {
     let settings = config.journal_settings();
@@ -86,7 +91,7 @@ async fn open(
             let options = config.redis.options().map_err(told)?;
             RedisJournal::open(options, settings).await.map_err(told)?
         }
-        JournalKind::Postgres => PostgresJournal::open(config.postgres.options(), settings)
+        JournalKind::Postgres => PostgresJournal::open(postgres.clone(), settings)
             .await
             .map_err(|error| unusable_server("postgres.url", &error))?,
     })
@@ -95,6 +100,7 @@ async fn open(
 async fn open_bus(
     config: &Config,
     kind: BusKind,
+    postgres: &PostgresOptions,
     secret: &Secret,
 ) -> Result<Arc<dyn Bus>, Failure> {
     match kind {
@@ -108,7 +114,7 @@ async fn open_bus(
             Ok(RedisBus::open(options, Codec::new(secret), said_by).await.map_err(told)?)
         }
         BusKind::Postgres => {
-            let opened = PostgresBus::open(&config.postgres.options(), Codec::new(secret)).await;
+            let opened = PostgresBus::open(postgres, Codec::new(secret)).await;
             Ok(opened.map_err(|error| unusable_server("postgres.url", &error))?)
         }
         BusKind::Rabbitmq => RabbitMqBus::start(&config.rabbitmq.settings(), secret)

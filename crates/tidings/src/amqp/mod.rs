@@ -19,8 +19,9 @@ pub use publisher::{AmqpPublisher, Message};
 
 use crate::auth::Secret;
 
-/// How long connecting may take, the handshakes included.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// How long connecting may take, the handshakes included: six ways there and back. Whoever began while
+/// the broker was out of reach begins anew so soon after it is back.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// How long the broker may take to answer what is not a publish: it keeps a channel waiting while
 /// it elects a leader of a quorum queue.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
@@ -265,8 +266,9 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// The first pause: a restarted broker is back within seconds.
     const FIRST: Duration = Duration::from_millis(100);
-    /// The longest pause: so late, at most, all goes on after the broker is back.
-    const LONGEST: Duration = Duration::from_secs(3);
+    /// The longest pause. With the longest attempt to connect it is less than the 5 s in which
+    /// everything goes on after the broker is back.
+    const LONGEST: Duration = Duration::from_secs(1);
 
     pub(crate) const fn new() -> Self {
         Self { next: Self::FIRST }

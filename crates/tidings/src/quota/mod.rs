@@ -227,12 +227,12 @@ impl Quotas {
     pub(crate) fn hear_spent(&self, node: u64, word: &Spent) {
         let Some(spending) = &self.spending else { return };
         let [users, tenants] = spending.hear(node, word);
-        let now = Instant::now();
+        let (others, now) = (spending.others(), Instant::now());
         for (holder, amount) in users {
-            self.user_rate.charge(holder, amount, now);
+            self.user_rate.charge(holder, amount, others, now);
         }
         for (holder, amount) in tenants {
-            self.tenant_rate.charge(holder, amount, now);
+            self.tenant_rate.charge(holder, amount, others, now);
         }
     }
 

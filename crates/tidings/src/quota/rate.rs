@@ -3,7 +3,8 @@
 //! The rule: what was refused costs nothing, so a holder that keeps knocking gets in as early as one
 //! that waits. A bucket is one point in time (the generic cell rate algorithm, ITU-T I.371): when it
 //! will be full again. One that is full is the same as none and is forgotten.
-//! What a holder was given on other nodes is taken out afterwards, and beyond the bottom.
+//! What a holder was given on other nodes is taken out afterwards, and beyond the bottom: by as much
+//! as they can give before they hear of each other.
 
 use std::{
     collections::HashMap,
@@ -14,6 +15,7 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::spent::TOLD_OF;
 use crate::settings::Rate;
 
 /// Buckets below which none is looked for that is full again.
@@ -73,14 +75,20 @@ impl<K: Eq + Hash + Clone> Buckets<K> {
         Ok(())
     }
 
-    /// Takes what the holder was given on another node, whatever is left.
-    pub(super) fn charge(&self, holder: K, amount: u64, now: Instant) {
+    /// Takes what the holder was given on another node, whatever is left. So many others are there:
+    /// for each of them a burst may be owed, and what the rate gives in the time that a word is about.
+    pub(super) fn charge(&self, holder: K, amount: u64, others: u32, now: Instant) {
         if self.rate.per_second == 0 {
             return;
         }
         let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let at = full_at.by_holder.entry(holder).or_insert(now);
-        *at = (*at).max(now) + self.rate.time_of(amount);
+        let burst = self.rate.time_of(self.rate.burst);
+        let most = burst.saturating_add((burst + TOLD_OF).saturating_mul(others.max(1)));
+        let charged = (*at).max(now).checked_add(self.rate.time_of(amount));
+        // What it owes already by what it took here, it owes.
+        let bound = now.checked_add(most).map_or(*at, |bound| bound.max(*at));
+        *at = charged.map_or(bound, |charged| charged.min(bound));
         full_at.forget(now);
     }
 
@@ -210,11 +218,34 @@ mod tests {
         let buckets = Buckets::of_all_nodes(RATE);
         let now = Instant::now();
         assert_eq!(buckets.take(&"a", 15, now), Ok(()));
-        buckets.charge("a", 25, now);
-        buckets.charge("b", 5, now);
+        buckets.charge("a", 25, 1, now);
+        buckets.charge("b", 5, 1, now);
         assert_eq!(buckets.take(&"a", 1, now), Err(secs(2.1)), "20 beyond the bottom");
         assert_eq!(buckets.take(&"b", 16, now), Err(secs(0.1)));
         assert_eq!(buckets.take(&"a", 1, now + secs(2.1)), Ok(()));
+    }
+
+    /// A node that hears others who do not hear each other is told of more than the rate for as long
+    /// as that lasts. Its own publishers wait for what two nodes can give at once, and no longer.
+    ///
+    /// Broken on purpose: without the bound, they wait for an hour.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_owed_for_other_nodes_is_bounded() {
+        let buckets = Buckets::of_all_nodes(RATE);
+        let mut now = Instant::now();
+        for _ in 0..2 * 3600 {
+            now += secs(0.5);
+            buckets.charge("a", 5, 2, now);
+            buckets.charge("a", 5, 2, now);
+        }
+        // A burst and 2 s of the rate for each of them, and one event.
+        assert_eq!(buckets.take(&"a", 1, now), Err(secs(2.0 * (2.0 + 2.0) + 0.1)));
+        buckets.charge("b", u64::MAX, 1, now);
+        assert_eq!(buckets.take(&"b", 1, now), Err(secs(4.1)));
+        // What was taken here is owed whole.
+        assert_eq!(buckets.take(&"c", 200, now), Ok(()));
+        buckets.charge("c", 1, 1, now);
+        assert_eq!(buckets.take(&"c", 1, now), Err(secs(18.1)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -224,7 +255,7 @@ mod tests {
         assert_eq!((buckets.take(&"a", 15, now), buckets.take(&"a", 2, now)), (Ok(()), Ok(())));
         assert!(buckets.take(&"a", 9, now).is_err());
         buckets.give_back(&"a", 2);
-        buckets.charge("a", 5, now);
+        buckets.charge("a", 5, 1, now);
         assert_eq!(buckets.take(&"b", 3, now), Ok(()));
         assert_eq!(buckets.taken(3), HashMap::from([("a", 15)]), "b is far from its rate");
         assert_eq!(buckets.taken(0), HashMap::new());

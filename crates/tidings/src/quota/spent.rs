@@ -2,12 +2,16 @@
 //!
 //! The rule: nobody waits for another node. Each admits by its own buckets, says twice a second what
 //! it admitted, and takes out of its buckets what others say, beyond their bottom if need be: who was
-//! too fast on several nodes pays that off. A word is about the last two seconds, so that three of
+//! too fast on several nodes pays that off, as much of it as nodes can give before they hear of each
+//! other. A word is about the last two seconds, so that three of
 //! four may be lost, and is counted once however often it comes.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,6 +25,8 @@ use crate::settings::Rate;
 pub(crate) const SAID_EVERY: Duration = Duration::from_millis(500);
 /// Intervals that a word is about: this one, and those of the words before it.
 const INTERVALS: usize = 4;
+/// The time that a word is about.
+pub(super) const TOLD_OF: Duration = Duration::from_secs(2);
 /// Holders are told in parts by their number, so that a word and the ones before it are about the
 /// same holders.
 const PARTS: u64 = 16;
@@ -60,6 +66,8 @@ pub(super) struct Spending {
     mine: Mutex<Mine>,
     /// By node and part: the last interval, and until when that counts.
     heard: Mutex<HashMap<(u64, u8), (u64, Instant)>>,
+    /// How many nodes those are, when this node spoke last.
+    others: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -73,7 +81,12 @@ impl Spending {
     /// Takes in what users and tenants were given since the last time, and gives the words to say.
     pub(super) fn say(&self, users: Interval, tenants: Interval) -> Vec<Spent> {
         let now = Instant::now();
-        self.heard().retain(|_, (_, until)| now < *until);
+        {
+            let mut heard = self.heard();
+            heard.retain(|_, (_, until)| now < *until);
+            let others: HashSet<u64> = heard.keys().map(|(node, _)| *node).collect();
+            self.others.store(u32::try_from(others.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+        }
         let mut mine = self.mine.lock().unwrap_or_else(PoisonError::into_inner);
         mine.interval += 1;
         mine.last.push_front([users, tenants]);
@@ -117,6 +130,11 @@ impl Spending {
             });
             spent.filter(|(_, amount)| *amount > 0).collect()
         })
+    }
+
+    /// How many other nodes said lately what they gave.
+    pub(super) fn others(&self) -> u32 {
+        self.others.load(Ordering::Relaxed)
     }
 
     fn heard(&self) -> MutexGuard<'_, HashMap<(u64, u8), (u64, Instant)>> {

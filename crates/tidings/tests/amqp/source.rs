@@ -91,8 +91,7 @@ async fn a_cloud_event_keeps_its_attributes_and_may_name_its_topic() {
     hub.shutdown().await;
 }
 
-/// To be broken on purpose (not tried yet): with an acknowledgement before `Hub::publish`, the queue was empty while the
-/// journal was off.
+/// Broken on purpose: with an acknowledgement before `Hub::publish`, the messages do not return.
 #[tokio::test]
 async fn a_message_is_acknowledged_once_it_is_stored_and_an_outage_loses_none() {
     let (site, memory) = (Site::shared(), memory());
@@ -149,7 +148,7 @@ async fn what_is_delivered_again_is_stored_once() {
     hub.shutdown().await;
 }
 
-/// To be broken on purpose (not tried yet): with a batch that is given up at its first poison, the good ones behind it were
+/// Broken on purpose: with a batch that is given up at its first poison, the good ones behind it are
 /// missing.
 #[tokio::test]
 async fn poison_goes_to_the_dead_letters_with_its_reason_and_stops_nobody() {

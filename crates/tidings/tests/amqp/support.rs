@@ -27,9 +27,15 @@ use tidings::{
     source::amqp::{AmqpSettings, AmqpSource},
 };
 use tidings_services::{RabbitMq, SharedRabbitMq};
+use tokio::time::Instant;
 
 /// Longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Everything works again within 5 s of the broker's first answer.
+const SOON: Duration = Duration::from_secs(5);
+/// Between two looks whether something came.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Names in a broker, and how to reach it.
 pub(crate) struct Site {
@@ -155,18 +161,31 @@ pub(crate) async fn working(source: &AmqpSource) {
     let waiting = async {
         while let Some(failure) = source.failure() {
             last = Some(failure);
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     };
     let in_time = tokio::time::timeout(PATIENCE, waiting).await;
     assert!(in_time.is_ok(), "{last:?}");
 }
 
+/// Waits for something that is to come soon after the broker answers again. It is counted in looks: on
+/// a machine that has other work they come late, as everything does.
+pub(crate) async fn soon(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    for _ in 0..SOON.as_millis() / LOOK_AGAIN.as_millis() {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    panic!("waited too long for {what}: {:?}", began.elapsed());
+}
+
 /// Waits for something outside of this process, looking again and again.
 pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !holds().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     };
     let in_time = tokio::time::timeout(PATIENCE, waiting).await;

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     history::{Got, Held, History, Losses},
-    nodes::{LOOK_AGAIN, NODES, Nodes, PATIENCE, until},
+    nodes::{LOOK_AGAIN, NODES, Nodes, PATIENCE, soon, until},
 };
 
 /// At each node.
@@ -42,8 +42,6 @@ const READERS: usize = 2;
 /// Within so long a publish is answered, whatever the server does: the adapters give up after 5 s,
 /// and the machine has other work.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(15);
-/// Everything works again within 5 s; this machine may have other work.
-const RESUMES_WITHIN: Duration = Duration::from_secs(10);
 /// Events that count as going on: each publisher and each reader got so many more.
 const MORE: usize = 20;
 
@@ -134,9 +132,19 @@ impl Load {
         until("events", async || all_ahead(&self.shared.read, &read, MORE)).await;
     }
 
-    /// The same once what failed is back: everybody finds it by themselves, and soon.
+    /// The same once what failed answers again: everybody finds it by themselves, and soon. Each
+    /// publisher is acknowledged within the bound, and each reader gets something after that.
     pub(crate) async fn resumes(&self) {
-        timeout(RESUMES_WITHIN, self.goes_on()).await.expect("the nodes do not resume");
+        let acked = counts(&self.shared.acked);
+        let mut read = None;
+        let mut has_resumed = || {
+            if read.is_none() && all_ahead(&self.shared.acked, &acked, 1) {
+                read = Some(counts(&self.shared.read));
+            }
+            read.as_ref().is_some_and(|read| all_ahead(&self.shared.read, read, 1))
+        };
+        soon("the nodes to resume", async || has_resumed()).await;
+        self.goes_on().await;
     }
 
     /// Goes on while clocks jump, each node's by itself: an hour ahead, back, and behind.

@@ -24,13 +24,16 @@ use tidings::{
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 /// How many there are.
 pub(crate) const NODES: usize = 3;
 /// Far longer than anything here may take: a test that waits so long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Everything works again within 5 s of the server's first answer, or of the election of one that takes
+/// events.
+const SOON: Duration = Duration::from_secs(5);
 /// Between two looks whether something came.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -150,6 +153,19 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
     };
     assert!(timeout(PATIENCE, waiting).await.is_ok(), "waited in vain for {what}");
+}
+
+/// Waits for something that is to come soon after what failed answers again. It is counted in looks: on
+/// a machine that has other work they come late, as everything does.
+pub(crate) async fn soon(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    for _ in 0..SOON.as_millis() / LOOK_AGAIN.as_millis() {
+        if holds().await {
+            return;
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+    panic!("waited too long for {what}: {:?}", began.elapsed());
 }
 
 pub(crate) fn secret() -> Secret {

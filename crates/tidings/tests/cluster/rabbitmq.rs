@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::{
     history::Losses,
     load::{Load, key, publish_apart},
-    nodes::{Nodes, PATIENCE, secret, until},
+    nodes::{Nodes, PATIENCE, secret, soon, until},
     postgres::{journal, options},
 };
 
@@ -52,7 +52,7 @@ async fn readers_on_three_nodes_go_on_without_the_broker_of_the_bus() {
     assert!(timeout(PATIENCE, reading).await.is_ok(), "what nobody announces is not read");
     assert!(nodes.living().all(|hub| hub.unready().is_none()), "a hub does without its bus");
     broker.restart().unwrap();
-    until("the bus", async || nodes.living().all(|hub| hub.bus_failure().is_none())).await;
+    soon("the bus", async || nodes.living().all(|hub| hub.bus_failure().is_none())).await;
     load.goes_on().await;
     load.check(&*journal(&options).await, Losses::None).await;
 }

@@ -179,6 +179,9 @@ async fn readers_on_three_nodes_are_told_what_a_failover_of_redis_lost() {
     load.goes_on().await;
     master.kill().unwrap();
     replica.resume().unwrap();
-    load.goes_on().await;
+    // Until then nobody takes events.
+    let elected = || replica.command(&["ROLE"]).unwrap().contains("master");
+    until("a new master", async || elected()).await;
+    load.resumes().await;
     check(load, &replica, Losses::Told).await;
 }

@@ -8,7 +8,7 @@ use tidings_services::RedisCluster;
 use crate::{
     history::Losses,
     load::Load,
-    nodes::Nodes,
+    nodes::{Nodes, until},
     redis::{journal, parts},
 };
 
@@ -63,7 +63,10 @@ async fn readers_on_three_nodes_are_told_what_a_master_of_a_cluster_lost() {
     load.goes_on().await;
     cluster.node_mut(master).unwrap().kill().unwrap();
     cluster.node_mut(replica).unwrap().resume().unwrap();
-    load.goes_on().await;
+    // Until then nobody has its slots.
+    let elected = || cluster.node(replica).unwrap().command(&["ROLE"]).unwrap().contains("master");
+    until("a new master", async || elected()).await;
+    load.resumes().await;
     check(load, &cluster, Losses::Told).await;
 }
 

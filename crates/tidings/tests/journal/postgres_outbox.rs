@@ -86,7 +86,7 @@ async fn an_event_appears_if_and_only_if_its_transaction_commits() {
     hub.shutdown().await;
 }
 
-/// To be broken on purpose (not tried yet): when a row gets its place as it is inserted, the first one comes first.
+/// Broken on purpose: when a row gets its place as it is inserted, the first one comes first.
 #[tokio::test]
 async fn events_come_in_the_order_of_commits() {
     let server = Postgres::shared().unwrap();
@@ -105,8 +105,7 @@ async fn events_come_in_the_order_of_commits() {
     hub.shutdown().await;
 }
 
-/// To be broken on purpose (not tried yet): when the trigger takes locks in the order of rows, applications deadlock;
-/// when parts are not taken by one, events of a topic change places.
+/// Broken on purpose: when the trigger takes locks in the order of rows, applications deadlock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_drain_what_many_enqueue_without_loss_or_doubles() {
     const CLIENTS: usize = 6;

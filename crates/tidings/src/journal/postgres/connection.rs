@@ -5,6 +5,7 @@
 
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::JoinHandle,
@@ -57,7 +58,7 @@ pub(crate) struct Session {
     driver: JoinHandle<()>,
     answer_timeout: Duration,
     standing: Standing,
-    lineage: Arc<Lineage>,
+    lineage: Lineage,
 }
 
 impl Drop for Session {
@@ -80,24 +81,39 @@ impl Session {
     pub(crate) async fn open_hearing(target: &Target, hear: Hear) -> Result<Self, Fault> {
         // Whoever knows nothing yet asks all of them: one that another was promoted over may be up.
         let asks_all = target.lineage.is_unknown();
-        let (mut found, mut faults) = (None::<Self>, Vec::new());
-        for (place, server) in target.servers.in_order() {
-            let opening = Self::connect(target, server, Arc::clone(&hear));
-            let opened = timeout(target.connect_timeout, opening).await;
-            match opened.unwrap_or_else(|_| Err(Fault::timeout())) {
-                Ok(session) => {
-                    if found.as_ref().is_none_or(Self::is_closed) {
+        let (mut found, mut faults) = (None::<(usize, Self)>, Vec::new());
+        let servers: Vec<_> = target.servers.in_order().enumerate().collect();
+        // The others at once, so that any number of them that say nothing costs the same time.
+        let first = servers.len().min(if asks_all { 0 } else { 1 });
+        let (first, others) = servers.split_at(first);
+        for group in [first, others] {
+            let opening = group.iter().map(async |(order, (place, server))| {
+                let opening = Self::connect(target, server, Arc::clone(&hear));
+                let opened = timeout(target.connect_timeout, opening).await;
+                (*order, *place, *server, opened.unwrap_or_else(|_| Err(Fault::timeout())))
+            });
+            let mut opening: FuturesUnordered<_> = opening.collect();
+            while let Some((order, place, server, opened)) = opening.next().await {
+                let is_better = found
+                    .as_ref()
+                    .is_none_or(|(before, session)| session.is_closed() || order < *before);
+                match opened {
+                    Ok(session) if is_better => {
                         target.servers.serves(place);
-                        found = Some(session);
+                        found = Some((order, session));
                     }
-                    if !asks_all {
-                        break;
-                    }
+                    Ok(_) => {}
+                    Err(fault) => faults.push((server.name.as_str(), fault)),
                 }
-                Err(fault) => faults.push((server.name.as_str(), fault)),
+                if found.is_some() && !asks_all {
+                    break;
+                }
+            }
+            if found.is_some() {
+                break;
             }
         }
-        found.ok_or_else(|| Fault::of_all(faults))
+        found.map(|(_, session)| session).ok_or_else(|| Fault::of_all(faults))
     }
 
     async fn connect(target: &Target, server: &Server, hear: Hear) -> Result<Self, Fault> {
@@ -116,7 +132,7 @@ impl Session {
             driver,
             answer_timeout: target.statement_timeout + ANSWER_MARGIN,
             standing: Standing::default(),
-            lineage: Arc::clone(&target.lineage),
+            lineage: target.lineage.clone(),
         };
         session.standing = session.make_safe(target).await?;
         if !session.lineage.admits(session.standing) {
@@ -132,6 +148,16 @@ impl Session {
     /// Whether it is of no more use: it ended, or another server was promoted since.
     pub(crate) fn is_closed(&self) -> bool {
         self.client.is_closed() || self.lineage.has_left(self.standing)
+    }
+
+    /// Waits until all that was asked is answered, however long that takes, or the connection is of no
+    /// more use.
+    pub(super) async fn until_answered(&self) {
+        tokio::select! {
+            // Answers come in the order of the questions. Whether it is one or an end is the same.
+            _ = self.client.simple_query("SELECT 1") => {}
+            () = self.lineage.until_left(self.standing) => {}
+        }
     }
 
     /// Sets what a role, a database or a server may have set otherwise, and looks at what cannot be.
@@ -256,7 +282,7 @@ impl std::ops::Deref for Connection {
 impl History {
     /// Which history the server has now. A server that was restored or promoted since is another,
     /// or went on from another point: it gets a new epoch, once, whoever notices first.
-    async fn look(client: &Client) -> Result<Self, tokio_postgres::Error> {
+    pub(super) async fn look(client: &Client) -> Result<Self, tokio_postgres::Error> {
         let fresh = getrandom::u32().unwrap_or_default().cast_signed();
         client.execute(include_str!("sql/renew_epoch.sql"), &[&fresh]).await?;
         let row =

@@ -63,6 +63,11 @@ impl Fault {
         matches!(self, Self::Lost(_))
     }
 
+    /// Whether what was asked may still be under way.
+    pub(super) const fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Lost(_) | Self::Uncertain(_))
+    }
+
     fn unknown(what: impl Into<String>) -> Self {
         Self::Lost(what.into())
     }

@@ -53,6 +53,7 @@ pub(crate) use migrate::Migrations;
 pub(crate) use options::Target;
 pub use options::{Migrate, PostgresOptions, SCHEMA};
 use pool::{Lease, Pool};
+pub use servers::Lineage;
 use writer::{REQUESTS_MAX, Request, Writer};
 
 /// How often a read is tried while connections of a server that is gone are met.
@@ -88,9 +89,9 @@ macro_rules! changing {
     ($shared:expr, $connection:ident => $change:expr) => {
         async {
             let shared: &Shared = &$shared;
-            shared.usable()?;
             let deadline = Instant::now() + shared.append_timeout;
             loop {
+                shared.takes_changes()?;
                 let lease = shared.pool.take().await?;
                 let $connection = &lease.connection;
                 let changed = $change.await;
@@ -234,6 +235,12 @@ impl Shared {
         self.health.failure().map_or(Ok(()), |reason| Err(JournalError::Unavailable(reason)))
     }
 
+    /// Fails also while commits hang: another one would hang too, and hold what it locks.
+    fn takes_changes(&self) -> Result<(), JournalError> {
+        self.usable()?;
+        self.health.hanging().map_or(Ok(()), |reason| Err(JournalError::Unavailable(reason)))
+    }
+
     /// Gives a read's answer, or `None` to try it on another connection: one of a server that is
     /// gone may have been met.
     fn settle_read<T>(
@@ -272,6 +279,9 @@ impl Shared {
             Err(Failed::NotStored(fault)) => fault,
             Err(Failed::Unknown(lost)) => Fault::Uncertain(lost.fault.to_string()),
         };
+        if fault.is_unanswered() && !lease.connection.is_closed() {
+            self.health.wait_for(lease.connection);
+        }
         if !fault.is_passing() || fault.is_lock() || Instant::now() >= deadline {
             return Some(Err(fault.into()));
         }
@@ -305,7 +315,7 @@ impl Journal for PostgresJournal {
     async fn append(&self, topic: &TopicKey, batch: Batch) -> Result<Appended, JournalError> {
         let requests = self.writer(topic)?;
         // Nobody waits behind a server that does not answer.
-        self.shared.usable()?;
+        self.shared.takes_changes()?;
         let (reply, answer) = oneshot::channel();
         let request = Request { topic: topic.clone(), batch, reply };
         requests.send(request).await.map_err(|_| closed())?;
@@ -371,7 +381,12 @@ impl Journal for PostgresJournal {
             }
         };
         let settings = &self.shared.settings;
-        while reading!(self.shared, on => change::forget_ids(on, topic, settings, now))? {}
+        let forget = async || {
+            changing!(self.shared, on => async {
+                change::forget_ids(on, topic, settings, now).await.map(Ok).map_err(Failed::from)
+            })
+        };
+        while forget().await? {}
         Ok(head)
     }
 
@@ -393,7 +408,7 @@ impl Journal for PostgresJournal {
         if self.stopped.is_cancelled() {
             return Some("the journal was closed".to_owned());
         }
-        self.shared.health.failure()
+        self.shared.health.failure().or_else(|| self.shared.health.hanging())
     }
 
     fn damaged_places(&self) -> usize {
@@ -408,6 +423,7 @@ impl Journal for PostgresJournal {
         if timeout(JOURNAL_CLOSE_MAX, self.tasks.wait()).await.is_err() {
             tracing::error!("the server does not answer: the journal was not closed in order");
         }
+        self.shared.health.close();
         self.shared.pool.close();
     }
 }

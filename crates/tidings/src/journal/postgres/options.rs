@@ -25,6 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Other nodes hold a topic for one commit.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two looks whether the other end of a connection is still there.
+const KEEPALIVE: Duration = Duration::from_secs(2);
 /// How long an append is tried before its publisher is told to come back.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -66,6 +68,9 @@ pub struct PostgresOptions {
     pub lock_timeout: Duration,
     /// How long an append is tried.
     pub append_timeout: Duration,
+    /// Which of the servers went on. Clones of the options share it, so that the journal, the bus and
+    /// the outbox leave a primary together that another server was promoted over.
+    pub lineage: Lineage,
 }
 
 impl PostgresOptions {
@@ -83,6 +88,7 @@ impl PostgresOptions {
             statement_timeout: STATEMENT_TIMEOUT,
             lock_timeout: LOCK_TIMEOUT,
             append_timeout: APPEND_TIMEOUT,
+            lineage: Lineage::default(),
         }
     }
 
@@ -104,7 +110,7 @@ impl fmt::Debug for PostgresOptions {
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(super) servers: Arc<Servers>,
-    pub(super) lineage: Arc<Lineage>,
+    pub(super) lineage: Lineage,
     pub(super) tls: MakeRustlsConnect,
     pub(crate) schema: String,
     pub(crate) connect_timeout: Duration,
@@ -137,13 +143,15 @@ impl Target {
         config.ssl_mode(wanted.mode());
         config.connect_timeout(options.connect_timeout);
         config.tcp_user_timeout(options.statement_timeout);
-        config.keepalives_idle(Duration::from_secs(30));
+        // A connection on which nobody asks, as one whose commit hangs, ends as soon as its server is
+        // back without it.
+        config.keepalives_idle(KEEPALIVE).keepalives_interval(KEEPALIVE);
         if config.get_application_name().is_none() {
             config.application_name("tidings");
         }
         Ok(Self {
             servers: Arc::new(Servers::of(&config)?),
-            lineage: Arc::default(),
+            lineage: options.lineage.clone(),
             tls: MakeRustlsConnect::new(wanted.config()?),
             schema,
             connect_timeout: options.connect_timeout,

@@ -1,16 +1,17 @@
 //! The servers that a URL names, and which of them went on.
 //!
 //! The rule: the one that served last is asked first, each has its own time to answer, and a server
-//! that another one was promoted over is not gone back to.
+//! that another one was promoted over is not gone back to, by anything of this process.
 
 use std::{
     path::Path,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use tokio::sync::watch;
 use tokio_postgres::{
     Config,
     config::{Host, SslMode, TargetSessionAttrs},
@@ -153,33 +154,44 @@ pub(super) struct Standing {
     pub(super) timeline: i32,
 }
 
-/// How far the servers were seen to have got.
-#[derive(Debug, Default)]
-pub(super) struct Lineage(Mutex<Option<Standing>>);
+/// How far the servers of a URL were seen to have got. Clones share what is known: who of a process
+/// connects to the same servers has one, or some of it would stay with a primary that the rest left.
+#[derive(Debug, Clone)]
+pub struct Lineage(Arc<watch::Sender<Option<Standing>>>);
+
+impl Default for Lineage {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(None)))
+    }
+}
 
 impl Lineage {
     /// Whether none was seen yet.
     pub(super) fn is_unknown(&self) -> bool {
-        self.seen().is_none()
+        self.0.borrow().is_none()
     }
 
     /// Takes in where a server is; `false` if another one was promoted over it.
     pub(super) fn admits(&self, standing: Standing) -> bool {
-        let mut seen = self.seen();
-        if seen.is_some_and(|seen| supersedes(seen, standing)) {
-            return false;
-        }
-        *seen = Some(standing);
-        true
+        let mut is_admitted = true;
+        self.0.send_if_modified(|seen| {
+            is_admitted = !seen.is_some_and(|seen| supersedes(seen, standing));
+            is_admitted && seen.replace(standing) != Some(standing)
+        });
+        is_admitted
     }
 
     /// Whether another server was promoted since over the one that is there.
     pub(super) fn has_left(&self, standing: Standing) -> bool {
-        self.seen().is_some_and(|seen| supersedes(seen, standing))
+        self.0.borrow().is_some_and(|seen| supersedes(seen, standing))
     }
 
-    fn seen(&self) -> MutexGuard<'_, Option<Standing>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits for that.
+    pub(super) async fn until_left(&self, standing: Standing) {
+        let mut seen = self.0.subscribe();
+        let left = seen.wait_for(|seen| seen.is_some_and(|seen| supersedes(seen, standing)));
+        // Its sender lives as long as this.
+        let _ = left.await;
     }
 }
 
@@ -247,7 +259,8 @@ mod tests {
     fn a_server_that_another_was_promoted_over_is_not_gone_back_to() {
         let lineage = Lineage::default();
         let at = |system_identifier, timeline| Standing { system_identifier, timeline };
-        assert!(lineage.admits(at(7, 1)) && lineage.admits(at(7, 2)));
+        let shared = lineage.clone();
+        assert!(lineage.admits(at(7, 1)) && shared.admits(at(7, 2)));
         assert!(lineage.has_left(at(7, 1)) && !lineage.has_left(at(7, 2)));
         assert!(!lineage.admits(at(7, 1)));
         // A database that was restored elsewhere: its numbers say nothing of these.

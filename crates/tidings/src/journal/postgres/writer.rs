@@ -62,12 +62,17 @@ impl Writer {
                     next = requests.try_recv().ok();
                 }
             }
+            // What queued up behind a commit that hangs is not another one that does.
+            if let Err(error) = self.shared.takes_changes() {
+                refuse(group, &error);
+                continue;
+            }
             let deadline = Instant::now() + self.shared.append_timeout;
             match self.append(&group, deadline).await {
                 Ok(answers) => answer(group, answers),
                 // One topic that somebody holds must not keep the others back.
                 Err(fault) if fault.is_lock() => self.append_each(group).await,
-                Err(fault) => refuse(group, &fault),
+                Err(fault) => refuse(group, &fault.into()),
             }
         }
     }
@@ -81,7 +86,7 @@ impl Writer {
         for group in by_topic.into_values() {
             match self.append(&group, Instant::now()).await {
                 Ok(answers) => answer(group, answers),
-                Err(fault) => refuse(group, &fault),
+                Err(fault) => refuse(group, &fault.into()),
             }
         }
     }
@@ -118,10 +123,18 @@ impl Writer {
         match appended {
             Ok(answers) => Ok(answers),
             Err(Failed::NotStored(fault)) => {
-                self.leave_transaction().await;
+                // What was not answered in time is not asked for more.
+                if fault.is_lost() {
+                    self.connection = None;
+                } else {
+                    self.leave_transaction().await;
+                }
                 Err(fault)
             }
             Err(Failed::Unknown(lost)) => {
+                if let Some(connection) = self.connection.take_if(|it| !it.is_closed()) {
+                    shared.health.wait_for(connection);
+                }
                 self.connection = None;
                 let Lost { witness, answers, fault } = *lost;
                 let Some(witness) = witness else { return Err(fault) };
@@ -180,8 +193,7 @@ fn answer(group: Vec<Request>, answers: Answers) {
     }
 }
 
-fn refuse(group: Vec<Request>, fault: &Fault) {
-    let error = JournalError::from(fault.clone());
+fn refuse(group: Vec<Request>, error: &JournalError) {
     for request in group {
         let _ = request.reply.send(Err(error.clone()));
     }

@@ -403,7 +403,7 @@ mod tests {
         }
     }
 
-    /// To be broken on purpose (not tried yet): without the check of segments, `1/secret` became `team/1/secret/jobs`.
+    /// Broken on purpose: without the check of segments, `1/secret` becomes `team/1/secret/jobs`.
     #[test]
     fn a_word_cannot_be_more_than_its_segment() {
         let route = route("team.{team}", "team/{team}/jobs", None).unwrap();
