@@ -24,7 +24,7 @@ const STEP: u64 = 1024 * 1024;
 /// A commit of so many bytes brings its own room: what it writes takes longer than its blocks.
 const LARGE: u64 = STEP / 8;
 
-const ZEROS: [u8; 65_536] = [0; 65_536];
+static ZEROS: [u8; 65_536] = [0; 65_536];
 
 /// What the writer knows of the room in its log.
 pub(super) struct Preallocation {
