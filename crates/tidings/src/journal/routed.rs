@@ -288,8 +288,7 @@ mod tests {
         infos.into_iter().map(|info| info.topic.topic.to_string()).collect()
     }
 
-    /// To be broken on purpose (not tried yet): when one journal's failure is that of all, nothing is
-    /// found.
+    /// Broken on purpose: when one journal's failure is that of all, the other topic has failed, too.
     #[tokio::test]
     async fn a_journal_that_is_down_takes_only_its_own_topics_with_it() {
         let (broken, rest) = (memory(), memory());
@@ -310,8 +309,7 @@ mod tests {
         assert!(matches!(described.as_slice(), [Err(_), Ok(info)] if info.exists));
     }
 
-    /// To be broken on purpose (not tried yet): when a page goes as far as any journal's, the topics
-    /// between are passed over.
+    /// When a page goes as far as any journal's, the topics between are passed over.
     #[tokio::test]
     async fn a_journal_full_of_topics_that_are_not_its_own_any_more_hides_none_of_the_others() {
         let (messages, rest) = (memory(), memory());

@@ -118,8 +118,8 @@ mod tests {
     /// What `adopt.lua` would take for a loss: more changes than the server had when it was looked at
     /// first, seen in another run.
     ///
-    /// To be broken on purpose (not tried yet): when a late answer says where the group is, its run
-    /// is that of the old master.
+    /// Broken on purpose: when a late answer says where the group is, its run is that of the old
+    /// master.
     #[test]
     fn an_answer_from_before_a_group_moved_does_not_take_it_back() {
         let known = Known::new();
@@ -134,8 +134,7 @@ mod tests {
 
     /// Or nobody would begin another epoch when the new history loses something in its turn.
     ///
-    /// To be broken on purpose (not tried yet): when any answer counts, the old epoch is what is
-    /// known.
+    /// Broken on purpose: when any answer counts, the old epoch is what is known.
     #[test]
     fn an_answer_of_a_history_that_another_one_followed_counts_no_more() {
         let known = Known::new();
@@ -149,8 +148,7 @@ mod tests {
         assert_eq!(seen(&known), (Some(Epoch(3)), 4, "new".to_owned()));
     }
 
-    /// To be broken on purpose (not tried yet): when a group is seen at the time of the answer, it
-    /// was seen after the look.
+    /// Broken on purpose: when a group is seen at the time of the answer, it was seen after the look.
     #[test]
     fn a_group_is_seen_when_it_was_asked_for_and_not_when_the_answer_came() {
         let known = Known::new();
