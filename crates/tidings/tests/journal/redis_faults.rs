@@ -323,7 +323,7 @@ async fn a_server_with_tls_is_trusted_by_the_certificate_that_is_given() {
     let url = format!("rediss://localhost:{port}");
     let untrusting = RedisOptions { url, ..options(&redis) };
     let refused = RedisJournal::open(untrusting.clone(), JournalSettings::default()).await;
-    assert!(matches!(refused, Err(JournalError::Unavailable(_))), "{refused:?}");
+    assert!(matches!(refused, Err(JournalError::Broken(_))), "{refused:?}");
     let root_certificates = Some(std::fs::read(&certificate).unwrap());
     let journal = open(&RedisOptions { root_certificates, ..untrusting }).await;
     let appended = journal.append(&topic("t"), batch([log("1")])).await.unwrap();
