@@ -267,7 +267,8 @@ impl Backoff {
     /// The first pause: a restarted broker is back within seconds.
     const FIRST: Duration = Duration::from_millis(100);
     /// The longest pause. With the longest attempt to connect it is less than the 5 s in which
-    /// everything goes on after the broker is back.
+    /// everything goes on after the broker is back; one that takes connections and answers nothing
+    /// is not.
     const LONGEST: Duration = Duration::from_secs(1);
 
     pub(crate) const fn new() -> Self {

@@ -145,6 +145,7 @@ pub trait Journal: std::fmt::Debug + Send + Sync + 'static {
     /// States whose time of this kind is not after `now`, earliest first, of all tenants.
     ///
     /// They stay due until they are replaced or ended, so the caller acts before it asks again.
+    /// At most `limit`; of each, where there are several journals.
     async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due>;
 
     /// Topics by ascending name. No items: there are none after the one that was given, in the parts

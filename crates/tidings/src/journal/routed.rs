@@ -143,7 +143,7 @@ impl Journal for RoutedJournal {
             DueKind::Expired => due.event.body.expires_at,
             DueKind::Due => due.event.body.due_at,
         });
-        due.items.truncate(limit);
+        // Not cut: what is due in a journal that takes no changes would keep out all others.
         due
     }
 
@@ -208,7 +208,7 @@ mod tests {
     use crate::{
         journal::{Append, JournalSettings, contract::Store, memory::MemoryJournal},
         journal_contract,
-        model::{EventType, NewEvent, Tenant, Topic},
+        model::{Class, EventType, NewEvent, StateKey, Tenant, Topic},
     };
 
     /// Topics of one segment here, the rest there.
@@ -327,5 +327,27 @@ mod tests {
             found.extend(names(page));
         }
         assert_eq!(found, ["message/1", "message/2", "z"]);
+    }
+
+    /// Broken on purpose: when what is due is cut, it is the first journal's alone, which may take none
+    /// of it.
+    #[tokio::test]
+    async fn what_is_due_in_one_journal_does_not_hide_what_is_due_in_another() {
+        let (messages, rest) = (memory(), memory());
+        let routed = two(&messages, &rest);
+        for (topic, time) in [("message/1", 1), ("message/2", 2), ("user/1", 3)] {
+            let state = NewEvent {
+                class: Class::State,
+                key: Some(StateKey::parse("k").unwrap()),
+                expires_at: Some(Timestamp::from_millis(time)),
+                ..NewEvent::new(EventType::parse("x").unwrap())
+            };
+            let events = vec![Append::new(Arc::new(state))];
+            let batch = Batch { events, ..Batch::default() };
+            routed.append(&key("t", topic), batch).await.unwrap();
+        }
+        let due = routed.due(DueKind::Expired, Timestamp::from_millis(9), 1).await.whole().unwrap();
+        let names: Vec<_> = due.iter().map(|due| due.topic.topic.as_str()).collect();
+        assert_eq!(names, ["message/1", "user/1"]);
     }
 }

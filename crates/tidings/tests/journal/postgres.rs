@@ -319,6 +319,45 @@ async fn topics_created_and_deleted_on_two_nodes_never_get_an_epoch_again() {
     }
 }
 
+/// Where commits hang, topics that are tried one by one are not one hanging commit each.
+///
+/// Broken on purpose: when it is not asked before each whether commits hang, twenty wait at the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_beside_one_that_somebody_holds_cost_one_connection_while_commits_hang() {
+    let server = Postgres::start().unwrap();
+    let options = PostgresOptions {
+        writers: 1,
+        statement_timeout: Duration::from_secs(1),
+        lock_timeout: Duration::from_millis(200),
+        ..fresh(&server.url())
+    };
+    let journal = open(&options).await;
+    let other = open(&fresh(&server.url())).await;
+    let all = || join_all((0..20).map(|n| journal.append(&topic(n), one(event(Dedup::Minted)))));
+    all().await.into_iter().for_each(|appended| drop(appended.unwrap()));
+    let holder = client(&server.url()).await;
+    let hold =
+        format!("BEGIN; SELECT FROM {}.topics WHERE name = 't/0' FOR UPDATE", options.schema);
+    holder.batch_execute(&hold).await.unwrap();
+    // There is no standby: from some moment on commits hang, the other journal's first.
+    server.ask("ALTER SYSTEM SET synchronous_standby_names = '*'").unwrap();
+    server.ask("SELECT pg_reload_conf()").unwrap();
+    while other.append(&topic(0), one(event(Dedup::Minted))).await.is_ok() {}
+    // What queues up behind the first is one group.
+    let (first, refused) =
+        tokio::join!(journal.append(&topic(0), one(event(Dedup::Minted))), all());
+    assert!(first.is_err());
+    assert!(refused.iter().all(Result::is_err), "{refused:?}");
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    assert_eq!(server.ask(waiting).unwrap(), "2", "one of each journal");
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    server.ask("ALTER SYSTEM RESET synchronous_standby_names").unwrap();
+    server.ask("SELECT pg_reload_conf()").unwrap();
+    let again =
+        async { while journal.append(&topic(1), one(event(Dedup::Minted))).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, again).await.expect("nothing is taken any more");
+}
+
 /// Broken on purpose: without `append_each`, the other topics fail with the locked one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_somebody_holds_keeps_no_other_back() {
@@ -427,6 +466,47 @@ async fn a_topic_of_an_earlier_version_says_how_old_it_is_once_it_was_looked_at(
     let head = journal.trim(&topic(0), &Retention::UNLIMITED, known.written_at).await.unwrap();
     assert_eq!(head, known.head);
     assert_eq!(journal.describe(&topic(0)).await.unwrap(), known);
+    // What such a version trims, it does not date anew.
+    let trimmed = format!("UPDATE {}.topics SET oldest_at = oldest_at - 1", options.schema);
+    client.batch_execute(&trimmed).await.unwrap();
+    journal.trim(&topic(0), &Retention::UNLIMITED, known.written_at).await.unwrap();
+    assert_eq!(journal.describe(&topic(0)).await.unwrap(), known);
+}
+
+/// Whoever reads a table holds it, and whoever wants to change it keeps everybody else from it: a
+/// backup would stop all nodes.
+///
+/// Broken on purpose: when a step waits for the table as long as it may take, nobody reads meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schema_that_somebody_reads_is_migrated_behind_him_and_others_go_on() {
+    let server = shared();
+    let options = fresh(server.url());
+    open(&options).await;
+    let (reader, other) = (client(server.url()).await, client(server.url()).await);
+    let schema = &options.schema;
+    let earlier = format!(
+        "UPDATE {schema}.versions SET version = 1 WHERE part = 'journal'; \
+         ALTER TABLE {schema}.topics DROP COLUMN oldest_at; \
+         BEGIN; LOCK TABLE {schema}.topics IN ACCESS SHARE MODE"
+    );
+    reader.batch_execute(&earlier).await.unwrap();
+    let migrating = tokio::spawn({
+        let options = options.clone();
+        async move { migrate(&options).await }
+    });
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock' \
+                 AND relation = $1::text::regclass";
+    let table = format!("{schema}.topics");
+    let is_waiting = async || other.query_one(waits, &[&table]).await.unwrap().get::<_, i64>(0) > 0;
+    let waited = async {
+        while !is_waiting().await {}
+        // Behind the one that waits, which gives way: `lock_timeout` is not set here.
+        other.query(&format!("SELECT FROM {table}"), &[]).await.unwrap();
+    };
+    tokio::time::timeout(PATIENCE, waited).await.expect("nobody else reads");
+    assert!(!migrating.is_finished());
+    reader.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(migrating.await.unwrap().unwrap(), 1);
 }
 
 #[tokio::test]

@@ -275,9 +275,10 @@ impl Writer {
     }
 
     fn persist(&mut self, batch: fjall::OwnedWriteBatch, size: Size) -> Result<(), JournalError> {
+        // From here on whoever watches the writer knows that it may wait for the disk.
+        let _progress = self.progress.begin();
         let bytes = size.bytes + batch.len() * ITEM_BYTES;
         self.preallocation.make_room(bytes as u64);
-        let _progress = self.progress.begin();
         let _running = self.store.begin_commit();
         let begun = Instant::now();
         match batch.durability(Some(PersistMode::SyncData)).commit() {

@@ -175,8 +175,12 @@ pub(super) async fn trim(
     };
     let (log, marks) = connection.session.answer(asked).await?;
     let excess = excess(&row, &log, &marks, retention, now);
-    let is_learnt = excess.floor > row.floor || row.oldest_at == Timestamp::default();
-    if !is_learnt {
+    // A node of an earlier version raises the floor and leaves the time as it was.
+    let is_above = |found: &&Row| offset(found.get(0)) == row.floor.next();
+    let above = log.iter().chain(&marks).find(is_above);
+    let is_other = above.is_some_and(|found| time(found.get(1)) != row.oldest_at);
+    let is_unknown = row.oldest_at == Timestamp::default();
+    if excess.floor == row.floor && !is_unknown && !is_other {
         return leave(connection, Ok((row.head(epoch), false))).await;
     }
     let (to, fingerprint) = (signed(excess.floor.0), excess.floor_fingerprint.0.cast_signed());

@@ -21,6 +21,9 @@ use super::{
 
 /// The oldest that is supported: older ones have no `pg_current_xact_id`, or are not mended.
 const VERSION_MIN: i32 = 140_000;
+/// The server's ends of connections, each with a name that none had before.
+const BACKENDS: &str = "SELECT pid || ' ' || extract(epoch FROM backend_start) \
+                        FROM pg_stat_activity WHERE backend_start IS NOT NULL";
 /// What an answer may take beyond the statement: the way there and back.
 const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 
@@ -59,6 +62,8 @@ pub(crate) struct Session {
     answer_timeout: Duration,
     standing: Standing,
     lineage: Lineage,
+    /// The server's end of it; `None` if the role may not know.
+    backend: Option<String>,
 }
 
 impl Drop for Session {
@@ -133,8 +138,11 @@ impl Session {
             answer_timeout: target.statement_timeout + ANSWER_MARGIN,
             standing: Standing::default(),
             lineage: target.lineage.clone(),
+            backend: None,
         };
         session.standing = session.make_safe(target).await?;
+        let own = format!("{BACKENDS} AND pid = pg_backend_pid()");
+        session.backend = session.client.query_opt(&own, &[]).await?.map(|row| row.get(0));
         if !session.lineage.admits(session.standing) {
             let timeline = session.standing.timeline;
             return Err(Fault::Lost(format!(
@@ -158,6 +166,17 @@ impl Session {
             _ = self.client.simple_query("SELECT 1") => {}
             () = self.lineage.until_left(self.standing) => {}
         }
+    }
+
+    /// The server's end of it; `None` if the role may not know.
+    pub(super) fn backend(&self) -> Option<&str> {
+        self.backend.as_deref()
+    }
+
+    /// All ends of connections that the server has now, and the role may know.
+    pub(super) async fn backends(&self) -> Result<Vec<String>, tokio_postgres::Error> {
+        let rows = self.client.query(BACKENDS, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Sets what a role, a database or a server may have set otherwise, and looks at what cannot be.

@@ -3,7 +3,10 @@
 //! The rule: steps are only ever added. Whoever migrates holds the schema's advisory lock, so any
 //! number of nodes may start at once; a schema of a newer version is left alone.
 
-use tokio_postgres::Client;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::{Client, error::SqlState};
 
 use super::{connection::Session, fault::Fault, options::Target};
 use crate::journal::JournalError;
@@ -28,8 +31,12 @@ pub(super) const JOURNAL: Migrations = Migrations {
 
 /// Begins the advisory locks of migrations, so that other programs' locks are others.
 const LOCK: i32 = 0x7469_6469;
-/// A step may rewrite tables.
+/// A step may rewrite tables, and so long it is tried to lock them.
 const STEP_TIMEOUT_MS: u32 = 600_000;
+/// How long a step waits for a table that somebody holds: everybody else waits behind it, readers too.
+const LOCK_TIMEOUT_MS: u32 = 1000;
+/// Between two tries, in which who waited behind the last one goes on.
+const TRY_AGAIN: Duration = Duration::from_secs(2);
 
 impl Migrations {
     fn version(&self) -> i32 {
@@ -77,12 +84,11 @@ impl Migrations {
         let mut taken = 0;
         for (step, version) in self.steps.iter().zip(1_i32..).filter(|(_, step)| *step > found) {
             let part = self.part;
-            client
-                .batch_execute(&format!(
-                    "BEGIN;\n{step}\n; INSERT INTO versions VALUES ('{part}', {version}) \
-                     ON CONFLICT (part) DO UPDATE SET version = excluded.version; COMMIT"
-                ))
-                .await?;
+            let sql = format!(
+                "BEGIN;\n{step}\n; INSERT INTO versions VALUES ('{part}', {version}) \
+                 ON CONFLICT (part) DO UPDATE SET version = excluded.version; COMMIT"
+            );
+            patiently(client, &sql).await?;
             tracing::info!(schema, part, version, "the schema was brought up to date");
             taken += 1;
         }
@@ -123,6 +129,27 @@ impl Migrations {
             self.part,
             self.version()
         ))
+    }
+}
+
+/// Takes a step as soon as nobody holds its tables, giving way in between.
+async fn patiently(client: &Client, step: &str) -> Result<(), tokio_postgres::Error> {
+    let until = Instant::now() + Duration::from_millis(STEP_TIMEOUT_MS.into());
+    client.batch_execute(&format!("SET lock_timeout = {LOCK_TIMEOUT_MS}")).await?;
+    loop {
+        match client.batch_execute(step).await {
+            Err(error)
+                if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+                    && Instant::now() < until =>
+            {
+                client.batch_execute("ROLLBACK").await?;
+                tracing::warn!(
+                    "the schema's next version waits for who holds a table; trying again"
+                );
+                sleep(TRY_AGAIN).await;
+            }
+            taken => return taken,
+        }
     }
 }
 

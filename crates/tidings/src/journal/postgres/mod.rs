@@ -93,6 +93,11 @@ macro_rules! changing {
             loop {
                 shared.takes_changes()?;
                 let lease = shared.pool.take().await?;
+                // What hangs may have begun to while this waited for a connection.
+                if let Err(error) = shared.takes_changes() {
+                    shared.pool.give_back(lease);
+                    break Err(error);
+                }
                 let $connection = &lease.connection;
                 let changed = $change.await;
                 if let Some(answer) = shared.settle_change(lease, changed, deadline) {

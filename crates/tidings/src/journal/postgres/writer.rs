@@ -84,6 +84,11 @@ impl Writer {
             by_topic.entry(request.topic.clone()).or_default().push(request);
         }
         for group in by_topic.into_values() {
+            // Each that hangs would keep a connection, and all behind it wait.
+            if let Err(error) = self.shared.takes_changes() {
+                refuse(group, &error);
+                continue;
+            }
             match self.append(&group, Instant::now()).await {
                 Ok(answers) => answer(group, answers),
                 Err(fault) => refuse(group, &fault.into()),
