@@ -333,7 +333,8 @@ async fn topics_beside_one_that_somebody_holds_cost_one_connection_while_commits
     };
     let journal = open(&options).await;
     let other = open(&fresh(&server.url())).await;
-    let all = || join_all((0..20).map(|n| journal.append(&topic(n), one(event(Dedup::Minted)))));
+    let append = async |n| journal.append(&topic(n), one(event(Dedup::Minted))).await;
+    let all = || join_all((0..20).map(&append));
     all().await.into_iter().for_each(|appended| drop(appended.unwrap()));
     let holder = client(&server.url()).await;
     let hold =
@@ -344,8 +345,7 @@ async fn topics_beside_one_that_somebody_holds_cost_one_connection_while_commits
     server.ask("SELECT pg_reload_conf()").unwrap();
     while other.append(&topic(0), one(event(Dedup::Minted))).await.is_ok() {}
     // What queues up behind the first is one group.
-    let (first, refused) =
-        tokio::join!(journal.append(&topic(0), one(event(Dedup::Minted))), all());
+    let (first, refused) = tokio::join!(append(0), all());
     assert!(first.is_err());
     assert!(refused.iter().all(Result::is_err), "{refused:?}");
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
@@ -486,10 +486,11 @@ async fn a_schema_that_somebody_reads_is_migrated_behind_him_and_others_go_on() 
     let schema = &options.schema;
     let earlier = format!(
         "UPDATE {schema}.versions SET version = 1 WHERE part = 'journal'; \
-         ALTER TABLE {schema}.topics DROP COLUMN oldest_at; \
-         BEGIN; LOCK TABLE {schema}.topics IN ACCESS SHARE MODE"
+         ALTER TABLE {schema}.topics DROP COLUMN oldest_at"
     );
     reader.batch_execute(&earlier).await.unwrap();
+    let read = format!("BEGIN; LOCK TABLE {schema}.topics IN ACCESS SHARE MODE");
+    reader.batch_execute(&read).await.unwrap();
     let migrating = tokio::spawn({
         let options = options.clone();
         async move { migrate(&options).await }
