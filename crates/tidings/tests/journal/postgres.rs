@@ -321,7 +321,7 @@ async fn topics_created_and_deleted_on_two_nodes_never_get_an_epoch_again() {
 
 /// Where commits hang, topics that are tried one by one are not one hanging commit each.
 ///
-/// Broken on purpose: when it is not asked before each whether commits hang, twenty wait at the server.
+/// Broken on purpose: when it is not asked before each whether commits hang, several wait at the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_beside_one_that_somebody_holds_cost_one_connection_while_commits_hang() {
     let server = Postgres::start().unwrap();
