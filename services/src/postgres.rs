@@ -117,8 +117,7 @@ impl Postgres {
     /// # Errors
     /// The server's.
     pub fn cut_off(&self) -> io::Result<()> {
-        self.ask("ALTER SYSTEM SET primary_conninfo = ''")?;
-        self.ask("SELECT pg_reload_conf()")?;
+        self.configure("SET primary_conninfo = ''")?;
         let hears = "SELECT count(*) FROM pg_stat_wal_receiver";
         until("a standby without a primary", END_MAX, || self.ask(hears).is_ok_and(|n| n == "0"))
     }
@@ -140,6 +139,15 @@ impl Postgres {
         let url = self.url();
         let answer = self.run("psql", &["--no-psqlrc", "-qAtX", "-d", &url, "-c", sql])?;
         Ok(answer.trim_end().to_owned())
+    }
+
+    /// Changes a setting while it runs: `SET synchronous_standby_names = '*'`, `RESET …`.
+    ///
+    /// # Errors
+    /// The server's.
+    pub fn configure(&self, change: &str) -> io::Result<()> {
+        self.ask(&format!("ALTER SYSTEM {change}"))?;
+        self.ask("SELECT pg_reload_conf()").map(drop)
     }
 
     /// One without data.

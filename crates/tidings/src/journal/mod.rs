@@ -554,6 +554,11 @@ pub struct Found<T> {
 }
 
 impl<T> Found<T> {
+    /// Nothing yet, and nothing missing.
+    pub(crate) const fn nothing() -> Self {
+        Self { items: Vec::new(), missing: None }
+    }
+
     /// Notes that a part did not answer.
     pub(crate) fn lacks(&mut self, why: JournalError) {
         self.missing.get_or_insert(why);

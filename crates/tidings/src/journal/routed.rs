@@ -134,7 +134,7 @@ impl Journal for RoutedJournal {
     async fn due(&self, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due> {
         let journals = self.all();
         let asked = journals.into_iter().map(|journal| journal.due(kind, now, limit));
-        let mut due = Found { items: Vec::new(), missing: None };
+        let mut due = Found::nothing();
         for found in join_all(asked).await {
             due.items.extend(found.items);
             due.missing = due.missing.or(found.missing);
@@ -149,7 +149,7 @@ impl Journal for RoutedJournal {
 
     async fn topics(&self, mut query: TopicQuery) -> Found<TopicInfo> {
         let limit = query.limit;
-        let mut topics: Found<TopicInfo> = Found { items: Vec::new(), missing: None };
+        let mut topics = Found::nothing();
         loop {
             let journals = self.all();
             let asked = journals.iter().map(|journal| journal.topics(query.clone()));

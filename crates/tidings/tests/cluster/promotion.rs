@@ -36,8 +36,7 @@ impl Pair {
     /// One whose commits wait until the standby has them on its disk.
     async fn start_synchronous() -> Self {
         let pair = Self::start().await;
-        pair.primary.ask("ALTER SYSTEM SET synchronous_standby_names = '*'").unwrap();
-        pair.primary.ask("SELECT pg_reload_conf()").unwrap();
+        pair.primary.configure("SET synchronous_standby_names = '*'").unwrap();
         let state = "SELECT sync_state FROM pg_stat_replication";
         until("a synchronous standby", async || pair.primary.ask(state).unwrap() == "sync").await;
         pair
@@ -156,8 +155,7 @@ async fn nodes_say_so_while_commits_wait_for_a_standby_and_go_on_once_it_is_ther
 async fn nodes_say_so_while_a_promoted_server_waits_for_a_standby() {
     let mut pair = Pair::start().await;
     let load = pair.load().await;
-    pair.standby.ask("ALTER SYSTEM SET synchronous_standby_names = '*'").unwrap();
-    pair.standby.ask("SELECT pg_reload_conf()").unwrap();
+    pair.standby.configure("SET synchronous_standby_names = '*'").unwrap();
     pair.primary.kill().unwrap();
     pair.standby.promote().unwrap();
     load.is_refused().await;
@@ -165,8 +163,7 @@ async fn nodes_say_so_while_a_promoted_server_waits_for_a_standby() {
     until("hubs that say why", async || pair.nodes.living().all(says_why)).await;
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
     assert_eq!(pair.standby.ask(waiting).unwrap(), "1", "one notes it down, the others wait");
-    pair.standby.ask("ALTER SYSTEM RESET synchronous_standby_names").unwrap();
-    pair.standby.ask("SELECT pg_reload_conf()").unwrap();
+    pair.standby.configure("RESET synchronous_standby_names").unwrap();
     load.resumes().await;
     pair.check(load, Losses::Told).await;
 }

@@ -341,8 +341,7 @@ async fn topics_beside_one_that_somebody_holds_cost_one_connection_while_commits
         format!("BEGIN; SELECT FROM {}.topics WHERE name = 't/0' FOR UPDATE", options.schema);
     holder.batch_execute(&hold).await.unwrap();
     // There is no standby: from some moment on commits hang, the other journal's first.
-    server.ask("ALTER SYSTEM SET synchronous_standby_names = '*'").unwrap();
-    server.ask("SELECT pg_reload_conf()").unwrap();
+    server.configure("SET synchronous_standby_names = '*'").unwrap();
     while other.append(&topic(0), one(event(Dedup::Minted))).await.is_ok() {}
     // What queues up behind the first is one group.
     let (first, refused) = tokio::join!(append(0), all());
@@ -351,8 +350,7 @@ async fn topics_beside_one_that_somebody_holds_cost_one_connection_while_commits
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
     assert_eq!(server.ask(waiting).unwrap(), "2", "one of each journal");
     holder.batch_execute("ROLLBACK").await.unwrap();
-    server.ask("ALTER SYSTEM RESET synchronous_standby_names").unwrap();
-    server.ask("SELECT pg_reload_conf()").unwrap();
+    server.configure("RESET synchronous_standby_names").unwrap();
     let again =
         async { while journal.append(&topic(1), one(event(Dedup::Minted))).await.is_err() {} };
     tokio::time::timeout(PATIENCE, again).await.expect("nothing is taken any more");

@@ -29,7 +29,7 @@ const NAMES_AT_ONCE: usize = 1000;
 
 /// States whose time has come, earliest first; of the same time, by topic and key.
 pub(super) async fn due(links: &Links, kind: DueKind, now: Timestamp, limit: usize) -> Found<Due> {
-    let mut due = Found { items: Vec::new(), missing: None };
+    let mut due = Found::nothing();
     if limit == 0 {
         return due;
     }
@@ -142,7 +142,7 @@ pub(super) async fn topics(links: &Links, query: TopicQuery) -> Found<TopicInfo>
     let mut groups: Vec<Names> = (0..GROUPS).map(|_| new()).collect();
     // A little more than each group's share, so that few have to be asked twice.
     let at_once = (limit / GROUPS as usize * 2 + 8).min(NAMES_AT_ONCE);
-    let mut topics = Found { items: Vec::new(), missing: None };
+    let mut topics = Found::nothing();
     let mut is_end = false;
     while !is_end && topics.items.len() < limit {
         let mut names = Vec::new();
